@@ -1,0 +1,50 @@
+# Two commands do all the set-up: `make lowrank` runs the main job, `make test` the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help lowrank test slow lint format torch clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+lowrank: $(VENV)/.installed  ## factorise the default model at rank 128 and measure it
+	$(BIN)/python -m experiments.lowrank --rank 128 $(ARGS)
+
+test: $(VENV)/.tested  ## run the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(VENV)/.tested  ## run the tests of full-size models
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.tested  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.tested  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# PyTorch's default build for Linux brings gigabytes of CUDA; point pip at a CPU index to avoid that.
+torch: $(VENV)/.tested  ## add PyTorch and transformers for the parity tests
+	$(PIP) torch==2.13.0 -e '.[test,torch]'
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info build
+
+# A failed attempt is removed: half an environment would be taken for a whole one.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python {v[0]}.{v[1]} is too old: 3.11 is needed; say make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) -e '.[test]'
+	@touch $@

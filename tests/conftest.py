@@ -1,0 +1,47 @@
+"""Strict settings for the whole suite: dtypes are cast explicitly, shapes broadcast explicitly, warnings are errors."""
+
+import importlib
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 " + os.environ.get("XLA_FLAGS", "")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Where CI promises PyTorch, its absence fails here, at once, whichever way a test would have skipped itself.
+if os.environ.get("JAXSSL_REQUIRE_TORCH"):
+    importlib.import_module("torch")
+    importlib.import_module("transformers")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real speech, checkpoints and golden arrays, kept outside this repository; CI insists on it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir() and not os.environ.get("JAXSSL_REQUIRE_DATA"):
+        pytest.skip("needs ../shared/data (real speech and golden arrays), which is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, for parity; a machine without it skips."""
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def transformers(torch):
+    """Hugging Face transformers, for parity."""
+    return pytest.importorskip("transformers")
