@@ -1,0 +1,1 @@
+"""Compression as pure functions on nested dicts of arrays; knows no model."""

@@ -1,0 +1,299 @@
+"""Dense maps of low rank: decompose once, then truncate or factorise at any rank.
+
+Plain SVD minimises ‖W − UV‖ (Eckart & Young). Given the second moment C = E[x xᵀ] of the map's inputs, the
+activation-aware form minimises E‖x(W − UV)‖², the error where speech really goes. In both, with `factors` the pair
+of thin matrices, truncate(p, d, r) is factorise(p, d, r) with the product taken: same function, dense shape.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from compress.address import Matrix, Tree, get, put
+from compress.errors import InputError
+
+# Relative to the inputs' mean power: keeps directions that calibration never saw from being free to break.
+DAMPING = 1e-6
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A map's matrix as a sum of rank-one terms, most important first.
+
+    left[:, :r] @ right[:r] is the best rank-r approximation; at full rank it is the matrix itself. Each term's weight
+    is split evenly, ‖left[:, i]‖ == ‖right[i]‖, which for the plain SVD is the root of a singular value on each side;
+    so moments m and c · m (louder speech) give the same factors.
+
+    Attributes:
+        matrix: which map.
+        spectrum: singular values, descending, (max_rank,); of W, or of C^½ W when activation-aware.
+        left: (fan_in, max_rank), float64.
+        right: (max_rank, fan_out), float64.
+    """
+
+    matrix: Matrix
+    spectrum: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+
+    def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return `down: (*in, rank)` and `up: (rank, *out)`, float32.
+
+        Raises:
+            InputError: the rank is below 1 or above the map's greatest.
+        """
+        check_rank(self.matrix, rank)
+        shape, inputs = self.matrix.shape, self.matrix.inputs
+        down = self.left[:, :rank].reshape(*shape[:inputs], rank)
+        up = self.right[:rank].reshape(rank, *shape[inputs:])
+        return down.astype(np.float32), up.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a rank stands for a map.
+
+    Attributes:
+        energy: share of the weights' squared norm that is explained, 1 − error².
+        error: ‖W − UV‖ / ‖W‖.
+        speech_error: the same of the outputs on calibration speech, ‖X(W − UV)‖ / ‖XW‖; None without any.
+    """
+
+    energy: float
+    error: float
+    speech_error: float | None
+
+
+def dense_kernel(params: Mapping[str, Any], matrix: Matrix) -> np.ndarray:
+    """Return a map as one float64 matrix, (fan_in, fan_out), taking the product when it is factorised.
+
+    Raises:
+        InputError: the tree holds the map in other arrays or shapes than `matrix` says.
+    """
+    rank, ins, outs = matrix.rank, matrix.shape[: matrix.inputs], matrix.shape[matrix.inputs :]
+    if rank is None:
+        return _array(params, f"{matrix.path}/kernel", matrix.shape).reshape(matrix.fan_in, matrix.fan_out)
+    down = _array(params, f"{matrix.path}/down", (*ins, rank)).reshape(matrix.fan_in, rank)
+    return down @ _array(params, f"{matrix.path}/up", (rank, *outs)).reshape(rank, matrix.fan_out)
+
+
+def decompose(params: Mapping[str, Any], matrix: Matrix, moment: np.ndarray | None = None) -> Decomposition:
+    """Decompose a map, dense or factorised already.
+
+    Works on the smaller Gram matrix in float64, several times faster than an SVD; singular values below 1e-8 of the
+    greatest are not resolved, which is less than float32 weights hold.
+
+    Args:
+        params: the tree.
+        matrix: which map; it needs inputs and outputs.
+        moment: second moment E[x xᵀ] of the map's inputs, (fan_in, fan_in); None for the plain SVD.
+
+    Raises:
+        InputError: the map is empty, its weights or the moment are not finite, or the moment's size is another.
+    """
+    kernel = dense_kernel(params, matrix)
+    _check(matrix, kernel, moment)
+    if matrix.fan_in < matrix.fan_out:
+        return _from_left(matrix, kernel, moment)
+    return _from_right(matrix, kernel, moment)
+
+
+def truncate(params: Mapping[str, Any], decomposition: Decomposition, rank: int) -> Tree:
+    """Lower a map's rank in place: a dense kernel of the same shape, to see what the rank costs in quality."""
+    down, up = decomposition.factors(rank)
+    return _replace(params, decomposition.matrix, {"kernel": jnp.asarray(np.tensordot(down, up, 1))})
+
+
+def factorise(params: Mapping[str, Any], decomposition: Decomposition, rank: int) -> Tree:
+    """Store and run a map as two thin products, `down` and `up`; the bias stays.
+
+    Smaller and faster only when `matrix.pays(rank)`; callers leave the map dense otherwise.
+    """
+    down, up = decomposition.factors(rank)
+    return _replace(params, decomposition.matrix, {"down": jnp.asarray(down), "up": jnp.asarray(up)})
+
+
+def fit(params: Mapping[str, Any], decomposition: Decomposition, rank: int, moment: np.ndarray | None = None) -> Fit:
+    """Measure what a rank loses, on the weights and, given the inputs' second moment, on speech."""
+    kernel = dense_kernel(params, decomposition.matrix)
+    check_rank(decomposition.matrix, rank)
+    lost = kernel - decomposition.left[:, :rank] @ decomposition.right[:rank]
+    error = float(np.linalg.norm(lost)) / max(float(np.linalg.norm(kernel)), 1e-30)
+    speech = None
+    if moment is not None:
+        speech = float(np.sqrt(_power(lost, moment) / max(_power(kernel, moment), 1e-30)))
+    return Fit(energy=1 - error**2, error=error, speech_error=speech)
+
+
+def check_rank(matrix: Matrix, rank: int) -> None:
+    """Raise InputError when a rank is below 1 or above the map's greatest."""
+    if not 1 <= rank <= matrix.max_rank:
+        raise InputError(
+            f"{matrix.path}: rank {rank} is impossible for {matrix.fan_in} × {matrix.fan_out}; "
+            f"use 1 to {matrix.max_rank}"
+        )
+
+
+def rank_for_energy(spectrum: np.ndarray, energy: float) -> int:
+    """Return the least rank whose squared singular values hold the share `energy` of the whole.
+
+    >>> rank_for_energy(np.array([3.0, 2.0, 1.0]), 0.9)
+    2
+
+    Raises:
+        InputError: energy is not in (0, 1].
+    """
+    if not 0 < energy <= 1:
+        raise InputError(f"energy {energy} is no share; use more than 0 and at most 1")
+    held = np.cumsum(np.square(spectrum, dtype=np.float64))
+    return int(np.searchsorted(held, energy * held[-1] * (1 - 1e-12)) + 1)
+
+
+def allocate(decompositions: Sequence[Decomposition], budget: float) -> dict[str, int | None]:
+    """Share a budget of entries over maps so that the total squared error, Σ over dropped σ², is least.
+
+    A map's cost is rank · (in + out), which is its parameters and its MACs a frame; None leaves it as it is, at its
+    present cost and without error. The choice is the best for one price per entry (Lagrange), then what is left is
+    spent on the best steps that still fit; it is off the optimum by less than one such step.
+
+    Args:
+        decompositions: one for each map.
+        budget: entries to spend over all of them.
+
+    Returns:
+        Rank of each path, None for a map left as it is.
+
+    Raises:
+        InputError: the budget is below rank 1 everywhere, or not a number.
+    """
+    ladders = {d.matrix.path: _ladder(d) for d in decompositions}
+    least = sum(costs[0] for costs, _ in ladders.values())
+    if not budget >= least:  # so that NaN is refused
+        raise InputError(f"a budget of {budget:,.0f} entries is below rank 1 everywhere, {least:,.0f}; raise it")
+    chosen = _spend_rest(ladders, _at_best_price(ladders, budget), budget)
+    return {path: step + 1 if step + 1 < len(ladders[path][0]) else None for path, step in chosen.items()}
+
+
+def _from_left(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None) -> Decomposition:
+    root, inverse = (None, None) if moment is None else _roots(_damped(moment))
+    seen = kernel if root is None else root @ kernel
+    spectrum, basis = _eigen(seen @ seen.T)
+    left = basis if inverse is None else inverse @ basis
+    return Decomposition(matrix, spectrum, *_balanced(left, basis.T @ seen))
+
+
+def _from_right(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None) -> Decomposition:
+    # Projecting on right singular vectors needs no root of the moment: C^-½ (C^½ W) V Vᵀ = W V Vᵀ.
+    seen = kernel if moment is None else _damped(moment) @ kernel
+    spectrum, basis = _eigen(kernel.T @ seen)
+    return Decomposition(matrix, spectrum, *_balanced(kernel @ basis, basis.T))
+
+
+def _eigen(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    squares, basis = np.linalg.eigh((gram + gram.T) / 2)
+    return np.sqrt(np.maximum(squares[::-1], 0)), basis[:, ::-1]
+
+
+def _balanced(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give both sides of each term the same norm; bounded below, since any positive gain leaves products alone."""
+    norms = np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=1)
+    ours, theirs = (np.maximum(norm, max(float(norm.max()) * 1e-8, 1e-30)) for norm in norms)
+    gain = np.sqrt(theirs / ours)
+    return left * gain, right / gain[:, None]
+
+
+def _damped(moment: np.ndarray) -> np.ndarray:
+    moment = np.asarray(moment, np.float64)
+    return moment + np.eye(len(moment)) * max(DAMPING * np.trace(moment) / len(moment), 1e-30)
+
+
+def _roots(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values, basis = np.linalg.eigh(moment)
+    values = np.sqrt(np.maximum(values, values[-1] * 1e-14))
+    return (basis * values) @ basis.T, (basis / values) @ basis.T
+
+
+def _power(kernel: np.ndarray, moment: np.ndarray) -> float:
+    # A sum of squares loses nothing in float32, and the product over 3072 inputs is twice as fast there.
+    kernel = kernel.astype(np.float32)
+    return max(float(np.vdot(kernel, np.asarray(moment, np.float32) @ kernel)), 0.0)
+
+
+def _check(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None) -> None:
+    if not kernel.size:
+        raise InputError(f"{matrix.path}: {matrix.fan_in} × {matrix.fan_out} is empty; there is nothing to factorise")
+    if not np.isfinite(kernel).all():
+        raise InputError(f"{matrix.path}: {np.sum(~np.isfinite(kernel))} of {kernel.size} weights are not finite")
+    if moment is None:
+        return
+    if moment.shape != (matrix.fan_in, matrix.fan_in):
+        raise InputError(f"{matrix.path}: the inputs' moment is {moment.shape}, the map has {matrix.fan_in} inputs")
+    if not np.isfinite(moment).all():
+        raise InputError(f"{matrix.path}: the inputs' moment is not finite; is the calibration speech?")
+
+
+def _replace(params: Mapping[str, Any], matrix: Matrix, weights: Tree) -> Tree:
+    stays = {k: v for k, v in get(params, matrix.path).items() if k not in ("kernel", "down", "up")}
+    return put(params, matrix.path, {**weights, **stays})
+
+
+def _array(params: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(get(params, path), np.float64)
+    if array.shape != shape:
+        raise InputError(f"{path}: shape {array.shape}, expected {shape}; read the maps off this tree again")
+    return array
+
+
+def _ladder(decomposition: Decomposition) -> tuple[np.ndarray, np.ndarray]:
+    """List what each step of a map costs and explains: ranks 1, 2, … as long as they pay, then the map as it is."""
+    matrix, power = decomposition.matrix, np.square(decomposition.spectrum)
+    ranks = np.arange(1, matrix.max_rank + 1)
+    costs = ranks * (matrix.fan_in + matrix.fan_out)
+    paying = costs < matrix.size
+    return np.append(costs[paying], matrix.size).astype(np.float64), np.append(np.cumsum(power)[paying], power.sum())
+
+
+Ladders = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def _at_best_price(ladders: Ladders, budget: float) -> dict[str, int]:
+    def at(price: float) -> dict[str, int]:
+        return {path: int(np.argmax(gains - price * costs)) for path, (costs, gains) in ladders.items()}
+
+    low, high = 0.0, 1.0 + sum(gains[-1] for _, gains in ladders.values())
+    if _cost(ladders, at(low)) <= budget:
+        return at(low)
+    for _ in range(200):
+        middle = (low * high) ** 0.5 if low else high * 1e-3
+        if _cost(ladders, at(middle)) <= budget:
+            high = middle
+        else:
+            low = middle
+        if high - low <= 1e-12 * high:
+            break
+    return at(high)
+
+
+def _spend_rest(ladders: Ladders, steps: dict[str, int], budget: float) -> dict[str, int]:
+    steps, left = dict(steps), budget - _cost(ladders, steps)
+    while True:
+        best, best_rate = None, 0.0
+        for path, (costs, gains) in ladders.items():
+            extra, gain = costs - costs[steps[path]], gains - gains[steps[path]]
+            fits = (extra > 0) & (extra <= left)
+            if fits.any():
+                rates = np.where(fits, gain / np.where(fits, extra, 1), 0)
+                if rates.max() > best_rate:
+                    best, best_rate = (path, int(rates.argmax())), float(rates.max())
+        if best is None:
+            return steps
+        path, step = best
+        left -= ladders[path][0][step] - ladders[path][0][steps[path]]
+        steps[path] = step
+
+
+def _cost(ladders: Ladders, steps: Mapping[str, int]) -> float:
+    return float(sum(costs[steps[path]] for path, (costs, _) in ladders.items()))

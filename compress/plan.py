@@ -1,0 +1,110 @@
+"""A plan: compression steps as plain values, run in order by one `match`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compress.address import Axis, Matrix, Tree, match
+from compress.depth import keep_layers
+from compress.edit import cut
+from compress.errors import InputError
+from compress.lowrank import check_rank, decompose, factorise
+from compress.score import magnitude
+from compress.select import highest
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Factorise the maps that `where` matches at `rank`; those that would grow stay as they are."""
+
+    where: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Keep the `keep` heads of greatest L1 norm of q, k and v in every layer that `where` matches."""
+
+    keep: int
+    where: str = "layers/*"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Keep the `keep` feed-forward units of greatest L1 norm in every layer that `where` matches."""
+
+    keep: int
+    where: str = "layers/*"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Keep the numbered layers."""
+
+    keep: tuple[int, ...]
+
+
+Step = LowRank | Heads | Rows | Layers
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where a tree, as it is now, can be compressed."""
+
+    axes: tuple[Axis, ...]
+    matrices: tuple[Matrix, ...]
+
+
+def run(plan: Sequence[Step], params: Mapping[str, Any], *, sites: Callable[[Tree], Sites]) -> Tree:
+    """Apply the steps in order.
+
+    run(a + b, p) == run(b, run(a, p)), and run((), p) == p.
+
+    Args:
+        plan: the steps.
+        params: the tree; it stays as it is.
+        sites: reads the axes and maps off a tree; asked anew before every step, since steps change shapes.
+
+    Raises:
+        InputError: a step asks for what is not there.
+    """
+    tree: Tree = dict(params)
+    for step in plan:
+        tree = _apply(step, tree, sites(tree))
+    return tree
+
+
+def _apply(step: Step, tree: Tree, at: Sites) -> Tree:
+    match step:
+        case LowRank(where, rank):
+            return _factorise(tree, at.matrices, where, rank)
+        case Heads(keep, where):
+            return _prune(tree, at.axes, "heads", where, keep, "*/[qkv]/*")
+        case Rows(keep, where):
+            return _prune(tree, at.axes, "hidden", where, keep, "*")
+        case Layers(keep):
+            return keep_layers(tree, keep)
+
+
+def _factorise(tree: Tree, matrices: Sequence[Matrix], where: str, rank: int) -> Tree:
+    paths = match_paths(where, matrices)
+    for matrix in (m for m in matrices if m.path in paths):
+        check_rank(matrix, rank)
+        if matrix.pays(rank):
+            tree = factorise(tree, decompose(tree, matrix), rank)
+    return tree
+
+
+def match_paths(where: str, matrices: Sequence[Matrix]) -> tuple[str, ...]:
+    """Select the maps that have weights at all by a glob on their paths; errors as `compress.address.match`."""
+    return match(where, [matrix.path for matrix in matrices if matrix.max_rank])
+
+
+def _prune(tree: Tree, axes: Sequence[Axis], kind: str, where: str, keep: int, leaves: str) -> Tree:
+    chosen = [axis for axis in axes if axis.name.endswith(f"/{kind}")]
+    names = match(where, [axis.name for axis in chosen])
+    for axis in (axis for axis in chosen if axis.name in names):
+        if not 0 <= keep <= axis.size:
+            raise InputError(f"{axis.name}: cannot keep {keep} of {axis.size}; keep 0 to {axis.size}")
+        tree = cut(tree, axis, highest(magnitude(tree, axis, leaves=leaves), keep))
+    return tree

@@ -1,0 +1,78 @@
+"""Plans run in any order on any model, and say what they cannot do."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from compress.address import flatten
+from compress.errors import InputError
+from compress.plan import Heads, Layers, LowRank, Rows, Sites, run
+from jaxssl.models import cost
+from jaxssl.models.model import apply, describe, init
+from jaxssl.models.sites import axes, matrices
+from tests.archs import BASE, LARGE, MEL, noise
+
+STEPS = (LowRank("layers/*/ffn/*", 3), Heads(3), Rows(10), Layers((0, 1)))
+
+
+def sites_of(base):
+    def sites(tree):
+        arch = describe(base, tree)
+        return Sites(axes(arch), matrices(arch))
+
+    return sites
+
+
+@pytest.mark.parametrize("arch", [BASE, LARGE, MEL])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_any_order_gives_a_model_of_the_same_shape(arch, order, key):
+    params = run([STEPS[i] for i in order], init(arch, key), sites=sites_of(arch))
+    small = describe(arch, params)
+    assert [(layer.heads, layer.ffn, layer.ranks.fc1) for layer in small.layers] == [(3, 10, 3)] * 2
+    assert cost.parameters(small) < cost.parameters(arch)
+
+
+def test_a_plan_in_parts_is_the_whole_plan(key):
+    params, sites = init(MEL, key), sites_of(MEL)
+    whole, parts = run(STEPS, params, sites=sites), run(STEPS[2:], run(STEPS[:2], params, sites=sites), sites=sites)
+    for path, leaf in flatten(whole).items():
+        np.testing.assert_array_equal(flatten(parts)[path], leaf)
+
+
+def test_an_empty_plan_and_a_kept_all_plan_change_nothing(key):
+    params, sites = init(MEL, key), sites_of(MEL)
+    for plan in ((), (Heads(4), Rows(24), Layers((0, 1, 2)))):
+        out = apply(MEL, run(plan, params, sites=sites), noise(MEL, key))
+        np.testing.assert_array_equal(out.last, apply(MEL, params, noise(MEL, key)).last)
+
+
+def test_what_would_grow_stays_dense(key):
+    small = describe(MEL, run([LowRank("layers/0/*", 8)], init(MEL, key), sites=sites_of(MEL)))
+    assert small.layers[0].ranks.q is None
+    assert small.layers[0].ranks.fc1 == 8
+
+
+def test_a_factorised_map_never_grows(key):
+    """A later, greater rank leaves it as it is; a lesser one lowers it."""
+    sites = sites_of(MEL)
+    small = run([LowRank("layers/*/ffn/fc1", 4)], init(MEL, key), sites=sites)
+    for rank, expected in ((8, 4), (4, 4), (2, 2)):
+        again = describe(MEL, run([LowRank("layers/*/ffn/fc1", rank)], small, sites=sites))
+        assert {layer.ranks.fc1 for layer in again.layers} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Heads(5), "layers/0/attention/heads: cannot keep 5 of 4"),
+        (Rows(-1), "layers/0/ffn/hidden: cannot keep -1 of 24"),
+        (Rows(3, where="layer/*"), "near: layers/"),
+        (LowRank("layers/*", 0), "rank 0"),
+        (LowRank("head/*", 3), "near:"),
+        (Layers((7,)), "0 … 2"),
+    ],
+)
+def test_impossible_steps_are_named(step, message, key):
+    with pytest.raises(InputError, match=message):
+        run([step], init(MEL, key), sites=sites_of(MEL))
