@@ -1,0 +1,185 @@
+"""Models on disk: a folder with `arch.json`, the arrays and where they came from.
+
+    model/
+      arch.json          what the arrays are (`jaxssl.models.arch`)
+      params/            the arrays (Orbax)
+      provenance.json    source, sha256, tool version, command; optional
+
+A folder is built beside its place, read back, compared, and only then moved there: one that exists is whole.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from compress.address import flatten, unflatten
+from compress.errors import InputError
+from jaxssl.models import arch as arch_module
+from jaxssl.models.arch import Arch
+from jaxssl.models.model import Params, check_params, shapes
+
+FORMAT = 1
+
+
+def save(
+    folder: str | Path,
+    arch: Arch,
+    params: Params,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    extra: Mapping[str, bytes] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model; when this returns, what is on disk has been read back and equals what was given.
+
+    Args:
+        folder: where; it must not exist, unless `overwrite` and it holds a model.
+        arch: what `params` is.
+        params: float32 arrays that fit `arch`.
+        provenance: JSON values that say where the model came from.
+        extra: further files, relative name to bytes, that appear together with the model.
+        overwrite: replace a model that is there; the old one stays until the new one is whole.
+
+    Raises:
+        InputError: the folder is taken, or `params` do not fit `arch`.
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    check_params(arch, params)
+    folder = Path(folder)
+    _check_free(folder, overwrite)
+    with _staging(folder) as staging:
+        (staging / "arch.json").write_text(_dump({"format": FORMAT, **arch_module.to_json(arch)}))
+        if provenance is not None:
+            (staging / "provenance.json").write_text(_dump(provenance))
+        for name, content in (extra or {}).items():
+            target = staging / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((staging / "params").absolute(), _filled(params))
+        _compare(load(staging), (arch, params))
+        _replace(staging, folder)
+
+
+def load(folder: str | Path) -> tuple[Arch, Params]:
+    """Read a model of any shape; no flag says what was done to it.
+
+    Raises:
+        InputError: the folder holds no model, or its arrays are not what its `arch.json` says.
+    """
+    folder = Path(folder)
+    arch = _read_arch(folder / "arch.json")
+    arrays = folder / "params"
+    if not arrays.is_dir():
+        raise InputError(f"{folder}: arch.json is there, the arrays (params/) are not; the copy is incomplete")
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            stored = _stored_shapes(checkpointer, arrays)
+            check_params(arch, _with_empty(arch, stored))
+            return arch, _with_empty(arch, checkpointer.restore(arrays.absolute(), _targets(stored)))
+        except InputError as error:
+            raise InputError(f"{folder}: arch.json and the arrays disagree: {error}") from error
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{arrays}: these arrays cannot be read ({reason}); copy the folder again") from error
+
+
+def is_model(folder: str | Path) -> bool:
+    """Tell whether a folder looks like a saved model."""
+    return (Path(folder) / "arch.json").is_file()
+
+
+def size_on_disk(folder: str | Path) -> int:
+    """Sum the bytes of a model's arrays as stored."""
+    return sum(file.stat().st_size for file in (Path(folder) / "params").rglob("*") if file.is_file())
+
+
+def _stored_shapes(checkpointer: ocp.StandardCheckpointer, arrays: Path) -> Params:
+    metadata = checkpointer.metadata(arrays.absolute())
+    stored = getattr(metadata, "item_metadata", metadata)
+    if stored is None:
+        raise InputError("the arrays' list is damaged or missing")
+    return stored
+
+
+def _targets(stored: Params) -> Params:
+    """Say how to restore: every array on this process's first device, wherever it was saved."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    flat = {path: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place) for path, s in flatten(stored).items()}
+    return unflatten(flat)
+
+
+def _filled(params: Params) -> Params:
+    """Leave out arrays without entries (a layer without heads has some): Orbax does not store them."""
+    return unflatten({path: leaf for path, leaf in flatten(params).items() if leaf.size})
+
+
+def _with_empty(arch: Arch, params: Params) -> Params:
+    """Put back the arrays that have no entries, as the arch lists them."""
+    empty = {path: jnp.zeros(s.shape, s.dtype) for path, s in flatten(shapes(arch)).items() if not s.size}
+    return unflatten({**flatten(params), **empty})
+
+
+def _read_arch(path: Path) -> Arch:
+    if not path.is_file():
+        raise InputError(
+            f"{path.parent}: no model here (arch.json is missing); convert_torch or experiments.* write one"
+        )
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise InputError(f"not written in format {FORMAT}")
+        return arch_module.from_json(values)
+    except (InputError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(f"{folder}: already there; choose another folder or remove it")
+    if not is_model(folder):
+        raise InputError(f"{folder}: will not overwrite what is not a model; choose another folder")
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Give a folder beside the target; whatever happens, it is gone afterwards."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(staging: Path, folder: Path) -> None:
+    staging.chmod(0o755)  # mkdtemp's folders are private
+    old = staging.with_name(f"{staging.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    staging.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _compare(read: tuple[Arch, Params], given: tuple[Arch, Params]) -> None:
+    if read[0] != given[0]:
+        raise OSError("the arch read back is not the arch written")
+    found = flatten(read[1])
+    for path, leaf in flatten(given[1]).items():
+        if not np.array_equal(np.asarray(found[path]), np.asarray(leaf), equal_nan=True):
+            raise OSError(f"{path}: read back after writing, it is not what was written; is the disk full?")
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1) + "\n"

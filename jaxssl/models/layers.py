@@ -1,0 +1,285 @@
+"""The modules that define the forward pass: dense maps, attention, feed-forward, positions, the extractor.
+
+Every module computes in the dtype of its input and keeps its parameters in float32; norms and softmax accumulate in
+float32. Shapes use `batch`, `time` (frames), `width`. `rngs` is None in evaluation: nothing is dropped then.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn import initializers
+from jax.typing import DTypeLike
+
+from jaxssl.models.arch import Arch, Conv, Layer, Waveform
+
+Init = Callable[..., Array]
+
+NORM_EPSILON = 1e-5
+encoder_init = initializers.normal(0.02)
+
+
+def uniform_init(fan_in: int) -> Init:
+    """Return PyTorch's default for Linear and Conv: uniform in ±1/sqrt(fan_in), for weights and biases alike."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def gelu(x: Array) -> Array:
+    """Apply the exact (erf) GELU, as fairseq does; written with `erf`, which XLA vectorises better than `erfc`."""
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
+    """Zero entries of `x` with probability `rate` and scale the rest up; the identity without `rngs`."""
+    if rngs is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def convolve(x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, int] = (0, 0), groups: int = 1) -> Array:
+    """Convolve `x: (batch, time, in)` with `kernel: (taps, in / groups, out)`; without a bias."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(stride,),
+        padding=[padding],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=groups,
+    )
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm over the last axis, in float32, with PyTorch's epsilon and the two-pass variance."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        super().__init__(width, epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """Normalise `x: (batch, time, width)`."""
+        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+
+
+class Dense(nnx.Module):
+    """A dense map `y = x · kernel + bias`, or `y = x · down · up + bias` when it has a rank.
+
+    `kernel` is (*inputs, *outputs); factorised, `down` is (*inputs, rank) and `up` is (rank, *outputs).
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        rank: int | None = None,
+        kernel_init: Init = encoder_init,
+        bias_init: Init = initializers.zeros,
+        rngs: nnx.Rngs,
+    ):
+        self.contracted = len(inputs)
+        self.listening = False
+        if rank is None:
+            self.kernel = nnx.Param(kernel_init(rngs.params(), (*inputs, *outputs)))
+        else:
+            self.down = nnx.Param(kernel_init(rngs.params(), (*inputs, rank)))
+            self.up = nnx.Param(kernel_init(rngs.params(), (rank, *outputs)))
+        self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs)."""
+        if self.listening:
+            self.heard = nnx.Intermediate(x)
+        if hasattr(self, "kernel"):
+            y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.contracted)
+        else:
+            low = jnp.tensordot(x, self.down[...].astype(x.dtype), self.contracted)
+            y = jnp.tensordot(low, self.up[...].astype(x.dtype), 1)
+        return y + jnp.expand_dims(self.bias[...].astype(x.dtype), (0, 1))
+
+    def bias_alone(self, x: Array) -> Array:
+        """Return what the map gives for an input of no units: its bias at every frame of `x: (batch, time, …)`."""
+        bias = self.bias[...].astype(x.dtype)
+        return jnp.broadcast_to(bias, (*x.shape[:2], *bias.shape))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, heads on an axis of their own."""
+
+    def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
+        self.heads, self.head_dim, self.rate = layer.heads, arch.head_dim, arch.dropout.attention
+        inner, ranks = (layer.heads, arch.head_dim), layer.ranks
+        self.q = Dense((arch.width,), inner, rank=ranks.q, rngs=rngs)
+        self.k = Dense((arch.width,), inner, rank=ranks.k, rngs=rngs)
+        self.v = Dense((arch.width,), inner, rank=ranks.v, rngs=rngs)
+        self.out = Dense(inner, (arch.width,), rank=ranks.out, rngs=rngs)
+
+    def __call__(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None) -> Array:
+        """Attend over `x: (batch, time, width)`; keys where `valid: (batch, time)` is false are not seen."""
+        if self.heads == 0:
+            return self.out.bias_alone(x)
+        q = self.q(x) * self.head_dim**-0.5
+        scores = jnp.einsum("bthd,bshd->bhts", q, self.k(x), preferred_element_type=jnp.float32)
+        if valid is not None:
+            scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+        # Dividing after the value product touches (time × head_dim) numbers instead of (time × time).
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        total = weights.sum(-1)
+        weights = dropout(weights, self.rate, rngs).astype(x.dtype)
+        context = jnp.einsum("bhts,bshd->bthd", weights, self.v(x), preferred_element_type=jnp.float32)
+        context = context / total.transpose(0, 2, 1)[..., None]
+        return self.out(context.astype(x.dtype))
+
+
+class FeedForward(nnx.Module):
+    """The two dense maps with a GELU between them."""
+
+    def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
+        self.units, self.rate = layer.ffn, arch.dropout.activation
+        self.fc1 = Dense((arch.width,), (layer.ffn,), rank=layer.ranks.fc1, rngs=rngs)
+        self.fc2 = Dense((layer.ffn,), (arch.width,), rank=layer.ranks.fc2, rngs=rngs)
+
+    def __call__(self, x: Array, rngs: nnx.Rngs | None) -> Array:
+        """Map `x: (batch, time, width)` to the same shape."""
+        if self.units == 0:
+            return self.fc2.bias_alone(x)
+        return self.fc2(dropout(gelu(self.fc1(x)), self.rate, rngs))
+
+
+class TransformerLayer(nnx.Module):
+    """Attention and feed-forward, each with a residual and a norm: before the block (pre-LN) or after the sum."""
+
+    def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
+        self.norm_first, self.rate = arch.norm_first, arch.dropout.hidden
+        self.attention = Attention(arch, layer, rngs=rngs)
+        self.attention_norm = LayerNorm(arch.width, rngs=rngs)
+        self.ffn = FeedForward(arch, layer, rngs=rngs)
+        self.ffn_norm = LayerNorm(arch.width, rngs=rngs)
+
+    def __call__(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None) -> Array:
+        """Map `x: (batch, time, width)` to the same shape."""
+
+        def attend(x: Array) -> Array:
+            return dropout(self.attention(x, valid, rngs), self.rate, rngs)
+
+        def feed(x: Array) -> Array:
+            return dropout(self.ffn(x, rngs), self.rate, rngs)
+
+        if self.norm_first:
+            x = x + attend(self.attention_norm(x))
+            return x + feed(self.ffn_norm(x))
+        x = self.attention_norm(x + attend(x))
+        return self.ffn_norm(x + feed(x))
+
+
+class Position(nnx.Module):
+    """The grouped convolution that tells frames where they are, weight-normalised with one gain per tap.
+
+    The convolution runs with `gain · kernel / ‖kernel‖`, the norm over the two other axes (wav2vec 2.0, §2).
+    """
+
+    def __init__(self, arch: Arch, *, rngs: nnx.Rngs):
+        taps, groups, width = arch.position_kernel, arch.position_groups, arch.width
+        self.groups = groups
+        deviation = math.sqrt(4 / (taps * width))
+        self.kernel = nnx.Param(initializers.normal(deviation)(rngs.params(), (taps, width // groups, width)))
+        self.gain = nnx.Param(jnp.sqrt((self.kernel[...] ** 2).sum((1, 2))))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def weight(self) -> Array:
+        """Return the normalised kernel, (taps, width / groups, width)."""
+        kernel = self.kernel[...]
+        scale = self.gain[...] / jnp.sqrt((kernel**2).sum((1, 2)))
+        return kernel * scale[:, None, None]
+
+    def __call__(self, x: Array) -> Array:
+        """Convolve `x: (batch, time, width)`; an even kernel sees one frame more of the past than of the future."""
+        taps = self.kernel.shape[0]
+        y = convolve(x, self.weight(), padding=(taps // 2, (taps - 1) // 2), groups=self.groups)
+        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+
+
+class TimeNorm(nnx.Module):
+    """Normalise each channel over time: GroupNorm with as many groups as channels."""
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Array, lengths: Array | None) -> Array:
+        """Normalise `x: (batch, time, channels)` by the statistics of each row's first `lengths: (batch,)` frames."""
+        wide = x.astype(jnp.float32)
+        valid = None if lengths is None else frame_mask(lengths, x.shape[1])[..., None]
+        mean = wide.mean(1, keepdims=True, where=valid)
+        variance = jnp.square(wide - mean).mean(1, keepdims=True, where=valid)
+        scale = self.scale[...][None, None] * jax.lax.rsqrt(variance + NORM_EPSILON)
+        return ((wide - mean) * scale + self.bias[...][None, None]).astype(x.dtype)
+
+
+class StridedConv(nnx.Module):
+    """A strided convolution without padding."""
+
+    def __init__(self, inputs: int, spec: Conv, *, bias: bool, rngs: nnx.Rngs):
+        self.stride = spec.stride
+        shape = (spec.kernel, inputs, spec.channels)
+        self.kernel = nnx.Param(initializers.he_normal()(rngs.params(), shape, jnp.float32))
+        if bias:
+            init = uniform_init(inputs * spec.kernel)
+            self.bias = nnx.Param(init(rngs.params(), (spec.channels,)))
+
+    def __call__(self, x: Array) -> Array:
+        """Map `x: (batch, time, in)` to (batch, fewer, channels)."""
+        y = convolve(x, self.kernel[...], stride=self.stride)
+        return y + self.bias[...].astype(x.dtype)[None, None] if hasattr(self, "bias") else y
+
+
+class ConvLayer(nnx.Module):
+    """One step of the extractor: convolution, norm where the model has one, GELU."""
+
+    def __init__(self, front: Waveform, index: int, *, rngs: nnx.Rngs):
+        spec = front.convs[index]
+        self.conv = StridedConv(front.convs[index - 1].channels if index else 1, spec, bias=front.bias, rngs=rngs)
+        if front.norm == "layer":
+            self.norm = LayerNorm(spec.channels, rngs=rngs)
+        elif index == 0:
+            self.norm = TimeNorm(spec.channels)
+
+    def __call__(self, x: Array, lengths: Array | None) -> Array:
+        """Map `x: (batch, time, in)` to (batch, fewer, channels); `lengths` count the output's valid frames."""
+        x = self.conv(x)
+        match getattr(self, "norm", None):
+            case None:
+                return gelu(x)
+            case TimeNorm() as norm:
+                return gelu(norm(x, lengths))
+            case norm:
+                return gelu(norm(x))
+
+
+class Extractor(nnx.Module):
+    """HuBERT's front end: the convolutions and the norm of their output."""
+
+    def __init__(self, front: Waveform, *, rngs: nnx.Rngs):
+        self.specs = front.convs
+        self.convs = nnx.List([ConvLayer(front, i, rngs=rngs) for i in range(len(front.convs))])
+        self.norm = LayerNorm(front.size, rngs=rngs)
+
+    def __call__(self, samples: Array, lengths: Array | None) -> tuple[Array, Array]:
+        """Turn `samples: (batch, samples)` into raw and normalised features, both (batch, time, channels)."""
+        x = samples[..., None]
+        for spec, conv in zip(self.specs, self.convs, strict=True):
+            lengths = None if lengths is None else (lengths - spec.kernel) // spec.stride + 1
+            x = conv(x, lengths)
+        return x, self.norm(x)
+
+
+def frame_mask(lengths: Array, frames: int) -> Array:
+    """Return (batch, frames), true where a frame is among the first `lengths: (batch,)`."""
+    return jnp.arange(frames)[None, :] < lengths[:, None]

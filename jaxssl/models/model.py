@@ -1,0 +1,346 @@
+"""A speech Transformer as pure functions: `init`, `apply`, `shapes`, `describe`.
+
+`flax.nnx` modules define the forward pass and stay behind this wall: what comes in and goes out is a frozen `Arch`
+and a nested dict of arrays. For every arch, `describe(arch, init(arch, key)) == arch`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn import initializers
+
+from compress.address import flatten
+from compress.errors import InputError
+from jaxssl.models.arch import Arch, ClusterHead, CosineHead, Layer, Ranks, Waveform
+from jaxssl.models.layers import (
+    NORM_EPSILON,
+    Dense,
+    Extractor,
+    LayerNorm,
+    Position,
+    TransformerLayer,
+    dropout,
+    frame_mask,
+    uniform_init,
+)
+
+Params = dict[str, Any]
+Padding = Literal["independent", "fairseq", "transformers"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Output:
+    """Everything a forward pass computes.
+
+    Attributes:
+        extracted: the extractor's raw output, (batch, time, channels); None for log-Mel models.
+        features: projected features, padded frames 0, (batch, time, width); fairseq's `post_extract_proj`,
+            MelHuBERT's `pre_feat`.
+        hidden: input of the first layer, then each layer's output; every one (batch, time, width).
+        last: the encoder's output: the last layer's, through the final norm in pre-LN models.
+        logits: (batch, time, clusters or codewords), or None for a model without a head.
+        lengths: valid frames of each row, (batch,).
+    """
+
+    extracted: Array | None
+    features: Array
+    hidden: tuple[Array, ...]
+    last: Array
+    logits: Array | None
+    lengths: Array
+
+
+class ClusterLogits(nnx.Module):
+    """MelHuBERT's output layer."""
+
+    def __init__(self, arch: Arch, head: ClusterHead, *, rngs: nnx.Rngs):
+        outer = uniform_init(arch.width)
+        self.project = Dense((arch.width,), (head.clusters,), kernel_init=outer, bias_init=outer, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.project(x)
+
+
+class CosineLogits(nnx.Module):
+    """HuBERT's output: cosine of the projected frame to every codeword, over the temperature (HuBERT, eq. 3)."""
+
+    def __init__(self, arch: Arch, head: CosineHead, *, rngs: nnx.Rngs):
+        self.head = head
+        outer, sets = uniform_init(arch.width), len(head.codewords) if head.untied else 1
+        self.project = Dense((arch.width,), (sets * head.size,), kernel_init=outer, bias_init=outer, rngs=rngs)
+        self.codewords = nnx.Param(initializers.uniform(1.0)(rngs.params(), (sum(head.codewords), head.size)))
+
+    def __call__(self, x: Array) -> Array:
+        sets = len(self.head.codewords)
+        projected = jnp.split(self.project(x), sets, -1) if self.head.untied else [self.project(x)] * sets
+        bounds = [sum(self.head.codewords[:i]) for i in range(1, sets)]
+        codewords = jnp.split(self.codewords[...].astype(x.dtype), bounds)
+        cosines = [_unit(p) @ _unit(c).T for p, c in zip(projected, codewords, strict=True)]
+        return jnp.concatenate(cosines, -1) / self.head.temperature
+
+
+class Model(nnx.Module):
+    """Front end, projection, positions, Transformer stack, head."""
+
+    def __init__(self, arch: Arch, *, rngs: nnx.Rngs):
+        self.arch = arch
+        if isinstance(arch.front, Waveform):
+            self.front = Extractor(arch.front, rngs=rngs)
+        outer = uniform_init(arch.front.size)
+        self.project = Dense(
+            (arch.front.size,), (arch.width,), rank=arch.project_rank, kernel_init=outer, bias_init=outer, rngs=rngs
+        )
+        if arch.mask_embedding:
+            self.mask_embedding = nnx.Param(initializers.uniform(1.0)(rngs.params(), (arch.width,)))
+        self.position = Position(arch, rngs=rngs)
+        self.norm = LayerNorm(arch.width, rngs=rngs)
+        self.layers = nnx.List([TransformerLayer(arch, layer, rngs=rngs) for layer in arch.layers])
+        match arch.head:
+            case ClusterHead() as head:
+                self.head = ClusterLogits(arch, head, rngs=rngs)
+            case CosineHead() as head:
+                self.head = CosineLogits(arch, head, rngs=rngs)
+
+    def __call__(
+        self,
+        inputs: Array,
+        lengths: Array | None,
+        *,
+        mask: Array | None,
+        rngs: nnx.Rngs | None,
+        dtype: jnp.dtype,
+        padding: Padding,
+    ) -> Output:
+        extracted, x, lengths = self.featurise(inputs, lengths, dtype, padding)
+        valid = None if lengths is None else frame_mask(lengths, x.shape[1])
+        features = self.embed(x, valid, mask, rngs)
+        hidden = self.encode(features, valid, rngs)
+        last = self.norm(hidden[-1]) if self.arch.norm_first else hidden[-1]
+        logits = self.head(last) if self.arch.head else None
+        if lengths is None:
+            lengths = jnp.full(x.shape[0], x.shape[1])
+        return Output(extracted, features, hidden, last, logits, lengths)
+
+    def featurise(
+        self, inputs: Array, lengths: Array | None, dtype: jnp.dtype, padding: Padding
+    ) -> tuple[Array | None, Array, Array | None]:
+        """Turn inputs into (raw extractor output, features, valid frames of each row)."""
+        if lengths is not None:  # what lies in the padding must not matter
+            valid = frame_mask(lengths, inputs.shape[1]).reshape(*inputs.shape[:2], *(1,) * (inputs.ndim - 2))
+            inputs = jnp.where(valid, inputs, jnp.zeros_like(inputs))
+        if not isinstance(self.arch.front, Waveform):
+            return None, inputs.astype(dtype), lengths
+        if self.arch.front.normalize:
+            inputs = standardise(inputs, lengths)
+        extracted, x = self.front(inputs.astype(dtype), lengths if padding == "independent" else None)
+        if lengths is None:
+            return extracted, x, None
+        if padding == "fairseq":
+            return extracted, x, _fairseq_frames(lengths, inputs.shape[1], x.shape[1])
+        return extracted, x, self.arch.front.frames(lengths)
+
+    def embed(self, x: Array, valid: Array | None, mask: Array | None, rngs: nnx.Rngs | None) -> Array:
+        """Project features to (batch, time, width), masked frames replaced and padded ones zeroed."""
+        if mask is not None and not self.arch.mask_embedding:
+            x = jnp.where(mask[..., None], jnp.zeros_like(x), x)
+        x = dropout(self.project(x), self.arch.dropout.features, rngs)
+        if mask is not None and self.arch.mask_embedding:
+            x = jnp.where(mask[..., None], self.mask_embedding[...].astype(x.dtype)[None, None], x)
+        return x if valid is None else jnp.where(valid[..., None], x, jnp.zeros_like(x))
+
+    def encode(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None) -> tuple[Array, ...]:
+        """Run the Transformer stack: its input and every layer's output."""
+        x = x + self.position(x)
+        if not self.arch.norm_first:
+            x = self.norm(x)
+        hidden = [dropout(x, self.arch.dropout.hidden, rngs)]
+        for layer in self.layers:
+            hidden.append(self.layer_drop(hidden[-1], layer(hidden[-1], valid, rngs), rngs))
+        return tuple(hidden)
+
+    def layer_drop(self, before: Array, after: Array, rngs: nnx.Rngs | None) -> Array:
+        """Skip a whole layer at random in training (LayerDrop, Fan et al. 2020)."""
+        if rngs is None or self.arch.dropout.layer == 0.0:
+            return after
+        return jnp.where(jax.random.bernoulli(rngs.dropout(), self.arch.dropout.layer), before, after)
+
+
+def init(arch: Arch, key: Array) -> Params:
+    """Draw fresh float32 parameters: N(0, 0.02) in the encoder, PyTorch's defaults outside it (fairseq).
+
+    Raises:
+        InputError: the arch is impossible (a width its groups do not divide, …).
+    """
+    _check_arch(arch)
+    model = Model(arch, rngs=nnx.Rngs(key))
+    return _named(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+
+@lru_cache(maxsize=64)
+def shapes(arch: Arch) -> Params:
+    """Return the parameters' tree with a `jax.ShapeDtypeStruct` for each array; nothing is computed."""
+    return jax.eval_shape(lambda: init(arch, jax.random.key(0)))
+
+
+def apply(
+    arch: Arch,
+    params: Params,
+    inputs: Array,
+    lengths: Array | None = None,
+    *,
+    mask: Array | None = None,
+    key: Array | None = None,
+    dtype: Any = jnp.float32,
+    padding: Padding = "independent",
+) -> Output:
+    """Run the model.
+
+    Args:
+        arch: what `params` is.
+        params: as `init` or `load` gave them; `shapes(arch)` lists them.
+        inputs: (batch, samples) at 16 kHz for HuBERT; (batch, frames, bins × stack) normalised log-Mel for MelHuBERT.
+        lengths: (batch,), valid samples or frames of each row; None: all.
+        mask: (batch, frames), true where a frame is hidden from the model.
+        key: randomness for dropout and LayerDrop; None is deterministic.
+        dtype: of the computation, float32 or bfloat16; parameters stay float32.
+        padding: "independent": what stands beside an utterance never changes its output. "fairseq" and
+            "transformers" reproduce what these do in a padded batch: Base's group norm runs over the padding, and
+            fairseq also counts frames by dividing the padded length.
+
+    Raises:
+        InputError: `params` or `inputs` do not fit `arch`; the message names the first path that differs.
+    """
+    check_params(arch, params)
+    inputs = _checked(arch, inputs)
+    rngs = None if key is None else nnx.Rngs(dropout=key)
+    model = _restore(arch, params)
+    return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding)
+
+
+def map_inputs(
+    arch: Arch, params: Params, inputs: Array, lengths: Array | None = None
+) -> tuple[dict[str, Array], Array]:
+    """Run the model and return what each dense map was given, for calibration.
+
+    Arguments and errors as `apply`.
+
+    Returns:
+        By path (`layers/0/ffn/fc1`), the map's input, (batch, time, *in); and the valid frames of each row, (batch,).
+        Maps that do not run, those of a block without units, are absent.
+    """
+    check_params(arch, params)
+    inputs = _checked(arch, inputs)
+    model = _restore(arch, params)
+    maps = {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, Dense)}
+    for dense in maps.values():
+        dense.listening = True
+    out = model(inputs, lengths, mask=None, rngs=None, dtype=jnp.dtype(jnp.float32), padding="independent")
+    return {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}, out.lengths
+
+
+def describe(base: Arch, params: Params) -> Arch:
+    """Read the arch back off the parameters' shapes; what shapes cannot tell (strides, dropout) comes from `base`.
+
+    Raises:
+        InputError: the arrays' names or shapes fit no model.
+    """
+    try:
+        count = len(params.get("layers", {}))
+        arch = replace(
+            base,
+            width=params["norm"]["scale"].shape[0],
+            layers=tuple(_describe_layer(params["layers"][str(i)]) for i in range(count)),
+            mask_embedding="mask_embedding" in params,
+            project_rank=_rank(params["project"]),
+            head=base.head if "head" in params else None,
+        )
+    except (KeyError, IndexError) as error:
+        raise InputError(f"these arrays are no model of ours: {error} is missing") from error
+    check_params(arch, params)
+    return arch
+
+
+def check_params(arch: Arch, params: Params) -> None:
+    """Raise InputError at the first path, in the arch's order, whose presence or shape is not what `arch` says."""
+    expected, found = flatten(shapes(arch)), flatten(params)
+    for path, leaf in expected.items():
+        if path not in found:
+            raise InputError(f"{path}: the arch wants shape {leaf.shape}, the parameters have no such array")
+        if tuple(found[path].shape) != tuple(leaf.shape):
+            raise InputError(f"{path}: the arch wants shape {leaf.shape}, the parameters have {found[path].shape}")
+    if extra := sorted(found.keys() - expected.keys()):
+        raise InputError(f"{extra[0]}: the parameters have it, the arch does not ({len(extra)} such arrays)")
+
+
+def standardise(samples: Array, lengths: Array | None = None) -> Array:
+    """Bring each row of `samples: (batch, samples)` to zero mean and unit variance over its valid samples."""
+    valid = None if lengths is None else frame_mask(lengths, samples.shape[1])
+    mean = samples.mean(1, keepdims=True, where=valid)
+    variance = jnp.square(samples - mean).mean(1, keepdims=True, where=valid)
+    out = (samples - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
+    return out if valid is None else jnp.where(valid, out, jnp.zeros_like(out))
+
+
+def _fairseq_frames(lengths: Array, samples: int, frames: int) -> Array:
+    """Count valid frames as fairseq does: a frame is padding when all its `samples // frames` samples are."""
+    block = samples // frames
+    return jnp.minimum(-(-lengths // block), frames)
+
+
+def _unit(x: Array) -> Array:
+    norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
+    return (x.astype(jnp.float32) / jnp.maximum(norm, 1e-8)).astype(x.dtype)
+
+
+def _check_arch(arch: Arch) -> None:
+    if arch.width % arch.position_groups:
+        raise InputError(f"width {arch.width} is not a multiple of the positional groups {arch.position_groups}")
+    for i, layer in enumerate(arch.layers):
+        if min(layer.heads, layer.ffn) < 0:
+            raise InputError(f"layers/{i}: {layer.heads} heads and {layer.ffn} FFN units; neither may be negative")
+
+
+def _checked(arch: Arch, inputs: Array) -> Array:
+    inputs = jnp.asarray(inputs)
+    if isinstance(arch.front, Waveform):
+        if inputs.ndim != 2:
+            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+        if arch.front.frames(inputs.shape[1]) < 1:
+            raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
+    elif inputs.ndim != 3 or inputs.shape[2] != arch.front.size:
+        raise InputError(f"a log-Mel model takes (batch, frames, {arch.front.size}), not an array of {inputs.shape}")
+    return inputs
+
+
+@lru_cache(maxsize=64)
+def _skeleton(arch: Arch) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: Model(arch, rngs=nnx.Rngs(0))))
+
+
+def _restore(arch: Arch, params: Params) -> Model:
+    graph, abstract = _skeleton(arch)
+    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: replacing writes into the state
+    nnx.replace_by_pure_dict(state, nnx.restore_int_paths(params))
+    return nnx.merge(graph, state)
+
+
+def _named(tree: Any) -> Any:
+    """Give list positions their printed names, so that a path is the keys joined by '/'."""
+    return {str(k): _named(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _rank(dense: Params) -> int | None:
+    return dense["up"].shape[0] if "up" in dense else None
+
+
+def _describe_layer(params: Params) -> Layer:
+    attention, ffn = params["attention"], params["ffn"]
+    ranks = {name: _rank(dense) for name, dense in (*attention.items(), *ffn.items())}
+    return Layer(heads=attention["q"]["bias"].shape[0], ffn=ffn["fc1"]["bias"].shape[0], ranks=Ranks(**ranks))

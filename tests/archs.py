@@ -1,0 +1,64 @@
+"""Small architectures that between them have everything a model can have; the laws are tested on all of them."""
+
+from dataclasses import replace
+
+import jax
+
+from jaxssl.models.arch import (
+    Arch,
+    ClusterHead,
+    Conv,
+    CosineHead,
+    Dropout,
+    Layer,
+    LogMel,
+    Ranks,
+    Waveform,
+)
+
+CONVS = (Conv(12, 10, 5), *(Conv(12, 3, 2),) * 2, Conv(12, 2, 2))
+
+BASE = Arch(
+    front=Waveform(CONVS),
+    width=16,
+    head_dim=4,
+    layers=(Layer(4, 24), Layer(4, 24)),
+    position_kernel=8,
+    position_groups=4,
+    mask_embedding=True,
+    dropout=Dropout(features=0.1, layer=0.1),
+    head=CosineHead(6, (9, 5)),
+)
+LARGE = replace(
+    BASE, front=Waveform(CONVS, norm="layer", bias=True, normalize=True), norm_first=True, head=CosineHead(6, (9,))
+)
+MEL = Arch(
+    front=LogMel(bins=5, stack=2),
+    width=16,
+    head_dim=4,
+    layers=(Layer(4, 24), Layer(4, 24), Layer(4, 24)),
+    position_kernel=7,
+    position_groups=2,
+    head=ClusterHead(11),
+)
+UNEVEN = replace(
+    MEL,
+    front=LogMel(bins=5, stack=1),
+    layers=(
+        Layer(3, 20, Ranks(q=3, out=2, fc1=4)),
+        Layer(0, 7, Ranks(k=2)),
+        Layer(2, 0, Ranks(v=1, fc2=2)),
+    ),
+    project_rank=3,
+    head=None,
+)
+WAVE_UNEVEN = replace(LARGE, layers=(Layer(2, 10, Ranks(v=2, fc2=3)), Layer(4, 6)), mask_embedding=False, head=None)
+
+ARCHS = {"base": BASE, "large": LARGE, "mel": MEL, "uneven": UNEVEN, "wave-uneven": WAVE_UNEVEN}
+
+
+def noise(arch, key, *, batch=2, frames=30):
+    """Random inputs in the form an arch takes, for that many frames."""
+    if isinstance(arch.front, Waveform):
+        return jax.random.normal(key, (batch, frames * 40 + 20))
+    return jax.random.normal(key, (batch, frames, arch.front.size))

@@ -1,0 +1,108 @@
+"""A saved model comes back as it was; what is not whole is not loaded, and what fails leaves nothing behind."""
+
+import gc
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from compress.address import flatten
+from compress.errors import InputError
+from jaxssl.models import checkpoint
+from jaxssl.models.model import init
+from tests.archs import ARCHS, MEL
+
+
+@pytest.fixture
+def saved(tmp_path, key):
+    params = init(MEL, key)
+    checkpoint.save(tmp_path / "model", MEL, params, provenance={"source": "a test"}, extra={"ctc/s.json": b"[]"})
+    return tmp_path / "model", params
+
+
+@pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
+def test_any_shape_loads_without_a_flag(arch, tmp_path, key):
+    params = init(arch, key)
+    checkpoint.save(tmp_path / "model", arch, params)
+    read_arch, read = checkpoint.load(tmp_path / "model")
+    assert read_arch == arch
+    for path, leaf in flatten(params).items():
+        np.testing.assert_array_equal(flatten(read)[path], leaf)
+
+
+def test_neighbours_appear_with_the_model(saved):
+    folder, _ = saved
+    assert json.loads((folder / "provenance.json").read_text()) == {"source": "a test"}
+    assert (folder / "ctc/s.json").read_bytes() == b"[]"
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert checkpoint.size_on_disk(folder) > 0
+
+
+def test_a_taken_folder_is_refused_and_kept(saved, key):
+    folder, params = saved
+    with pytest.raises(InputError, match="already there"):
+        checkpoint.save(folder, MEL, params)
+    checkpoint.save(folder, MEL, jax.tree.map(lambda x: x + 1, params), overwrite=True)
+    np.testing.assert_array_equal(checkpoint.load(folder)[1]["norm"]["scale"], params["norm"]["scale"] + 1)
+
+
+def test_overwriting_something_else_is_refused(tmp_path, key):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter1.txt").write_text("words")
+    with pytest.raises(InputError, match="not a model"):
+        checkpoint.save(tmp_path / "thesis", MEL, init(MEL, key), overwrite=True)
+    assert (tmp_path / "thesis/chapter1.txt").read_text() == "words"
+
+
+def test_arch_and_arrays_that_disagree(saved):
+    folder, _ = saved
+    values = json.loads((folder / "arch.json").read_text())
+    values["layers"][1]["ffn"] = 23
+    (folder / "arch.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"layers/1/ffn/fc1/bias.*23.*24"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "width": 3}'])
+def test_a_damaged_arch_is_named(saved, content):
+    folder, _ = saved
+    (folder / "arch.json").write_text(content)
+    with pytest.raises(InputError, match=r"arch\.json"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops tasks of failed reads
+def test_missing_and_damaged_arrays(saved, tmp_path):
+    folder, _ = saved
+    for file in (folder / "params").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"cannot be read|damaged or missing"):
+        checkpoint.load(folder)
+    (folder / "params/_METADATA").unlink()
+    with pytest.raises(InputError, match="damaged or missing"):
+        checkpoint.load(folder)
+    shutil.rmtree(folder / "params")
+    with pytest.raises(InputError, match="incomplete"):
+        checkpoint.load(folder)
+    with pytest.raises(InputError, match="no model here"):
+        checkpoint.load(tmp_path)
+    gc.collect()  # the dropped tasks complain here, and not in a later test
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_save_leaves_nothing(tmp_path, key, monkeypatch, stop):
+    def fail(*_, **__):
+        raise stop
+
+    monkeypatch.setattr(checkpoint, "_compare", fail)
+    with pytest.raises(stop if isinstance(stop, type) else OSError):
+        checkpoint.save(tmp_path / "model", MEL, init(MEL, key))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_is_not_saved(tmp_path, key):
+    with pytest.raises(InputError, match="layers/0/attention/k/bias"):
+        checkpoint.save(tmp_path / "model", ARCHS["uneven"], init(MEL, key))
+    assert list(tmp_path.iterdir()) == []
