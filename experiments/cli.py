@@ -1,0 +1,63 @@
+"""What every experiment's command line shares: parsing, one-line errors, progress."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from compress.errors import InputError
+
+Config = TypeVar("Config")
+Item = TypeVar("Item")
+
+# Files and pipes have no width of their own: give tables room there instead of rich's 80 columns.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 150)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main(run: Callable[[Config], Any], config: type[Config], description: str) -> None:
+    """Parse the command line into `config`, run, and leave with an exit code.
+
+    0: done. 2: the input cannot be used, or the disk does not take the output; one line on standard error says why.
+    130: interrupted.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
+    values = tyro.cli(config, description=description, config=(tyro.conf.FlagConversionOff,))
+    try:
+        run(values)
+    except InputError as error:
+        _leave(f"error: {error}", 2)
+    except OSError as error:
+        _leave(f"error: {error.filename or 'output'}: {error.strerror or error}; nothing half-written was kept", 2)
+    except KeyboardInterrupt:
+        messages.print("interrupted: finished models are whole, unfinished ones were removed")
+        sys.stdout.flush()
+        os._exit(130)  # XLA's threads may still run, and the interpreter's own shutdown has crashed under them
+
+
+def follow(items: Iterable[Item], what: str, *, total: int) -> Iterator[Item]:
+    """Go through items with a progress bar."""
+    with progress(what, total) as tick:
+        for item in items:
+            yield item
+            tick()
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar with elapsed and remaining time; call what is given once per step."""
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=messages, transient=not messages.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _leave(message: str, code: int) -> None:
+    messages.print(message.replace("\n", " "), markup=False)
+    sys.exit(code)

@@ -1,0 +1,136 @@
+"""The model and the speech an experiment works on, from whatever the user named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from compress.errors import InputError
+from experiments.cli import follow
+from jaxssl.calibration import Batch
+from jaxssl.data.audio import SAMPLE_RATE, find, read, resampling_notes
+from jaxssl.data.batches import pad
+from jaxssl.data.demo import utterances
+from jaxssl.data.logmel import Stats, collect, load_stats, logmel
+from jaxssl.models import checkpoint
+from jaxssl.models.arch import Arch, LogMel, melhubert
+from jaxssl.models.model import Params, init
+
+LONGEST = 10 * SAMPLE_RATE  # utterances are cropped to 10 s, so that one compiled program serves all
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to work on.
+
+    Attributes:
+        name: as reports print it.
+        arch: what `params` is.
+        params: its arrays.
+        stats: mean and deviation of its log-Mel features, where they are known.
+        trained: false for fresh random weights.
+        notes: lines a reader of the report should see.
+    """
+
+    name: str
+    arch: Arch
+    params: Params
+    stats: Stats | None
+    trained: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Speech to work on, as padded batches.
+
+    Attributes:
+        calibration: what activation-aware decompositions see.
+        held_out: what errors are measured on; other utterances, where there are two or more.
+        notes: lines a reader of the report should see.
+    """
+
+    calibration: tuple[Batch, ...]
+    held_out: tuple[Batch, ...]
+    notes: tuple[str, ...]
+
+
+def load_model(place: str | None, *, seed: int) -> Model:
+    """Load a model folder, the one model of a run folder, or a foreign checkpoint, converted on the way.
+
+    With no place: full-size MelHuBERT 20 ms with random weights.
+
+    Raises:
+        InputError: nothing that can be loaded is there.
+    """
+    if place is None:
+        note = f"weights are random (MelHuBERT 20 ms, seed {seed}): quality columns mean nothing"
+        arch = melhubert()
+        return Model("MelHuBERT 20 ms (random)", arch, init(arch, jax.random.key(seed)), None, False, (note,))
+    folder = _model_folder(Path(place))
+    if folder is None:
+        return _convert(Path(place))
+    arch, params = checkpoint.load(folder)
+    stats = load_stats(folder / "stats.npy") if (folder / "stats.npy").is_file() else None
+    return Model(str(place), arch, params, stats, True)
+
+
+def load_speech(places: Sequence[str], *, limit: int, batch: int = 4) -> Speech:
+    """Read speech: `limit` utterances at most, evenly spread over what is there, every second one held out.
+
+    With no places: synthetic signals, and a note that says so.
+    """
+    if not places:
+        signals, notes = utterances(8), ["no --audio given: errors are on synthetic signals, not on speech"]
+    else:
+        files = find(places)
+        chosen = [
+            files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int))
+        ]
+        read_ = [read(file) for file in follow(chosen, "reading speech", total=len(chosen))]
+        signals, notes = [speech.samples for speech in read_], resampling_notes(read_)
+        notes.append(f"speech: {len(chosen)} of {len(files)} utterances, the first 10 s of each; every second held out")
+    signals = [signal[:LONGEST] for signal in signals]
+    if len(signals) < 2:
+        notes.append("one utterance only: errors are on the same speech that calibrated")
+    return Speech(_batches(signals[::2], batch), _batches(signals[1::2] or signals, batch), tuple(notes))
+
+
+def with_stats(model: Model, speech: Speech) -> Model:
+    """Give a log-Mel model that came without feature statistics those of the calibration speech, and say so."""
+    if not isinstance(model.arch.front, LogMel) or model.stats is not None:
+        return model
+    front = model.arch.front
+    features = (
+        row[: 1 + (int(length) - 400) // 160]
+        for samples, lengths in speech.calibration
+        for row, length in zip(np.asarray(logmel(samples, bins=front.bins)), lengths, strict=True)
+    )
+    note = "log-Mel statistics: from the calibration audio, for the model came with none (stats.npy)"
+    return Model(model.name, model.arch, model.params, collect(features), model.trained, (*model.notes, note))
+
+
+def _batches(signals: Sequence[np.ndarray], batch: int) -> tuple[Batch, ...]:
+    """Pad all signals to one length, so that a model compiles once, twice when the last batch is smaller."""
+    samples, lengths = pad(signals)
+    starts = range(0, len(signals), batch)
+    return tuple((jnp.asarray(samples[i : i + batch]), jnp.asarray(lengths[i : i + batch])) for i in starts)
+
+
+def _model_folder(place: Path) -> Path | None:
+    if checkpoint.is_model(place):
+        return place
+    models = sorted(p for p in (place / "models").glob("*") if checkpoint.is_model(p))
+    if len(models) > 1:
+        raise InputError(f"{place}: this run holds {len(models)} models, name one: {', '.join(map(str, models))}")
+    return models[0] if models else None
+
+
+def _convert(place: Path) -> Model:
+    from tools.convert_torch import read as convert  # only when needed: most runs read our own folders
+
+    found = convert(place)
+    return Model(place.name, found.arch, found.params, None, True, tuple(found.notes))

@@ -1,0 +1,90 @@
+"""What a low-rank experiment aims at: a rank, a share of energy, or a budget, and the ranks that follow."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from compress.address import Matrix
+from compress.errors import InputError
+from compress.lowrank import Decomposition, allocate, check_rank, rank_for_energy
+from jaxssl.models import cost
+from jaxssl.models.arch import SAMPLE_RATE, Arch
+
+Ranks = Mapping[str, int | None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one column of the trade-off asks for."""
+
+    kind: Literal["rank", "energy", "params", "macs"]
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.value:g}"
+
+
+def parse(rank: Sequence[int], energy: Sequence[float], budget: Sequence[str]) -> list[Target]:
+    """Read what is asked for off the command line; rank 128 when nothing is.
+
+    Raises:
+        InputError: a budget is not written as params=N or macs=N.
+    """
+    targets = [Target("rank", r) for r in rank] + [Target("energy", e) for e in energy]
+    for text in budget:
+        kind, _, value = text.partition("=")
+        try:
+            if kind not in ("params", "macs") or not math.isfinite(float(value)):
+                raise ValueError
+            targets.append(Target("params" if kind == "params" else "macs", float(value)))
+        except ValueError:
+            raise InputError(f"--budget {text}: write params=40e6 or macs=3e9 (per second of speech)") from None
+    return targets or [Target("rank", 128)]
+
+
+def check(targets: Sequence[Target], chosen: Sequence[Matrix]) -> None:
+    """Refuse impossible ranks and energies before any work is done."""
+    for target in targets:
+        if target.kind == "rank":
+            for matrix in chosen:
+                check_rank(matrix, int(target.value))
+        if target.kind == "energy":
+            rank_for_energy(np.ones(1), target.value)
+
+
+def ranks_for(target: Target, arch: Arch, found: Mapping[str, Decomposition]) -> Ranks:
+    """Choose each map's rank; None leaves it as it is, where a factorisation would not make it smaller.
+
+    Args:
+        target: what is asked for.
+        arch: the model's, as it is; a budget is for all of it.
+        found: the maps to factorise, decomposed, by path.
+
+    Raises:
+        InputError: the budget is below what the rest of the model takes.
+    """
+    match target.kind:
+        case "rank":
+            wanted = {path: int(target.value) for path in found}
+        case "energy":
+            wanted = {path: rank_for_energy(d.spectrum, target.value) for path, d in found.items()}
+        case "params" | "macs":
+            return allocate(list(found.values()), _entries(target, arch, found))
+    return {path: rank if found[path].matrix.pays(rank) else None for path, rank in wanted.items()}
+
+
+def _entries(target: Target, arch: Arch, found: Mapping[str, Decomposition]) -> float:
+    """Turn a budget for the whole model into entries to spend on the chosen maps."""
+    mine = sum(d.matrix.size for d in found.values())
+    if target.kind == "params":
+        rest, unit = cost.parameters(arch) - mine, 1.0
+    else:
+        seconds = sum(cost.UTTERANCES) / SAMPLE_RATE
+        unit = sum(arch.front.frames(samples) for samples in cost.UTTERANCES) / seconds
+        rest = cost.macs_per_second(arch).total - mine * unit
+    if target.value <= rest:
+        raise InputError(f"--budget {target.kind}={target.value:g}: what stays dense alone takes {rest:g}; raise it")
+    return (target.value - rest) / unit

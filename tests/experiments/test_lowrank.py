@@ -1,0 +1,239 @@
+"""The main job end to end on a small trained-shaped model, and every way to ask for what cannot be."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from compress.errors import InputError
+from experiments import latency, lowrank
+from jaxssl.data.demo import utterances
+from jaxssl.data.logmel import load_stats
+from jaxssl.models import checkpoint, cost
+from jaxssl.models.arch import LogMel
+from jaxssl.models.model import init
+from tests.archs import BASE, MEL
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = {**vars(MEL), "front": LogMel(40, 2)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "mel"
+    arch = type(MEL)(**MODEL)
+    checkpoint.save(folder, arch, init(arch, jax.random.key(1)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audio")
+    for i, samples in enumerate(utterances(4)):
+        soundfile.write(folder / f"{i}.flac", samples[:24000], 16000)
+    return folder
+
+
+def command(*words, cwd=ROOT):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, words)], capture_output=True, text=True, cwd=cwd, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(model, audio, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "lowrank"
+    config = lowrank.Config(
+        rank=(4, 8), budget=("params=4000",), energy=(0.7,), model=str(model), audio=(str(audio),), out=out, rounds=3
+    )
+    lowrank.run(config)
+    return out
+
+
+def test_the_report_is_complete(finished):
+    report = json.loads((finished / "report.json").read_text())
+    rows = {row["name"]: row for row in report["models"]}
+    assert next(iter(rows)) == "dense"
+    assert len(rows) == 1 + 2 * 4
+    assert report["machine"]["dtype"] == "float32"
+    assert rows["dense"]["output_error"] == 0
+    for row in report["models"]:
+        assert len(row["layer_errors"]) == len(row["layer_cosines"]) == 4
+        assert row["real_time_factor"] > 0
+        assert sum(row["macs_by_part"].values()) == pytest.approx(row["macs_g_per_s"] * 1e9)
+    with (finished / "tradeoff.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == list(rows)
+    assert (finished / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_map_that_would_grow_is_named_and_dense(finished):
+    maps = json.loads((finished / "report.json").read_text())["maps"]
+    eight = {row["path"]: row["rank"] for row in maps if row["variant"] == "rank 8, svd"}
+    assert eight["layers/0/attention/q"] == "dense"
+    assert eight["layers/0/ffn/fc1"] == 8
+    assert len(eight) == 18
+
+
+def test_saved_models_are_what_the_report_says(finished):
+    rows = json.loads((finished / "report.json").read_text())["models"]
+    for row in rows[1:]:
+        arch, params = checkpoint.load(finished / "models" / row["name"].replace(", ", "-").replace(" ", "-"))
+        assert cost.parameters(arch) == row["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+        kept = load_stats(finished / "models" / row["name"].replace(", ", "-").replace(" ", "-") / "stats.npy")
+        assert kept.mean.shape == (40,)
+    budget = [row["parameters"] for row in rows if row["name"].startswith("params 4000")]
+    assert all(4000 - 40 <= parameters <= 4000 for parameters in budget)
+
+
+def test_knowing_the_inputs_lowers_their_error(finished):
+    maps = json.loads((finished / "report.json").read_text())["maps"]
+    by = {(row["variant"], row["path"]): row for row in maps}
+    pairs = [
+        (row, by[row["variant"].replace("svd", "activation"), row["path"]])
+        for row in maps
+        if "rank 4, svd" in row["variant"]
+    ]
+    assert len(pairs) == 18
+    for plain, aware in pairs:
+        assert aware["speech_error"] <= plain["speech_error"] * (1 + 1e-3)
+        assert aware["error"] >= plain["error"] * (1 - 1e-6)
+
+
+def test_a_run_may_be_repeated_and_its_models_timed(finished, model, tmp_path):
+    with pytest.raises(InputError, match="holds 8 models"):
+        latency.run(latency.Config(model=str(finished), out=tmp_path / "latency"))
+    config = latency.Config(
+        model=str(finished / "models/rank-4-svd"),
+        against=str(model),
+        seconds=(0.5, 1.0),
+        batch=(1, 2),
+        rounds=2,
+        out=tmp_path / "latency",
+    )
+    latency.run(config)
+    latency.run(config)
+    points = json.loads((tmp_path / "latency/report.json").read_text())["points"]
+    assert len(points) == 8
+    assert all(p["median_ms"] > 0 and p["memory_mib"] > 0 and p["compile_s"] > 0 for p in points)
+    assert {p["speedup"] for p in points[::2]} == {1.0}
+
+
+def test_waveform_models_work_too(tmp_path, audio, key):
+    checkpoint.save(tmp_path / "base", BASE, init(BASE, key))
+    config = lowrank.Config(
+        rank=(4,), model=str(tmp_path / "base"), audio=(str(audio),), out=tmp_path / "run", rounds=2, where="*/ffn/*"
+    )
+    lowrank.run(config)
+    maps = json.loads((tmp_path / "run/report.json").read_text())["maps"]
+    assert {row["path"] for row in maps} == {f"layers/{i}/ffn/fc{j}" for i in (0, 1) for j in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"rank": (0,)}, "rank 0 is impossible"),
+        ({"rank": (-4,)}, "rank -4 is impossible"),
+        ({"rank": (17,)}, "use 1 to 16"),
+        ({"where": "layer/*/ffn"}, "near: layers/"),
+        ({"energy": (1.5,)}, "energy 1.5"),
+        ({"budget": ("memory=3",)}, "write params="),
+        ({"budget": ("params=nan",)}, "write params="),
+        ({"budget": ("params=10",)}, "stays dense alone"),
+        ({"model": "gone"}, "gone"),
+        ({"audio": ("gone.wav",)}, "no such file"),
+        ({"method": ()}, "name svd"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(model, tmp_path, words, message):
+    config = {"model": str(model), "out": tmp_path / "run", "rounds": 1, "rank": (4,), **words}
+    with pytest.raises(InputError, match=message):
+        lowrank.run(lowrank.Config(**config))
+    assert not (tmp_path / "run/report.json").exists()
+    assert not (tmp_path / "run/models").exists()
+
+
+def test_someone_else_s_folder_is_left_alone(model, tmp_path):
+    (tmp_path / "thesis.txt").write_text("words")
+    with pytest.raises(InputError, match="not a run folder"):
+        lowrank.run(lowrank.Config(model=str(model), out=tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_command_line_prints_one_line_and_fails(model, tmp_path):
+    done = command("experiments.lowrank", "--rank", "0", "--model", model, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: layers/0/attention/q: rank 0 is impossible for 16 × 16; use 1 to 16")
+    assert len(done.stderr.strip().splitlines()) == 1
+    (tmp_path / "file").touch()
+    done = command("experiments.lowrank", "--model", model, "--out", tmp_path / "file/run")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_model(model, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "save", full)
+    monkeypatch.setattr(sys, "argv", ["lowrank", "--model", str(model), "--out", str(tmp_path / "run"), "--rank", "4"])
+    with pytest.raises(SystemExit) as left:
+        lowrank.main(lowrank.run, lowrank.Config, "")
+    assert left.value.code == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob("arch.json"))
+    assert not (tmp_path / "run/report.json").exists()
+
+
+def test_help_shows_defaults_and_units():
+    done = command("experiments.lowrank", "--help")
+    assert done.returncode == 0
+    for expected in ("--rank", "per second of speech", "runs/lowrank", "default: 5.0", "in seconds"):
+        assert expected in done.stdout
+
+
+def test_ctrl_c_leaves_nothing_half_written(model, audio, tmp_path):
+    words = (
+        "--rank",
+        *map(str, range(1, 8)),
+        "--model",
+        str(model),
+        "--audio",
+        str(audio),
+        "--out",
+        str(tmp_path / "run"),
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.lowrank", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # the first note: work has begun
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert b"interrupted" in errors
+    assert not (tmp_path / "run/report.json").exists()
+    for file in (tmp_path / "run").rglob("arch.json"):
+        checkpoint.load(file.parent)
+    assert not [p for p in (tmp_path / "run").rglob(".*") if p.is_dir()]
+
+
+def test_random_weights_are_confessed_first(tmp_path, monkeypatch):
+    from experiments.source import load_model
+
+    loaded = load_model(None, seed=3)
+    assert not loaded.trained
+    assert loaded.notes[0].startswith("weights are random")
+    assert cost.parameters(loaded.arch) == 90_231_424
+    assert np.array_equal(loaded.params["project"]["kernel"], load_model(None, seed=3).params["project"]["kernel"])
