@@ -1,8 +1,10 @@
 """What every experiment's command line shares: parsing, one-line errors, progress."""
 
+import _thread
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ def main(run: Callable[[Config], Any], config: type[Config], description: str) -
     130: interrupted.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
+    sys.unraisablehook = _interrupt_again
     values = tyro.cli(config, description=description, config=(tyro.conf.FlagConversionOff,))
     try:
         run(values)
@@ -56,6 +59,14 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=messages, transient=not messages.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
+
+
+def _interrupt_again(lost: Any) -> None:
+    """Repeat a Ctrl-C that fell into a callback of the garbage collector, where Python prints and drops it."""
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _leave(message: str, code: int) -> None:

@@ -2,7 +2,7 @@
 
     model/
       arch.json          what the arrays are (`jaxssl.models.arch`)
-      params/            the arrays (Orbax)
+      params/            the arrays (Orbax), with the list that tells whether they are whole (`jaxssl.seal`)
       provenance.json    source, sha256, tool version, command; optional
 
 A folder is built beside its place, read back, compared, and only then moved there: one that exists is whole.
@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from compress.address import flatten, unflatten
 from compress.errors import InputError
+from jaxssl import seal
 from jaxssl.models import arch as arch_module
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params, check_params, shapes
@@ -66,6 +67,7 @@ def save(
             target.write_bytes(content)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((staging / "params").absolute(), _filled(params))
+        seal.seal(staging / "params")
         _compare(load(staging), (arch, params))
         _replace(staging, folder)
 
@@ -81,6 +83,7 @@ def load(folder: str | Path) -> tuple[Arch, Params]:
     arrays = folder / "params"
     if not arrays.is_dir():
         raise InputError(f"{folder}: arch.json is there, the arrays (params/) are not; the copy is incomplete")
+    seal.check(arrays)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             stored = _stored_shapes(checkpointer, arrays)

@@ -1,0 +1,60 @@
+"""Folders that know whether they are whole: `files.json` lists every file's size and SHA-256.
+
+Readers of array formats meet a truncated file deep inside their own threads and answer with pages of traces; a folder
+is therefore checked before they see it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from compress.errors import InputError
+
+NAME = "files.json"
+
+
+def seal(folder: Path) -> None:
+    """List every file below `folder`, its size in bytes and its SHA-256, in `folder/files.json`."""
+    listed = {name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for name, path in _files(folder).items()}
+    (folder / NAME).write_text(json.dumps(listed, indent=1) + "\n")
+
+
+def check(folder: Path) -> None:
+    """Compare a folder with its list.
+
+    Raises:
+        InputError: the list is missing or damaged, or a file is missing, has another size or other content.
+    """
+    for name, expected in _listed(folder).items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path}: missing; the copy is incomplete, copy the folder again")
+        if (size := path.stat().st_size) != expected["bytes"]:
+            raise InputError(f"{path}: damaged: {size} bytes, {expected['bytes']} were written; copy the folder again")
+        if (digest := _digest(path)) != expected["sha256"]:
+            found, written = digest[:12], str(expected["sha256"])[:12]
+            raise InputError(f"{path}: damaged: SHA-256 {found}…, {written}… was written; copy the folder again")
+
+
+def _listed(folder: Path) -> dict[str, dict[str, str | int]]:
+    path = folder / NAME
+    if not path.is_file():
+        raise InputError(f"{path}: missing; the copy is incomplete, copy the folder again")
+    try:
+        listed = json.loads(path.read_text())
+        if not all({"bytes", "sha256"} <= set(entry) for entry in listed.values()):
+            raise ValueError("sizes or digests are missing")
+        return listed
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); copy the folder again") from error
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    found.pop(NAME, None)
+    return found
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
