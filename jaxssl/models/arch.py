@@ -36,12 +36,15 @@ class Waveform:
             the channels of every frame after every convolution (Large, X-Large).
         bias: whether the convolutions have a bias.
         normalize: whether each utterance is brought to zero mean and unit variance first.
+        gradient_scale: factor on the gradient that reaches the convolutions in training (fairseq's
+            `feature_grad_mult`); 0 freezes them.
     """
 
     convs: tuple[Conv, ...] = HUBERT_CONVS
     norm: Literal["group", "layer"] = "group"
     bias: bool = False
     normalize: bool = False
+    gradient_scale: float = 1.0
     kind: Literal["waveform"] = "waveform"
 
     @property
@@ -178,7 +181,7 @@ class Arch:
 def hubert_base() -> Arch:
     """Return HuBERT Base: 12 layers of 768, group norm, post-LN (Hsu et al. 2021, table 1)."""
     return Arch(
-        front=Waveform(),
+        front=Waveform(gradient_scale=0.1),
         width=768,
         head_dim=64,
         layers=(Layer(12, 3072),) * 12,

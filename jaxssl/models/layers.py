@@ -6,6 +6,7 @@ float32. Shapes use `batch`, `time` (frames), `width`. `rngs` is None in evaluat
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,23 @@ def convolve(x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, in
         dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=groups,
     )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scale_gradient(x: Array, scale: float) -> Array:
+    """Return `x`; what flows back through it is multiplied by `scale`."""
+    return x
+
+
+def _scale_forward(x: Array, scale: float) -> tuple[Array, None]:
+    return x, None
+
+
+def _scale_backward(scale: float, _: None, gradient: Array) -> tuple[Array]:
+    return (scale * gradient,)
+
+
+scale_gradient.defvjp(_scale_forward, _scale_backward)
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -267,7 +285,7 @@ class Extractor(nnx.Module):
     """HuBERT's front end: the convolutions and the norm of their output."""
 
     def __init__(self, front: Waveform, *, rngs: nnx.Rngs):
-        self.specs = front.convs
+        self.specs, self.gradient_scale = front.convs, front.gradient_scale
         self.convs = nnx.List([ConvLayer(front, i, rngs=rngs) for i in range(len(front.convs))])
         self.norm = LayerNorm(front.size, rngs=rngs)
 
@@ -277,6 +295,7 @@ class Extractor(nnx.Module):
         for spec, conv in zip(self.specs, self.convs, strict=True):
             lengths = None if lengths is None else (lengths - spec.kernel) // spec.stride + 1
             x = conv(x, lengths)
+        x = scale_gradient(x, self.gradient_scale)
         return x, self.norm(x)
 
 

@@ -4,9 +4,10 @@
 and a nested dict of arrays. For every arch, `describe(arch, init(arch, key)) == arch`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, Literal
 
 import jax
@@ -32,6 +33,7 @@ from jaxssl.models.layers import (
 
 Params = dict[str, Any]
 Padding = Literal["independent", "fairseq", "transformers"]
+Stack = Literal["unroll", "scan", "remat"]
 
 
 @jax.tree_util.register_dataclass
@@ -117,11 +119,12 @@ class Model(nnx.Module):
         rngs: nnx.Rngs | None,
         dtype: jnp.dtype,
         padding: Padding,
+        stack: Stack,
     ) -> Output:
         extracted, x, lengths = self.featurise(inputs, lengths, dtype, padding)
         valid = None if lengths is None else frame_mask(lengths, x.shape[1])
         features = self.embed(x, valid, mask, rngs)
-        hidden = self.encode(features, valid, rngs)
+        hidden = self.encode(features, valid, rngs, stack)
         last = self.norm(hidden[-1]) if self.arch.norm_first else hidden[-1]
         logits = self.head(last) if self.arch.head else None
         if lengths is None:
@@ -155,21 +158,53 @@ class Model(nnx.Module):
             x = jnp.where(mask[..., None], self.mask_embedding[...].astype(x.dtype)[None, None], x)
         return x if valid is None else jnp.where(valid[..., None], x, jnp.zeros_like(x))
 
-    def encode(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None) -> tuple[Array, ...]:
+    def encode(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, stack: Stack) -> tuple[Array, ...]:
         """Run the Transformer stack: its input and every layer's output."""
         x = x + self.position(x)
         if not self.arch.norm_first:
             x = self.norm(x)
         hidden = [dropout(x, self.arch.dropout.hidden, rngs)]
-        for layer in self.layers:
-            hidden.append(self.layer_drop(hidden[-1], layer(hidden[-1], valid, rngs), rngs))
+        keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
+        start = 0
+        for _, run in groupby(self.arch.layers):
+            end = start + len(list(run))
+            layers, mine = self.layers[start:end], None if keys is None else keys[start:end]
+            outputs = self.run_layers(layers, hidden[-1], valid, mine, stack)
+            hidden, start = [*hidden, *outputs], end
         return tuple(hidden)
 
-    def layer_drop(self, before: Array, after: Array, rngs: nnx.Rngs | None) -> Array:
-        """Skip a whole layer at random in training (LayerDrop, Fan et al. 2020)."""
-        if rngs is None or self.arch.dropout.layer == 0.0:
+    def run_layers(
+        self, layers: Sequence[TransformerLayer], x: Array, valid: Array | None, keys: Array | None, stack: Stack
+    ) -> list[Array]:
+        """Run equal layers one after the other and return each one's output.
+
+        One program for all of them (`scan`) compiles faster; with rematerialisation inside, a gradient keeps one
+        (batch, time, width) array per layer and computes the rest again.
+        """
+        if stack == "unroll" or len(layers) == 1:
+            outputs = []
+            for i, layer in enumerate(layers):
+                x = self.run_layer(layer, x, valid, None if keys is None else keys[i])
+                outputs.append(x)
+            return outputs
+        graph = nnx.graphdef(layers[0])
+        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(layer) for layer in layers])
+
+        def body(x: Array, each: tuple[Any, Array | None]) -> tuple[Array, Array]:
+            state, key = each
+            x = self.run_layer(nnx.merge(graph, state), x, valid, key)
+            return x, x
+
+        _, outputs = jax.lax.scan(jax.checkpoint(body) if stack == "remat" else body, x, (states, keys))
+        return list(outputs)
+
+    def run_layer(self, layer: TransformerLayer, x: Array, valid: Array | None, key: Array | None) -> Array:
+        """Run one layer; in training it is skipped at random (LayerDrop, Fan et al. 2020)."""
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        after, rate = layer(x, valid, rngs), self.arch.dropout.layer
+        if rngs is None or rate == 0.0:
             return after
-        return jnp.where(jax.random.bernoulli(rngs.dropout(), self.arch.dropout.layer), before, after)
+        return jnp.where(jax.random.bernoulli(rngs.dropout(), rate), x, after)
 
 
 def init(arch: Arch, key: Array) -> Params:
@@ -199,6 +234,7 @@ def apply(
     key: Array | None = None,
     dtype: Any = jnp.float32,
     padding: Padding = "independent",
+    stack: Stack = "unroll",
 ) -> Output:
     """Run the model.
 
@@ -213,6 +249,8 @@ def apply(
         padding: "independent": what stands beside an utterance never changes its output. "fairseq" and
             "transformers" reproduce what these do in a padded batch: Base's group norm runs over the padding, and
             fairseq also counts frames by dividing the padded length.
+        stack: how consecutive equal layers run: each written out; as one scanned program; or scanned and computed
+            again in the backward pass ("remat"), which needs the least memory. The values are the same.
 
     Raises:
         InputError: `params` or `inputs` do not fit `arch`; the message names the first path that differs.
@@ -221,7 +259,7 @@ def apply(
     inputs = _checked(arch, inputs)
     rngs = None if key is None else nnx.Rngs(dropout=key)
     model = _restore(arch, params)
-    return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding)
+    return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)
 
 
 def map_inputs(
@@ -241,7 +279,9 @@ def map_inputs(
     maps = {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, Dense)}
     for dense in maps.values():
         dense.listening = True
-    out = model(inputs, lengths, mask=None, rngs=None, dtype=jnp.dtype(jnp.float32), padding="independent")
+    out = model(
+        inputs, lengths, mask=None, rngs=None, dtype=jnp.dtype(jnp.float32), padding="independent", stack="unroll"
+    )
     return {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}, out.lengths
 
 

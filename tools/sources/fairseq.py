@@ -139,6 +139,7 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], head: CosineHead | 
             norm="layer" if settings.get("extractor_mode", str) == "layer_norm" else "group",
             bias=settings.get("conv_bias", bool),
             normalize=settings.get("normalize", bool, False),
+            gradient_scale=settings.get("feature_grad_mult", float, 1.0),
         ),
         width=settings.positive("encoder_embed_dim"),
         head_dim=head_dim,
