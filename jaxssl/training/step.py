@@ -1,0 +1,169 @@
+"""One update: a loss differentiated through a view of the parameters, an optax optimiser, and nothing else.
+
+`view` is how the loss sees the parameters: masks, gates, truncation, fake quantisation. What it needs and training
+does not change travels in `State.held`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxssl.models.arch import Arch
+from jaxssl.models.model import Output, Params, Stack, apply
+from jaxssl.training.losses import Sums
+from jaxssl.training.optimizer import skipped
+
+Arrays = Mapping[str, Array]  # inputs, lengths, labels, mask; as `jaxssl.data.batches.Batch` names them
+Loss = Callable[[Output, Array, Array], tuple[Array, Sums]]
+View = Callable[[Any, Any], Params]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """All that training changes.
+
+    Attributes:
+        step: updates done, () int32; skipped ones count.
+        batches: batches seen, () int32; more than updates when gradients are accumulated.
+        params: float32 parameters.
+        optimizer: optax's state.
+        key: raw random key, from which each batch's randomness is derived; it never changes.
+        held: arrays that the view needs and the optimiser leaves alone.
+    """
+
+    step: Array
+    batches: Array
+    params: Any
+    optimizer: Any
+    key: Array
+    held: Any = ()
+
+
+def start(params: Any, optimizer: optax.GradientTransformation, *, seed: int, held: Any = ()) -> State:
+    """Return the state before the first update; `params` are copied, because updates reuse their memory."""
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    zero = jnp.zeros((), jnp.int32)
+    with jax.numpy_dtype_promotion("standard"):
+        return State(zero, zero.copy(), params, optimizer.init(params), jax.random.key_data(jax.random.key(seed)), held)
+
+
+def as_seen(params: Any, held: Any) -> Params:
+    """Show the loss the parameters as they are."""
+    return params
+
+
+@dataclass(frozen=True)
+class Step:
+    """The programs of one update; `make_step` builds them.
+
+    Attributes:
+        whole: gradient and update in one, for a single batch.
+        gradient: one batch's share of an accumulated gradient.
+        update: the update with an accumulated gradient.
+    """
+
+    whole: Callable[[State, Arrays], tuple[State, Sums]]
+    gradient: Callable[[State, Arrays, Any, float], tuple[Any, Sums]]
+    update: Callable[[State, Any, int], tuple[State, Sums]]
+
+    def __call__(self, state: State, batches: Sequence[Arrays]) -> tuple[State, Sums]:
+        """Update once with the mean gradient of `batches`; return the new state and what the loss reports.
+
+        The memory of `state` is reused: it cannot be read afterwards.
+        """
+        if len(batches) == 1:
+            return self.whole(state, batches[0])
+        gradient: Any = jax.tree.map(jnp.zeros_like, state.params)
+        total: Sums = {}
+        for i, batch in enumerate(batches):
+            seen = replace(state, batches=state.batches + i)
+            gradient, sums = self.gradient(seen, batch, gradient, 1 / len(batches))
+            total = {name: _added(total.get(name), pair) for name, pair in sums.items()}
+        state, more = self.update(state, gradient, len(batches))
+        return state, total | more
+
+
+def make_step(
+    arch: Arch,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    view: View = as_seen,
+    dtype: Any = jnp.float32,
+    stack: Stack = "unroll",
+    shardings: State | None = None,
+) -> Step:
+    """Build the update `params ← optimizer(∇ loss(apply(arch, view(params), batch)))`.
+
+    Args:
+        arch: of the parameters that `view` returns.
+        loss: of the model's output, labels and mask.
+        optimizer: any optax transformation, non-finite gradients skipped (`Optimizer.build`).
+        view: how the loss sees the parameters.
+        dtype: of the computation; parameters, gradients and moments stay float32.
+        stack: see `apply`.
+        shardings: where the state lives, when it is spread over devices.
+    """
+
+    def value(params: Any, state: State, batch: Arrays) -> tuple[Array, Sums]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.batches)
+        seen = view(params, state.held)
+        output = apply(
+            arch, seen, batch["inputs"], batch["lengths"], mask=batch["mask"], key=key, dtype=dtype, stack=stack
+        )
+        return loss(output, batch["labels"], batch["mask"])
+
+    def gradient(state: State, batch: Arrays, total: Any, share: float) -> tuple[Any, Sums]:
+        found, sums = jax.grad(value, has_aux=True)(state.params, state, batch)
+        return jax.tree.map(lambda t, g: t + share * g, total, found), sums
+
+    def update(state: State, found: Any, batches: int) -> tuple[State, Sums]:
+        one = jnp.ones((), jnp.float32)
+        with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies integers and floats
+            updates, optimizer_state = optimizer.update(found, state.optimizer, state.params)
+        after = replace(
+            state,
+            step=state.step + 1,
+            batches=state.batches + batches,
+            params=optax.apply_updates(state.params, updates),
+            optimizer=optimizer_state,
+        )
+        total, _ = skipped(optimizer_state)
+        return after, {"gradient_norm": (optax.tree.norm(found), one), "skipped": (total.astype(jnp.float32), one)}
+
+    def whole(state: State, batch: Arrays) -> tuple[State, Sums]:
+        found, sums = jax.grad(value, has_aux=True)(state.params, state, batch)
+        after, more = update(state, found, 1)
+        return after, sums | more
+
+    out = None if shardings is None else (shardings, None)
+    total = None if shardings is None else (shardings.params, None)
+    return Step(
+        whole=jax.jit(whole, donate_argnums=0, out_shardings=out),
+        gradient=jax.jit(gradient, donate_argnums=2, out_shardings=total),
+        update=jax.jit(update, donate_argnums=0, static_argnums=2, out_shardings=out),
+    )
+
+
+def make_evaluation(
+    arch: Arch, loss: Loss, *, view: View = as_seen, dtype: Any = jnp.float32
+) -> Callable[[Any, Any, Arrays], Sums]:
+    """Build `evaluate(params, held, batch) -> sums`, without dropout."""
+
+    @jax.jit
+    def evaluate(params: Any, held: Any, batch: Arrays) -> Sums:
+        seen = view(params, held)
+        output = apply(arch, seen, batch["inputs"], batch["lengths"], mask=batch["mask"], dtype=dtype)
+        return loss(output, batch["labels"], batch["mask"])[1]
+
+    return evaluate
+
+
+def _added(one: tuple[Array, Array] | None, two: tuple[Array, Array]) -> tuple[Array, Array]:
+    return two if one is None else (one[0] + two[0], one[1] + two[1])

@@ -1,0 +1,182 @@
+"""One update follows the study's own, whatever way the stack is run, and survives what is not finite."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from compress.address import flatten
+from compress.errors import InputError
+from jaxssl.models.arch import Dropout
+from jaxssl.models.model import apply, init
+from jaxssl.training.losses import MaskedPrediction, means
+from jaxssl.training.optimizer import Optimizer
+from jaxssl.training.step import make_evaluation, make_step, start
+from tests.archs import MEL, noise
+from tests.training import golden
+from tools.convert_torch import read
+
+STILL = replace(MEL, dropout=Dropout(0.0, 0.0))
+LOSS = MaskedPrediction((11,))
+
+
+def batch(key, *, rows=2, frames=30):
+    inputs = noise(MEL, key, batch=rows, frames=frames)
+    labels = jax.random.randint(key, (rows, frames), 0, 11)
+    mask = jax.random.bernoulli(key, 0.5, (rows, frames))
+    return {"inputs": inputs, "lengths": jnp.full(rows, frames), "labels": labels, "mask": mask}
+
+
+def test_the_studys_pretraining_run_is_followed(shared):
+    """Eight updates of two batches each: same data, masks and settings, dropout 0."""
+    folder = shared / "melhubert"
+    converted = read(folder / "ckpt/tiny20.ckpt")
+    arch = replace(converted.arch, dropout=Dropout(0.0, 0.0))
+    trace = json.loads((folder / "pretrain20/trace.json").read_text())
+    stored, masks = np.load(folder / "mini/batches-20ms-bs2.npz"), np.load(folder / "pretrain20/masks.npz")
+    optimizer = Optimizer(learning_rate=1e-3, clip=0.5).build()
+    step, state = make_step(arch, MaskedPrediction((32,)), optimizer), start(converted.params, optimizer, seed=0)
+    order = iter(enumerate(trace["batch_index"]))
+    for number, (loss, norm) in enumerate(zip(trace["loss"], trace["grad_norm"], strict=True)):
+        pair = []
+        for i, index in islice(order, 2):
+            inputs, lengths, labels = golden.batch(stored, index)
+            mask = jnp.asarray(masks[f"mask_{i:03d}"])
+            pair.append({"inputs": inputs, "lengths": lengths, "labels": labels, "mask": mask})
+        state, sums = step(state, pair)
+        found = means(sums)
+        np.testing.assert_allclose(found["loss"], loss, rtol=1e-4, err_msg=f"update {number}")
+        np.testing.assert_allclose(found["gradient_norm"], norm, rtol=1e-3, err_msg=f"update {number}")
+    last = read(folder / "pretrain20/last-step.ckpt").params
+    for path, leaf in flatten(state.params).items():
+        if not path.endswith("/k/bias"):
+            np.testing.assert_allclose(leaf, flatten(last)[path], rtol=0, atol=3e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("stack", ["scan", "remat"])
+def test_the_way_the_stack_runs_changes_nothing(key, stack):
+    """With dropout on: the same random bits, the same gradients."""
+    params, data = init(MEL, key), batch(key)
+
+    def value(params, stack):
+        output = apply(MEL, params, data["inputs"], mask=data["mask"], key=key, stack=stack)
+        return LOSS(output, data["labels"], data["mask"])[0], output.hidden
+
+    run = jax.jit(jax.value_and_grad(value, has_aux=True), static_argnums=1)
+    (loss, hidden), gradients = run(params, "unroll")
+    (same, also), others = run(params, stack)
+    np.testing.assert_allclose(loss, same, rtol=1e-6)
+    np.testing.assert_allclose(np.stack(hidden), np.stack(also), rtol=0, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, others)
+
+
+def test_rematerialisation_lowers_memory(key):
+    arch = replace(MEL, layers=MEL.layers[:1] * 8)
+    params, data = jax.eval_shape(lambda: init(arch, key)), batch(key, frames=200)
+
+    def temporaries(stack):
+        def value(params):
+            return apply(arch, params, data["inputs"], mask=data["mask"], key=key, stack=stack).logits.sum()
+
+        return jax.jit(jax.grad(value)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries("remat") < 0.5 * temporaries("scan")
+
+
+def test_accumulation_is_one_large_batch(key):
+    params, data = init(STILL, key), batch(key, rows=4)
+    data["mask"] = jnp.tile(data["mask"][:1], (4, 1))  # as many masked frames in every part
+    optimizer = Optimizer(learning_rate=0.01).build()
+    step = make_step(STILL, LOSS, optimizer)
+    parts = [{name: rows[i : i + 2] for name, rows in data.items()} for i in (0, 2)]
+    one, sums = step(start(params, optimizer, seed=0), [data])
+    two, also = step(start(params, optimizer, seed=0), parts)
+    assert (int(one.step), int(two.step)) == (1, 1)
+    assert (int(one.batches), int(two.batches)) == (1, 2)
+    np.testing.assert_allclose(means(sums)["loss"], means(also)["loss"], rtol=1e-5)
+    for path, leaf in flatten(one.params).items():
+        if not path.endswith("/k/bias"):
+            np.testing.assert_allclose(leaf, flatten(two.params)[path], rtol=0, atol=2e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_gradient_that_is_not_finite_changes_nothing(key, parts):
+    params, data = init(STILL, key), batch(key)
+    optimizer = Optimizer(learning_rate=0.01).build()
+    step = make_step(STILL, LOSS, optimizer)
+    broken = data | {"inputs": data["inputs"].at[0, 0, 0].set(jnp.nan)}
+    state, sums = step(start(params, optimizer, seed=0), [broken, data][:parts])
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    assert means(sums)["skipped"] == 1
+    state, sums = step(state, [data] * parts)
+    assert np.isfinite(means(sums)["loss"])
+    assert int(state.step) == 2
+    assert not np.array_equal(state.params["project"]["kernel"], params["project"]["kernel"])
+
+
+def test_the_view_is_what_the_loss_sees(key):
+    """A masked entry has no gradient and keeps its value; the optimiser knows nothing of it."""
+    params, data = init(STILL, key), batch(key)
+    mask = jax.tree.map(jnp.ones_like, params)
+    mask["project"]["kernel"] = mask["project"]["kernel"].at[0].set(0.0)
+    optimizer = Optimizer(learning_rate=0.01).build()
+    step = make_step(STILL, LOSS, optimizer, view=lambda params, held: jax.tree.map(jnp.multiply, params, held))
+    state, _ = step(start(params, optimizer, seed=0, held=mask), [data])
+    np.testing.assert_array_equal(state.params["project"]["kernel"][0], params["project"]["kernel"][0])
+    assert not np.array_equal(state.params["project"]["kernel"][1], params["project"]["kernel"][1])
+
+
+def test_randomness_follows_the_seed_and_the_batch(key):
+    params, data = init(MEL, key), batch(key)
+    optimizer = Optimizer(learning_rate=0.0).build()
+    step = make_step(MEL, LOSS, optimizer)
+
+    def losses(seed):
+        state, found = start(params, optimizer, seed=seed), []
+        for _ in range(2):
+            state, sums = step(state, [data])
+            found.append(means(sums)["loss"])
+        return found
+
+    assert losses(1) == losses(1)
+    assert losses(1) != losses(2)
+    assert losses(1)[0] != losses(1)[1]
+
+
+def test_bfloat16_keeps_float32_parameters(key):
+    params, data = init(STILL, key), batch(key)
+    optimizer = Optimizer(learning_rate=0.01).build()
+    state, sums = make_step(STILL, LOSS, optimizer, dtype=jnp.bfloat16)(start(params, optimizer, seed=0), [data])
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, sums))} == {jnp.dtype("float32")}
+    _, exact = make_step(STILL, LOSS, optimizer)(start(params, optimizer, seed=0), [data])
+    np.testing.assert_allclose(means(sums)["loss"], means(exact)["loss"], rtol=0.02)
+
+
+def test_evaluation_drops_nothing(key):
+    params, data = init(MEL, key), batch(key)
+    evaluate = make_evaluation(MEL, LOSS)
+    assert means(evaluate(params, (), data)) == means(evaluate(params, (), data))
+
+
+def test_schedules():
+    rate = Optimizer(learning_rate=1.0, warmup=10, decay="linear", steps=30).schedule()
+    np.testing.assert_allclose([rate(i) for i in (0, 5, 10, 20, 30)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
+    rate = Optimizer(learning_rate=1.0, decay="cosine", steps=30).schedule()
+    np.testing.assert_allclose([rate(i) for i in (0, 15, 30)], [1, 0.5, 0], atol=1e-6)
+    assert Optimizer(learning_rate=0.3).schedule()(12345) == 0.3
+    with pytest.raises(InputError, match="ends at update 5, the warm-up at 10"):
+        Optimizer(warmup=10, decay="linear", steps=5).schedule()
+
+
+def test_adamw_decays_weights():
+    params = {"w": jnp.ones(3)}
+    for kind, expected in (("adam", 1.0), ("adamw", 0.9)):
+        optimizer = Optimizer(kind=kind, learning_rate=0.1, weight_decay=1.0).build()
+        with jax.numpy_dtype_promotion("standard"):
+            updates, _ = optimizer.update({"w": jnp.zeros(3)}, optimizer.init(params), params)
+        np.testing.assert_allclose(optax.apply_updates(params, updates)["w"], expected)
