@@ -197,33 +197,6 @@ class TransformerLayer(nnx.Module):
         return self.ffn_norm(x + feed(x))
 
 
-class Position(nnx.Module):
-    """The grouped convolution that tells frames where they are, weight-normalised with one gain per tap.
-
-    The convolution runs with `gain · kernel / ‖kernel‖`, the norm over the two other axes (wav2vec 2.0, §2).
-    """
-
-    def __init__(self, arch: Arch, *, rngs: nnx.Rngs):
-        taps, groups, width = arch.position_kernel, arch.position_groups, arch.width
-        self.groups = groups
-        deviation = math.sqrt(4 / (taps * width))
-        self.kernel = nnx.Param(initializers.normal(deviation)(rngs.params(), (taps, width // groups, width)))
-        self.gain = nnx.Param(jnp.sqrt((self.kernel[...] ** 2).sum((1, 2))))
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def weight(self) -> Array:
-        """Return the normalised kernel, (taps, width / groups, width)."""
-        kernel = self.kernel[...]
-        scale = self.gain[...] / jnp.sqrt((kernel**2).sum((1, 2)))
-        return kernel * scale[:, None, None]
-
-    def __call__(self, x: Array) -> Array:
-        """Convolve `x: (batch, time, width)`; an even kernel sees one frame more of the past than of the future."""
-        taps = self.kernel.shape[0]
-        y = convolve(x, self.weight(), padding=(taps // 2, (taps - 1) // 2), groups=self.groups)
-        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
-
-
 class TimeNorm(nnx.Module):
     """Normalise each channel over time: GroupNorm with as many groups as channels."""
 

@@ -1,0 +1,86 @@
+"""The grouped convolution that tells frames where they are, and a faster way to compute it on CPUs."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.nn import initializers
+
+from jaxssl.models.arch import Arch
+from jaxssl.models.layers import convolve, gelu
+
+WORTH = 1000  # frames of a batch from which the transforms of the kernel are paid back
+
+
+class Position(nnx.Module):
+    """The grouped convolution that tells frames where they are, weight-normalised with one gain per tap.
+
+    The convolution runs with `gain · kernel / ‖kernel‖`, the norm over the two other axes (wav2vec 2.0, §2).
+    """
+
+    def __init__(self, arch: Arch, *, rngs: nnx.Rngs):
+        taps, groups, width = arch.position_kernel, arch.position_groups, arch.width
+        self.groups = groups
+        deviation = math.sqrt(4 / (taps * width))
+        self.kernel = nnx.Param(initializers.normal(deviation)(rngs.params(), (taps, width // groups, width)))
+        self.gain = nnx.Param(jnp.sqrt((self.kernel[...] ** 2).sum((1, 2))))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def weight(self) -> Array:
+        """Return the normalised kernel, (taps, width / groups, width)."""
+        kernel = self.kernel[...]
+        scale = self.gain[...] / jnp.sqrt((kernel**2).sum((1, 2)))
+        return kernel * scale[:, None, None]
+
+    def __call__(self, x: Array) -> Array:
+        """Convolve `x: (batch, time, width)`; an even kernel sees one frame more of the past than of the future."""
+        taps = self.kernel.shape[0]
+        pads = taps // 2, (taps - 1) // 2
+        if pays(x.shape[0] * x.shape[1]):
+            y = overlap_save(x, self.weight(), padding=pads, groups=self.groups)
+        else:
+            y = convolve(x, self.weight(), padding=pads, groups=self.groups)
+        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+
+
+def pays(frames: int) -> bool:
+    """Tell whether the Fourier transform beats XLA's grouped convolution for a batch of that many frames.
+
+    Measured on two CPU cores with AVX-512: the gradient of 8 × 375 frames of width 256 takes 37 ms instead of 1,600
+    (XLA's CPU code for a grouped kernel's gradient is a plain loop), the forward pass of 4 × 750 frames of width 768
+    190 ms instead of 400, but that of 1 × 250 frames 100 ms instead of 45. GPUs and TPUs have fast convolutions.
+    """
+    return jax.default_backend() == "cpu" and frames >= WORTH
+
+
+def overlap_save(x: Array, kernel: Array, *, padding: tuple[int, int], groups: int) -> Array:
+    """Convolve as `layers.convolve` does, by overlapping blocks in the frequency domain (overlap-save).
+
+    Each block of n frames gives n − taps + 1 valid ones: y = irfft(rfft(block) · rfft(reversed kernel)).
+
+    Args:
+        x: (batch, time, in).
+        kernel: (taps, in / groups, out).
+        padding: zeros before and after; their sum is taps − 1, so that time stays.
+        groups: of channels.
+    """
+    taps, each, outputs = kernel.shape
+    batch, time, _ = x.shape
+    size = _block(taps)
+    hop = size - taps + 1
+    count = -(-time // hop)
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (padding[0], count * hop + taps - 1 - time - padding[0]), (0, 0)))
+    blocks = padded[:, np.arange(count)[:, None] * hop + np.arange(size)[None, :]]
+    spectrum = jnp.fft.rfft(blocks, axis=2).reshape(batch * count, -1, groups, each)
+    filters = jnp.fft.rfft(kernel[::-1], n=size, axis=0).reshape(-1, each, groups, outputs // groups)
+    product = jnp.einsum("mfgi,figo->mfgo", spectrum, filters).reshape(batch, count, -1, outputs)
+    y = jnp.fft.irfft(product, n=size, axis=2)[:, :, taps - 1 :]
+    return y.reshape(batch, count * hop, outputs)[:, :time].astype(x.dtype)
+
+
+def _block(taps: int) -> int:
+    """Choose a transform length: 256 where that leaves half of it valid, at least 4 taps long below, 2 above."""
+    return 1 << math.ceil(math.log2(max(2 * taps, min(4 * taps, 256))))
