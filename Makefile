@@ -31,7 +31,7 @@ format: $(VENV)/.tested  ## format the code
 
 # PyTorch's default build for Linux brings gigabytes of CUDA; point pip at a CPU index to avoid that.
 torch: $(VENV)/.tested  ## add PyTorch and transformers for the parity tests
-	$(PIP) torch==2.13.0 -e '.[test,torch]'
+	$(PIP) torch==2.13.0 -e '.[espeak,test,torch]'
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info build
@@ -42,9 +42,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
-	$(PIP) -e .
+	$(PIP) -e '.[espeak]'
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[espeak,test]'
 	@touch $@
