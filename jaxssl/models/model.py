@@ -24,12 +24,12 @@ from jaxssl.models.layers import (
     Dense,
     Extractor,
     LayerNorm,
+    Position,
     TransformerLayer,
     dropout,
     frame_mask,
     uniform_init,
 )
-from jaxssl.models.position import Position
 
 Params = dict[str, Any]
 Padding = Literal["independent", "fairseq", "transformers"]

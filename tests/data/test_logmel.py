@@ -7,7 +7,7 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.data.audio import read
-from jaxssl.data.batches import pad
+from jaxssl.data.padding import pad
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import Stats, collect, load_stats, logmel, normalize, stack, stats_bytes
 from jaxssl.models.arch import LogMel

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxssl.models.fourier import overlap_save
 from jaxssl.models.layers import convolve
-from jaxssl.models.position import overlap_save
 
 CASES = [(1, 40, 8, 2, 7), (3, 70, 12, 4, 8), (2, 300, 16, 1, 128), (1, 5, 8, 8, 64), (2, 257, 6, 3, 1)]
 

@@ -1,49 +1,13 @@
-"""The grouped convolution that tells frames where they are, and a faster way to compute it on CPUs."""
+"""Long grouped convolutions in the frequency domain, where that is faster."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
-from jax.nn import initializers
-
-from jaxssl.models.arch import Arch
-from jaxssl.models.layers import convolve, gelu
 
 WORTH = 1000  # frames of a batch from which the transforms of the kernel are paid back
-
-
-class Position(nnx.Module):
-    """The grouped convolution that tells frames where they are, weight-normalised with one gain per tap.
-
-    The convolution runs with `gain · kernel / ‖kernel‖`, the norm over the two other axes (wav2vec 2.0, §2).
-    """
-
-    def __init__(self, arch: Arch, *, rngs: nnx.Rngs):
-        taps, groups, width = arch.position_kernel, arch.position_groups, arch.width
-        self.groups = groups
-        deviation = math.sqrt(4 / (taps * width))
-        self.kernel = nnx.Param(initializers.normal(deviation)(rngs.params(), (taps, width // groups, width)))
-        self.gain = nnx.Param(jnp.sqrt((self.kernel[...] ** 2).sum((1, 2))))
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def weight(self) -> Array:
-        """Return the normalised kernel, (taps, width / groups, width)."""
-        kernel = self.kernel[...]
-        scale = self.gain[...] / jnp.sqrt((kernel**2).sum((1, 2)))
-        return kernel * scale[:, None, None]
-
-    def __call__(self, x: Array) -> Array:
-        """Convolve `x: (batch, time, width)`; an even kernel sees one frame more of the past than of the future."""
-        taps = self.kernel.shape[0]
-        pads = taps // 2, (taps - 1) // 2
-        if pays(x.shape[0] * x.shape[1]):
-            y = overlap_save(x, self.weight(), padding=pads, groups=self.groups)
-        else:
-            y = convolve(x, self.weight(), padding=pads, groups=self.groups)
-        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
 
 
 def pays(frames: int) -> bool:
