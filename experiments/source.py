@@ -12,9 +12,9 @@ from compress.errors import InputError
 from experiments.cli import follow
 from jaxssl.calibration import Batch
 from jaxssl.data.audio import SAMPLE_RATE, find, read, resampling_notes
-from jaxssl.data.batches import pad
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import Stats, collect, load_stats, logmel
+from jaxssl.data.padding import pad
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Arch, LogMel, melhubert
 from jaxssl.models.model import Params, init

@@ -7,9 +7,9 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.data.audio import read
-from jaxssl.data.padding import pad
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import Stats, collect, load_stats, logmel, normalize, stack, stats_bytes
+from jaxssl.data.padding import pad
 from jaxssl.models.arch import LogMel
 
 UTTERANCES = ("100-121669-0000", "1001-134707-0000")

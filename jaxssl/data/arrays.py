@@ -1,0 +1,60 @@
+"""Arrays on disk: .npy files mapped into memory, rows of unequal length in one of them, files written whole."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from compress.errors import InputError
+
+
+class Rows(Protocol):
+    """Arrays of unequal length, one an utterance."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Rows that lie one after the other in one (memory-mapped) array: row i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int, /) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Map a .npy file into memory.
+
+    Raises:
+        InputError: it is missing or is not an array.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npy array ({error}); make it again") from error
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file so that it appears whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    os.replace(part, path)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)

@@ -1,0 +1,246 @@
+"""k-means by its laws and fairseq's own results, quality on cases that can be worked out, rates that do not fit."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from jaxssl.data import corpora
+from jaxssl.data.audio import read
+from jaxssl.data.labels import assign, at_period, check_rates, cluster, fit, trim
+from jaxssl.data.manifest import Segment
+from jaxssl.data.mfcc import differences, mfcc
+from jaxssl.data.prepared import Labels
+from jaxssl.data.quality import entropy, frame_phones, phone_names, phone_quality, quality
+
+RNG = np.random.default_rng(0)
+
+
+def blobs(count, *, clusters=5, size=3, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = 20 * np.eye(clusters, size) + 5 * np.arange(clusters)[:, None]
+    true = rng.integers(clusters, size=count)
+    return (centres[true] + 0.1 * rng.normal(size=(count, size))).astype(np.float32), true
+
+
+def labels(*rows, period=10, clusters=9, name="x"):
+    return Labels(name, clusters, period, tuple(np.array(row, np.int16) for row in rows))
+
+
+def corpus(*lengths, phones=()):
+    utterances = [SimpleNamespace(id=f"u{i}", phones=p) for i, p in enumerate(phones or [()] * len(lengths))]
+    return Fake(np.array(lengths), SimpleNamespace(utterances=utterances))
+
+
+class Fake:
+    """What `check_rates` and `phone_quality` look at."""
+
+    period_ms = 10
+
+    def __init__(self, lengths, manifest):
+        self.lengths, self.manifest = lengths, manifest
+
+    def __len__(self):
+        return len(self.lengths)
+
+
+def test_mfcc_is_fairseq_s(shared):
+    folder = shared / "fairseq/kmeans"
+    known = {u.id: u.path for u in corpora.read(shared / "speech/librispeech_train_clean_251").utterances}
+    ids = [line.split(".flac")[0] for line in (folder / "valid.tsv").read_text().splitlines()[1:]]
+    mine = [mfcc(read(known[i]).samples) for i in ids]
+    assert [len(x) for x in mine] == [int(n) for n in (folder / "valid.mfcc39.len").read_text().split()]
+    np.testing.assert_allclose(np.concatenate(mine), np.load(folder / "valid.mfcc39.npy"), atol=1e-3, rtol=0)
+    found = assign(np.concatenate(mine), np.load(folder / "mfcc_km50.centers.npy"))[0]
+    assert found.tolist() == [int(n) for n in (folder / "valid.mfcc_km50.km").read_text().split()]
+
+
+@pytest.mark.parametrize("name", ["mfcc39:mfcc_km50", "hubL2:hubert_base_tiny_L2_km40"])
+def test_assignment_is_fairseq_s(shared, name):
+    folder, (features, centres) = shared / "fairseq/kmeans", name.split(":")
+    golden = (folder / f"valid.{'mfcc_km50' if 'mfcc' in name else 'hubL2_km40'}.km").read_text().split()
+    found, _ = assign(np.load(folder / f"valid.{features}.npy"), np.load(folder / f"{centres}.centers.npy"))
+    assert found.tolist() == [int(n) for n in golden]
+
+
+def test_differences_of_a_line_are_its_slope():
+    x = 3 * np.arange(20.0)[:, None] + np.array([[1.0, 2.0]])
+    np.testing.assert_allclose(differences(x)[2:-2], 3)
+    np.testing.assert_allclose(differences(np.ones((4, 2))), 0)
+    np.testing.assert_allclose(differences(x[:1]), 0)
+
+
+def test_mfcc_frames_and_refusals():
+    speech = RNG.normal(size=16000)
+    assert mfcc(speech[:400]).shape == (1, 39)
+    assert mfcc(speech[:560]).shape == (2, 39)
+    for bad in (speech[:399], speech[None]):
+        with pytest.raises(InputError, match="MFCC need"):
+            mfcc(bad)
+
+
+def test_assignment_is_the_nearest_centre():
+    frames, centres = RNG.normal(size=(9000, 6)).astype(np.float32), RNG.normal(size=(11, 6)).astype(np.float32)
+    found, distances = assign(frames, centres)
+    every = np.square(frames[:, None].astype(np.float64) - centres[None]).sum(-1)
+    np.testing.assert_array_equal(found, every.argmin(1))
+    np.testing.assert_allclose(distances, every.min(1), rtol=1e-5)
+    assert assign(centres, centres)[0].tolist() == list(range(11))
+    assert assign(centres[:1], centres[[0, 0, 0]])[0].tolist() == [0]
+    assert assign(frames[:0], centres)[0].shape == (0,)
+    with pytest.raises(InputError, match="centres of 5"):
+        assign(frames, centres[:, :5])
+
+
+def test_separate_groups_are_found_and_seeds_repeat():
+    frames, true = blobs(3000)
+    rows = np.split(frames, [100, 1000, 1500])
+    found = cluster(lambda i: rows[i], 4, clusters=5, seed=3)
+    got = np.concatenate(found.rows)
+    assert len({(a, b) for a, b in zip(true.tolist(), got.tolist(), strict=True)}) == 5
+    assert found.inertia == pytest.approx(3 * 0.1**2, rel=0.1)
+    assert found.fitted == 3000
+    again = cluster(lambda i: rows[i], 4, clusters=5, seed=3)
+    np.testing.assert_array_equal(found.centres, again.centres)
+    assert found.inertia == again.inertia
+
+
+def test_inertia_is_of_all_frames_and_more_clusters_lower_it():
+    frames = RNG.normal(size=(2000, 4)).astype(np.float32)
+    rows = np.split(frames, 10)
+    ends = []
+    for k in (1, 4, 16, 64):
+        found = cluster(lambda i: rows[i], 10, clusters=k, seed=0)
+        far = frames - found.centres[np.concatenate(found.rows)]
+        assert found.inertia == pytest.approx(np.square(far).sum(1).mean(), rel=1e-5)
+        ends.append(found.inertia)
+    assert ends == sorted(ends, reverse=True)
+    assert ends[0] == pytest.approx(frames.var(0).sum(), rel=1e-3)
+    assert ends[-1] < 0.4 * ends[0]
+
+
+def test_the_sample_is_bounded_and_every_utterance_computed_once():
+    rows, asked, ticks = [blobs(50, seed=i)[0] for i in range(20)], [], []
+    found = cluster(
+        lambda i: asked.append(i) or rows[i], 20, clusters=5, seed=0, limit=120, tick=lambda: ticks.append(1)
+    )
+    assert found.fitted == 120
+    assert sorted(asked) == list(range(20))
+    assert len(ticks) == 20
+    assert asked[:3] != [0, 1, 2]
+    assert [len(row) for row in found.rows] == [50] * 20
+
+
+def test_given_centres_are_used_as_they_are():
+    frames, _ = blobs(500)
+    centres = fit(frames, clusters=5, seed=0)
+    found = cluster(lambda _: frames, 1, clusters=5, seed=9, centres=centres)
+    assert found.fitted == 0
+    np.testing.assert_array_equal(found.centres, centres)
+    np.testing.assert_array_equal(found.rows[0], assign(frames, centres)[0])
+
+
+def test_too_few_frames_and_bad_ones_are_told():
+    with pytest.raises(InputError, match="5 clusters of 2 different frames"):
+        fit(np.repeat(np.eye(2, dtype=np.float32), 30, 0), clusters=5, seed=0)
+    with pytest.raises(InputError, match="0 clusters"):
+        fit(np.eye(2), clusters=0, seed=0)
+    with pytest.raises(InputError, match="1 of 4 values are not finite"):
+        fit(np.array([[1.0, np.nan], [0, 1]]), clusters=1, seed=0)
+
+
+def test_quality_of_a_case_worked_out():
+    """Phones a a a a b b b b, clusters 0 0 0 1 1 1 2 2: p(y) is even, so H(y) = ln 2."""
+    found = quality(np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1, 2, 2]))
+    assert found.phone_purity == pytest.approx(3 / 8 + 2 / 8 + 2 / 8)
+    assert found.purity == pytest.approx(3 / 8 + 2 / 8)
+    conditional = 3 / 8 * (math.log(3) - 2 / 3 * math.log(2))  # H(y | z): only cluster 1 is mixed, 1 : 2
+    assert found.pnmi == pytest.approx(1 - conditional / math.log(2))
+    assert found.frames == 8
+
+
+def test_quality_at_its_limits():
+    phones = np.repeat(np.arange(4), 25)
+    perfect = quality(phones, (phones * 7 + 3) % 11)
+    assert (perfect.purity, perfect.phone_purity, perfect.pnmi) == pytest.approx((1, 1, 1))
+    one = quality(phones, np.zeros(100, int))
+    assert (one.purity, one.phone_purity, one.pnmi) == pytest.approx((1, 1 / 4, 0))
+    each = quality(phones, np.arange(100))
+    assert (each.purity, each.phone_purity, each.pnmi) == pytest.approx((4 / 100, 1, 1))
+    independent = quality(np.tile(phones, 3), np.repeat(np.arange(3), 100))
+    assert independent.pnmi == pytest.approx(0, abs=1e-12)
+    assert quality(np.zeros(5, int), np.arange(5)).pnmi == 0
+
+
+def test_quality_does_not_depend_on_names_or_unknown_frames():
+    phones, clusters = RNG.integers(6, size=500), RNG.integers(9, size=500)
+    clusters[:200] = phones[:200]
+    base = quality(phones, clusters)
+    renamed = quality(np.append(phones[::-1], [-1, 3]), np.append(RNG.permutation(9)[clusters[::-1]], [1, -1]))
+    assert (renamed.purity, renamed.phone_purity) == (base.purity, base.phone_purity)
+    assert renamed.pnmi == pytest.approx(base.pnmi)
+    assert renamed.frames == 500
+    assert 0 < base.pnmi < 1
+    with pytest.raises(InputError, match="known in 0 of 2 frames"):
+        quality(np.array([-1, -1]), np.array([0, 1]))
+    with pytest.raises(InputError, match="3 phone frames, 2 cluster frames"):
+        quality(np.zeros(3, int), np.zeros(2, int))
+
+
+def test_entropy_of_even_and_certain():
+    assert entropy(np.full(8, 5)) == pytest.approx(math.log(8))
+    assert entropy(np.array([0, 7, 0])) == 0
+
+
+def test_phones_of_frames_are_those_at_their_middle():
+    """10 ms frames have their middles at 12.5, 22.5, … ms; 20 ms frames at 17.5, 37.5, … ms."""
+    segments = (Segment(0.0, 0.0225, "A"), Segment(0.0225, 0.04, "B"), Segment(0.06, 0.09, "A"))
+    names = phone_names([segments, (Segment(0, 1, "C"),)])
+    assert names == ("A", "B", "C")
+    assert frame_phones(segments, 9, period_ms=10, names=names).tolist() == [0, 1, 1, -1, -1, 0, 0, 0, -1]
+    assert frame_phones(segments, 4, period_ms=20, names=names).tolist() == [0, 1, -1, 0]
+
+
+def test_quality_of_a_corpus_uses_what_is_known():
+    spoken = (Segment(0, 0.05, "A"), Segment(0.05, 0.2, "B"))
+    perfect = labels([4, 4, 4, 4, 5, 5, 5], [1, 2, 3])
+    found = phone_quality(corpus(7, 3, phones=(spoken, ())), perfect)
+    assert (found.frames, found.pnmi) == (7, pytest.approx(1))
+    assert phone_quality(corpus(7, 3), perfect) is None
+
+
+def test_labels_are_thinned_only_when_asked():
+    ten = labels([1, 2, 3, 4, 5], [6, 7])
+    twenty = at_period(ten, 20)
+    assert twenty.period_ms == 20
+    assert [twenty[i].tolist() for i in range(2)] == [[1, 3, 5], [6]]
+    assert twenty.lengths.tolist() == [3, 1]
+    assert at_period(at_period(ten, 20), 40)[0].tolist() == [1, 5]
+    assert at_period(ten, 10) is ten
+    check_rates(corpus(5, 2), twenty, period_ms=20)
+    with pytest.raises(InputError, match="labels x come each 10 ms, the model's frames each 20 ms; take every second"):
+        check_rates(corpus(5, 2), ten, period_ms=20)
+    with pytest.raises(InputError, match="labels x come each 20 ms, the model's frames each 10 ms; make labels"):
+        check_rates(corpus(5, 2), twenty, period_ms=10)
+    for period in (10, 30, 0):
+        with pytest.raises(InputError, match=f"come each 20 ms, {period} ms are asked for"):
+            at_period(twenty, period)
+
+
+def test_counts_may_differ_by_one():
+    for count in (4, 5, 6):
+        check_rates(corpus(5), labels(range(count)), period_ms=10)
+    for count in (3, 7):
+        with pytest.raises(InputError, match=f"u1: {count} labels for 5 frames of 10 ms, in 1 utt"):
+            check_rates(corpus(5, 5), labels(range(5), range(count)), period_ms=10)
+    with pytest.raises(InputError, match="2 utterances, the corpus has 1"):
+        check_rates(corpus(5), labels([1], [2]), period_ms=10)
+    assert trim(np.array([1, 2, 3], np.int32), 3).tolist() == [1, 2, 3]
+    assert trim(np.array([1, 2, 3], np.int32), 2).tolist() == [1, 2]
+    padded = trim(np.array([1, 2, 3], np.int32), 4)
+    assert (padded.tolist(), padded.dtype) == ([1, 2, 3, -1], np.int32)
+    for frames in (1, 5):
+        with pytest.raises(InputError, match=f"3 labels for {frames} frames"):
+            trim(np.array([1, 2, 3]), frames)
