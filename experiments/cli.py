@@ -23,10 +23,15 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class Preempted(Exception):
+    """The run was told to stop, and saved before it did."""
+
+
 def main(run: Callable[[Config], Any], config: type[Config], description: str) -> None:
     """Parse the command line into `config`, run, and leave with an exit code.
 
-    0: done. 2: the input cannot be used, or the disk does not take the output; one line on standard error says why.
+    0: done. 75: told to stop (SIGTERM), and saved: the same command goes on. 2: the input cannot be used, or the disk
+    does not take the output; one line on standard error says why.
     130: interrupted.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
@@ -38,6 +43,8 @@ def main(run: Callable[[Config], Any], config: type[Config], description: str) -
         _leave(f"error: {error}", 2)
     except OSError as error:
         _leave(f"error: {error.filename or 'output'}: {error.strerror or error}; nothing half-written was kept", 2)
+    except Preempted as stopped:
+        _leave(f"stopped: {stopped}", 75)  # EX_TEMPFAIL: try again later
     except KeyboardInterrupt:
         messages.print("interrupted: finished models are whole, unfinished ones were removed")
         sys.stdout.flush()
@@ -50,6 +57,21 @@ def follow(items: Iterable[Item], what: str, *, total: int) -> Iterator[Item]:
         for item in items:
             yield item
             tick()
+
+
+@contextmanager
+def updates(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show how far a training run is; call what is given with the update's number and a text.
+
+    On a terminal a bar moves; elsewhere each call prints a line.
+    """
+    if not messages.is_terminal:
+        yield lambda number, text: messages.print(f"{what} {number}/{total}: {text}", markup=False)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=messages) as bar:
+        task = bar.add_task(what, total=total, text="compiling")
+        yield lambda number, text: bar.update(task, completed=number, text=text)
 
 
 @contextmanager

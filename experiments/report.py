@@ -79,6 +79,35 @@ def draw_tradeoff(path: Path, rows: Sequence[Row], *, title: str, caption: str) 
     os.replace(temporary, path)
 
 
+def draw_training(path: Path, rows: Sequence[Row], *, entropy: float, title: str) -> None:
+    """Draw a run's losses, with the entropy of the labels as what knowing only their frequencies gives, and accuracy.
+
+    Args:
+        path: of the picture.
+        rows: lines of `metrics.jsonl`.
+        entropy: of the labels, in nats.
+        title: above it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    panels[0].axhline(entropy, color="0.6", linestyle="--", label="entropy of the labels")
+    for panel, key in zip(panels, ("masked_loss", "masked_accuracy"), strict=True):
+        for part in ("train", "valid"):
+            points = [(row["step"], row[key]) for row in rows if row["part"] == part and key in row]
+            panel.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=3, label=part)
+        panel.set(xlabel="updates", ylabel=key.replace("_", " ") + " (nats)" * key.endswith("loss"))
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    figure.suptitle(title, fontsize=10)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
+
+
 def _draw_panel(panel: Any, key: str, label: str, rows: Sequence[Row]) -> None:
     scale = 1e-6 if key == "parameters" else 1.0
     dense = next(row for row in rows if row["method"] == "dense")

@@ -146,6 +146,26 @@ def grid(seconds: Iterable[float], batches: Iterable[int]) -> tuple[Load, ...]:
     return tuple(Load(length, batch) for length in seconds for batch in batches)
 
 
+def matmul_peak(dtype: Any, *, size: int | None = None, rounds: int = 5) -> float:
+    """Measure the device's own rate in one square matrix product, in MACs per second; the best of some rounds.
+
+    Args:
+        dtype: of the operands; float32 runs at the precision jax uses by default.
+        size: of the matrices; None: 2048 on CPUs, 8192 elsewhere.
+        rounds: products timed.
+    """
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return size**3 / min(times)
+
+
 def machine(dtype: Any) -> dict[str, Any]:
     """Describe what the timings were taken on, as JSON values."""
     device = jax.devices()[0]

@@ -6,6 +6,7 @@ is therefore checked before they see it.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from compress.errors import InputError
@@ -13,9 +14,11 @@ from compress.errors import InputError
 NAME = "files.json"
 
 
-def seal(folder: Path) -> None:
-    """List every file below `folder`, its size in bytes and its SHA-256, in `folder/files.json`."""
-    listed = {name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for name, path in _files(folder).items()}
+def seal(folder: Path, *, parts: Iterable[str] = (".",)) -> None:
+    """List every file below the named parts of `folder`, its size in bytes and its SHA-256, in `folder/files.json`."""
+    files = {path.relative_to(folder).as_posix(): path for part in parts for path in _files(folder / part)}
+    files.pop(NAME, None)
+    listed = {name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for name, path in files.items()}
     (folder / NAME).write_text(json.dumps(listed, indent=1) + "\n")
 
 
@@ -49,10 +52,8 @@ def _listed(folder: Path) -> dict[str, dict[str, str | int]]:
         raise InputError(f"{path}: damaged ({error}); copy the folder again") from error
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    found.pop(NAME, None)
-    return found
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _digest(path: Path) -> str:

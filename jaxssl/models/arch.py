@@ -231,12 +231,40 @@ def melhubert(period_ms: Literal[10, 20] = 20, *, layers: int = 12) -> Arch:
     )
 
 
+def melhubert_mini() -> Arch:
+    """Return a MelHuBERT of 5 million parameters: 6 layers of 256, 8 heads of 32, 1024 hidden units, 20 ms."""
+    return Arch(
+        front=LogMel(stack=2),
+        width=256,
+        head_dim=32,
+        layers=(Layer(8, 1024),) * 6,
+        position_kernel=64,
+        dropout=Dropout(attention=0.0),
+        head=ClusterHead(100),
+    )
+
+
+def melhubert_tiny() -> Arch:
+    """Return a MelHuBERT of 0.6 million parameters that trains in minutes on two cores: 3 layers of 128, 20 ms."""
+    return Arch(
+        front=LogMel(stack=2),
+        width=128,
+        head_dim=32,
+        layers=(Layer(4, 512),) * 3,
+        position_kernel=32,
+        dropout=Dropout(attention=0.0),
+        head=ClusterHead(100),
+    )
+
+
 PRESETS = {
     "hubert-base": hubert_base,
     "hubert-large": hubert_large,
     "hubert-xlarge": hubert_xlarge,
     "melhubert-20ms": melhubert,
     "melhubert-10ms": lambda: melhubert(10),
+    "melhubert-mini": melhubert_mini,
+    "melhubert-tiny": melhubert_tiny,
 }
 
 

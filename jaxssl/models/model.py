@@ -195,8 +195,9 @@ class Model(nnx.Module):
             x = self.run_layer(nnx.merge(graph, state), x, valid, key)
             return x, x
 
-        _, outputs = jax.lax.scan(jax.checkpoint(body) if stack == "remat" else body, x, (states, keys))
-        return list(outputs)
+        run: Any = jax.checkpoint(body) if stack == "remat" else body
+        _, stacked = jax.lax.scan(run, x, (states, keys))
+        return list(stacked)
 
     def run_layer(self, layer: TransformerLayer, x: Array, valid: Array | None, key: Array | None) -> Array:
         """Run one layer; in training it is skipped at random (LayerDrop, Fan et al. 2020)."""

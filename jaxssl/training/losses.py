@@ -55,7 +55,7 @@ class MaskedPrediction:
         labels = labels[..., None] if labels.ndim == 2 else labels
         _check(output, labels, self.clusters)
         valid = frame_mask(output.lengths, labels.shape[1])
-        value, sums = jnp.zeros((), jnp.float32), {}
+        value, sums = jnp.zeros((), jnp.float32), dict[str, tuple[Array, Array]]()
         for i, logits in enumerate(_sets(output, self.clusters)):
             target = labels[..., i]
             counted = valid & (target >= 0)
@@ -85,16 +85,6 @@ def means(sums: Mapping[str, tuple[Array, Array]]) -> dict[str, float]:
 def add(one: Mapping[str, tuple[Array, Array]], two: Mapping[str, tuple[Array, Array]]) -> Sums:
     """Add up two batches' sums and counts."""
     return {name: (one[name][0] + two[name][0], one[name][1] + two[name][1]) for name in one}
-
-
-def label_entropy(counts: np.ndarray) -> float:
-    """Return the entropy, in nats, of labels seen `counts: (clusters,)` times: the loss of knowing only how often.
-
-    >>> round(label_entropy(np.array([1, 1, 2])), 4)
-    1.0397
-    """
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
 
 
 def _sets(output: Output, clusters: tuple[int, ...]) -> list[Array]:

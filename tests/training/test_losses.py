@@ -10,7 +10,7 @@ import pytest
 from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.models.model import apply, init
-from jaxssl.training.losses import MaskedPrediction, add, label_entropy, means
+from jaxssl.training.losses import MaskedPrediction, add, means
 from tests.archs import ARCHS, BASE, MEL, noise
 from tests.training import golden
 from tools.convert_torch import read
@@ -139,7 +139,3 @@ def test_misfits_are_named(key):
         MaskedPrediction((11,))(output, jnp.zeros((2, 29), int), mask)
     with pytest.raises(InputError, match="no output layer"):
         MaskedPrediction((11,))(replace(output, logits=None), jnp.zeros((2, 30), int), mask)
-
-
-def test_entropy_of_even_labels():
-    np.testing.assert_allclose(label_entropy(np.array([3, 3, 0, 3])), np.log(3))

@@ -1,0 +1,136 @@
+"""Training states on disk: written in the background, a few kept, each whole or not there at all.
+
+    checkpoints/300/state/     arrays (Orbax; every process writes its share)
+    checkpoints/300/record/    JSON: the arch, the position in the data, whatever the run remembers besides
+    checkpoints/damaged-300/   one that could not be trusted, set aside when the run resumed
+
+Each carries the list of its files (`jaxssl.seal`), so that damage is found before anything reads the arrays.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from compress.errors import InputError
+from jaxssl import seal
+from jaxssl.training.step import State
+
+PARTS = ("state", "record")
+
+
+class Checkpoints:
+    """A run's checkpoints; a context manager, which waits for the last one to be on disk."""
+
+    def __init__(self, folder: Path, *, keep: int = 3):
+        """Open or begin `folder`; the newest `keep` checkpoints stay."""
+        self.folder = folder.absolute()
+        later = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, async_options=later)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait until all that was saved is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, number: int, state: State, record: Mapping[str, Any]) -> None:
+        """Write the state after update `number` and the record beside it; all processes call it.
+
+        Returns once the arrays are copied; writing goes on in the background. A checkpoint that is there stays.
+
+        Raises:
+            OSError: an earlier one could not be written (the disk is full).
+        """
+        if number in self._manager.all_steps():
+            return
+        self._check()
+        arrays, text = ocp.args.StandardSave(_named(state)), ocp.args.JsonSave(dict(record))
+        self._manager.save(number, args=ocp.args.Composite(state=arrays, record=text))
+
+    def newest(self) -> tuple[int, dict[str, Any], list[str]] | None:
+        """Find the newest whole checkpoint.
+
+        Damaged ones are set aside, under a name that says so.
+
+        Returns:
+            Its number, its record, and a line for each damaged one; None when there is none.
+        """
+        notes: list[str] = []
+        for number in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                seal.check(self.folder / str(number))
+                record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            except (InputError, ValueError, OSError) as error:
+                notes.append(f"checkpoint {number} is damaged, the one before it is used: {error}")
+                self._set_aside(number)
+            else:
+                return number, record, notes
+        if notes:
+            raise InputError(f"{self.folder}: no checkpoint is whole; {notes[0]}; remove the folder to start anew")
+        return None
+
+    def restore(self, number: int, like: State) -> State:
+        """Read a state into arrays of the shapes and at the places of `like`.
+
+        Args:
+            number: of the checkpoint.
+            like: arrays, or `jax.ShapeDtypeStruct`s with shardings.
+
+        Raises:
+            InputError: the arrays are not those of such a state.
+        """
+        targets = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for name, leaf in _named(like).items()
+        }
+        try:
+            found = self._manager.restore(number, args=ocp.args.Composite(state=ocp.args.StandardRestore(targets)))
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.folder / str(number)}: not a state of this run ({reason})") from error
+        return _unnamed(found["state"], like)
+
+    def _seal(self) -> None:
+        """List a checkpoint's files when all of them are written, before it gets its name."""
+        if jax.process_index() == 0:
+            for folder in self.folder.glob("*tmp*"):
+                seal.seal(folder, parts=PARTS)
+
+    def _set_aside(self, number: int) -> None:
+        if jax.process_index() == 0:
+            (self.folder / str(number)).rename(self.folder / f"damaged-{number}")
+        self._manager.reload()
+
+    def _check(self) -> None:
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise OSError(getattr(error, "errno", None), str(error), str(self.folder)) from error
+
+
+def _named(state: State) -> dict[str, Any]:
+    """List the arrays by path; those without entries are left out, for Orbax does not store them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {_name(path): leaf for path, leaf in leaves if np.prod(leaf.shape)}
+
+
+def _unnamed(found: Mapping[str, Any], like: State) -> State:
+    def leaf(path: Any, place: Any) -> Any:
+        return found[_name(path)] if np.prod(place.shape) else jnp.zeros(place.shape, place.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="|")  # Orbax parts names at dots and slashes

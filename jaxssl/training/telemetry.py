@@ -1,0 +1,101 @@
+"""What a run tells while it runs: a line for people, `metrics.jsonl` for programs, TensorBoard for both."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+class Meter:
+    """Rates over the time since the last reading.
+
+    Args:
+        peak: MACs per second that the device reaches in a plain matrix product, all devices together.
+    """
+
+    def __init__(self, *, peak: float):
+        self._peak = peak
+        self._began = time.perf_counter()
+        self._updates, self._audio, self._macs = 0, 0.0, 0.0
+
+    def count(self, *, audio: float, macs: float) -> None:
+        """Count one update over `audio` seconds of speech whose forward passes take `macs`."""
+        self._updates, self._audio, self._macs = self._updates + 1, self._audio + audio, self._macs + macs
+
+    def read(self) -> dict[str, float]:
+        """Return rates and start anew.
+
+        `mfu` is model FLOPs utilisation: the multiplications that the updates need, three times the forward pass's
+        (PaLM, appendix B), over those that the device does in a plain matrix product in that time.
+        """
+        now = time.perf_counter()
+        took = max(now - self._began, 1e-9)
+        rates = {
+            "updates_per_s": self._updates / took,
+            "audio_s_per_s": self._audio / took,
+            "mfu": 3 * self._macs / took / self._peak,
+        }
+        self._began, self._updates, self._audio, self._macs = now, 0, 0.0, 0.0
+        return rates
+
+
+class Journal:
+    """`metrics.jsonl` and TensorBoard's event file of a run folder; a context manager.
+
+    Args:
+        folder: of the run.
+        after: last update that counts; what a run that was broken off wrote beyond it is dropped, as the resumed run
+            writes it again.
+    """
+
+    def __init__(self, folder: Path, *, after: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        _keep_until(self._path, after)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+    def write(self, number: int, part: str, values: Mapping[str, float]) -> None:
+        """Write the numbers of update `number`; `part` says of what: train, valid."""
+        self._file.write(json.dumps({"step": number, "part": part, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{part}/{name}", value, number)
+
+    def picture(self, number: int, name: str, pixels: np.ndarray) -> None:
+        """Show a picture, (height, width) in [0, 1], bright is high."""
+        self._board.add_image(name, (255 * np.clip(pixels, 0, 1)).astype(np.uint8), number, dataformats="HW")
+
+
+def read_journal(folder: Path) -> list[dict[str, float | str]]:
+    """Return the lines of a run's `metrics.jsonl`, but for a last one that was broken off."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the process died while it wrote
+            break
+    return rows
+
+
+def _keep_until(path: Path, after: int) -> None:
+    if not path.is_file():
+        return
+    kept = [row for row in read_journal(path.parent) if int(row["step"]) <= after]
+    temporary = path.with_suffix(".part")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    os.replace(temporary, path)
