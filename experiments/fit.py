@@ -51,6 +51,8 @@ class Training:
     """longest stretch of an utterance, in seconds; longer ones are cut at random"""
     shortest: float = 1.0
     """utterances below that are left out, in seconds"""
+    buckets: int = 8
+    """padded lengths at most; each is a program to compile"""
     optimizer: Literal["adam", "adamw"] = "adam"
     """adamw decays weights by 0.01"""
     learning_rate: float = 1e-3
@@ -115,7 +117,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model: parameters on the host, and the last validation's numbers."""
+    """A trained model: parameters as the loss saw them, on the host, and the last validation's numbers."""
 
     params: Params
     valid: dict[str, float]
@@ -243,9 +245,8 @@ def fit(
             save(number, state, {})
             saves.close()
             raise Preempted(f"after update {number} of {training.steps}, saved; the same command goes on")
-        final = fetch(state.params)
-    valid = evaluate(arch, final, data, training) if view is as_seen else {}
-    return Fitted(final, valid, read_journal(folder))
+        final = fetch(view(state.params, state.held))
+    return Fitted(final, evaluate(arch, final, data, training), read_journal(folder))
 
 
 def _optimizer(training: Training) -> Optimizer:
@@ -277,6 +278,7 @@ def _shared(data: Data, training: Training) -> dict[str, Any]:
         "crop": math.floor(training.crop * data.per_second),
         "shortest": math.floor(training.shortest * data.per_second),
         "spans": data.spans,
+        "buckets": training.buckets,
         "host": jax.process_index(),
         "hosts": jax.process_count(),
     }
@@ -298,7 +300,7 @@ def _stream(
     loader: Loader, accumulate: int, mesh: Any, arch: Arch, data: Data, meter: Meter
 ) -> Iterator[Sequence[dict[str, Any]]]:
     """Give each update's batches, on the devices; count speech and multiplications on the way."""
-    watch = Watch(len(loader.shapes()))
+    watch, first = Watch(len(loader.shapes())), True
     while True:
         batches = [next(loader) for _ in range(accumulate)]
         for batch in batches:
@@ -309,6 +311,9 @@ def _stream(
         macs = sum(_macs(arch, round(int(n) / data.per_second * SAMPLE_RATE)) for n in lengths)
         yield [_arrays(batch, mesh) for batch in batches]
         meter.count(audio=audio, macs=macs)
+        if first:
+            meter.read()  # the first update compiled; rates are of those after it
+            first = False
 
 
 @lru_cache(maxsize=4096)

@@ -30,6 +30,7 @@ class Hidden:
         vectors: utterance → (frames, width) float32.
         digest: sha256 of the model's arrays.
         notes: lines a reader should see.
+        centres: the model's own k-means centres of that layer, when they were asked for.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Hidden:
     vectors: Callable[[int], np.ndarray]
     digest: bytes
     notes: tuple[str, ...]
+    centres: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Front:
 def hidden(spec: str, corpus: Prepared, *, seed: int = 0) -> Hidden:
     """Load the model that `spec`, MODEL:LAYER, names, and make its layer a function of the utterance.
 
+    MODEL:own is the layer, with the centres, that made the model's own training targets; some models bring them.
     Log-Mel models read the corpus's features, others its audio. Beyond 30 s an utterance is cut, and its parts do not
     see each other.
 
@@ -65,9 +68,13 @@ def hidden(spec: str, corpus: Prepared, *, seed: int = 0) -> Hidden:
         InputError: no such model or layer.
     """
     place, colon, number = spec.rpartition(":")
-    if not colon or not place or not number.isdecimal():
-        raise InputError(f"--labels {spec}: not logmel, mfcc or MODEL:LAYER, as runs/stage1:8")
-    model, layer = load_model(place, seed=seed), int(number)
+    if not colon or not place or not (number.isdecimal() or number == "own"):
+        raise InputError(f"--labels {spec}: not logmel, mfcc, MODEL:LAYER, as runs/stage1:8, or MODEL:own")
+    model = load_model(place, seed=seed)
+    if number == "own" and model.labeller is None:
+        raise InputError(f"--labels {spec}: this model does not say how its targets were made; name a layer")
+    layer = model.labeller.layer if number == "own" and model.labeller else int(number)
+    centres = model.labeller.centres if number == "own" and model.labeller else None
     if layer > len(model.arch.layers):
         raise InputError(f"--labels {spec}: the model has layers 1 to {len(model.arch.layers)}, and 0, their input")
     front = _front(model.arch)
@@ -77,7 +84,7 @@ def hidden(spec: str, corpus: Prepared, *, seed: int = 0) -> Hidden:
         raise InputError(f"--labels {spec}: {per_second:g} frames a second are not one each whole ms; take another")
     read_inputs, notes = _inputs(model, corpus)
     vectors = _vectors(model, layer, front, read_inputs)
-    return Hidden(place, layer, period, vectors, _digest(model), (*model.notes, *notes))
+    return Hidden(place, layer, period, vectors, _digest(model), (*model.notes, *notes), centres)
 
 
 def _digest(model: Model) -> bytes:

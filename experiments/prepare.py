@@ -18,7 +18,7 @@ frame; the embedded corpus (20 minutes) has 10.4, a phone purity of 0.49 and a P
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +49,8 @@ class Config:
     out: Path = Path("prepared")
     """folder to fill"""
     labels: tuple[str, ...] = ("logmel",)
-    """what to cluster, one set each: logmel, mfcc, or MODEL:LAYER, a layer of a model folder or checkpoint"""
+    """what to cluster, one set each: logmel, mfcc, MODEL:LAYER, a layer of a model folder or checkpoint, or MODEL:own,
+    the targets that the model was trained on"""
     name: str | None = None
     """name of the labels, where one set is made; default: what is clustered and the number of clusters"""
     clusters: int = 100
@@ -84,6 +85,7 @@ class Source:
         vectors: frames of an utterance.
         period_ms: time from one of them to the next.
         digest: of the model or the statistics they come from.
+        centres: to take instead of fitting new ones.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Source:
     vectors: Vectors
     period_ms: int
     digest: bytes = b""
+    centres: np.ndarray | None = None
 
 
 def run(config: Config) -> None:
@@ -164,13 +167,19 @@ def _source(spec: str, config: Config, corpus: Prepared, like: Prepared | None) 
     found = hidden(spec, corpus, seed=config.seed)
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
-    label = f"{Path(found.model).stem}-{found.layer}-{config.clusters}"
-    return Source(name or label, f"layer {found.layer} of {found.model}", found.vectors, found.period_ms, found.digest)
+    which = f"{found.layer}-{config.clusters}" if found.centres is None else "own"
+    about = f"layer {found.layer} of {found.model}"
+    label = name or f"{Path(found.model).stem}-{which}"
+    return Source(label, about, found.vectors, found.period_ms, found.digest, found.centres)
 
 
 def _label(corpus: Prepared, source: Source, config: Config) -> None:
     """Cluster one source, unless the same labels are there, and say what they are worth."""
-    centres = None if config.like is None else _centres(config.like, source.name, config.clusters)
+    centres = source.centres
+    if centres is not None:
+        config = replace(config, clusters=len(centres))
+    elif config.like is not None:
+        centres = _centres(config.like, source.name, config.clusters)
     settings = {
         "source": source.about,
         "digest": _digest(corpus, source, centres),

@@ -16,7 +16,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -46,6 +46,8 @@ class Config(Training):
     """preset: melhubert-tiny, melhubert-mini, melhubert-20ms, hubert-base, …"""
     model: str | None = None
     """model to go on training instead of fresh weights; its output layer is made new if the labels are others"""
+    learn: Literal["all", "head"] = "all"
+    """head: the output layer only; the rest of --model stays as it is"""
     out: Path = Path("runs/pretrain")
     """folder of the run"""
     plan: bool = False
@@ -81,9 +83,17 @@ def _train(config: Config) -> None:
     data = load_data(corpus, arch.front, labels=config.labels, valid=config.valid, stats=stats)
     arch, params = _fitting(arch, params, data, seed=config.seed)
     console.print(f"{config.model or config.arch}: {cost.parameters(arch):,} parameters", markup=False)
-    fitted = fit(config.out, arch, params, data, config)
+    if config.learn == "head":
+        body = {name: part for name, part in params.items() if name != "head"}
+        fitted = fit(config.out, arch, {"head": params["head"]}, data, config, view=_join, held=body)
+    else:
+        fitted = fit(config.out, arch, params, data, config)
     if distributed.is_main():
         _finish(config, arch, data, fitted)
+
+
+def _join(learned: Params, held: Params) -> Params:
+    return {**held, **learned}
 
 
 def claim(out: Path, config: Training) -> None:

@@ -10,14 +10,16 @@ import numpy as np
 
 from compress.errors import InputError
 from experiments.cli import follow
+from jaxssl import pretrained
 from jaxssl.calibration import Batch
+from jaxssl.data import embedded
 from jaxssl.data.audio import SAMPLE_RATE, find, read, resampling_notes
-from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import Stats, collect, load_stats, logmel
 from jaxssl.data.padding import pad
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import Arch, LogMel, melhubert
+from jaxssl.models.arch import PRESETS, Arch, LogMel
 from jaxssl.models.model import Params, init
+from jaxssl.pretrained import Labeller
 
 LONGEST = 10 * SAMPLE_RATE  # utterances are cropped to 10 s, so that one compiled program serves all
 
@@ -33,6 +35,7 @@ class Model:
         stats: mean and deviation of its log-Mel features, where they are known.
         trained: false for fresh random weights.
         notes: lines a reader of the report should see.
+        labeller: how its training targets are made on any speech, where that is known.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Model:
     stats: Stats | None
     trained: bool
     notes: tuple[str, ...] = ()
+    labeller: Labeller | None = None
 
 
 @dataclass(frozen=True)
@@ -59,17 +63,20 @@ class Speech:
 
 
 def load_model(place: str | None, *, seed: int) -> Model:
-    """Load a model folder, the one model of a run folder, or a foreign checkpoint, converted on the way.
+    """Load a model folder, the one model of a run folder, a model of the package, or a foreign checkpoint, converted.
 
-    With no place: full-size MelHuBERT 20 ms with random weights.
+    With no place: the package's trained MelHuBERT. The name of a preset that is no trained model gives random weights.
 
     Raises:
         InputError: nothing that can be loaded is there.
     """
-    if place is None:
-        note = f"weights are random (MelHuBERT 20 ms, seed {seed}): quality columns mean nothing"
-        arch = melhubert()
-        return Model("MelHuBERT 20 ms (random)", arch, init(arch, jax.random.key(seed)), None, False, (note,))
+    if place is None or (place in pretrained.names() and not Path(place).exists()):
+        found = pretrained.read(place or pretrained.DEFAULT)
+        return Model(place or pretrained.DEFAULT, found.arch, found.params, found.stats, True, (), found.labeller)
+    if place in PRESETS and not Path(place).exists():
+        arch = PRESETS[place]()
+        note = f"weights are random ({place}, seed {seed}): quality columns mean nothing"
+        return Model(f"{place} (random)", arch, init(arch, jax.random.key(seed)), None, False, (note,))
     folder = _model_folder(Path(place))
     if folder is None:
         return _convert(Path(place))
@@ -81,19 +88,18 @@ def load_model(place: str | None, *, seed: int) -> Model:
 def load_speech(places: Sequence[str], *, limit: int, batch: int = 4) -> Speech:
     """Read speech: `limit` utterances at most, evenly spread over what is there, every second one held out.
 
-    With no places: synthetic signals, and a note that says so.
+    With no places: the embedded corpus.
     """
-    if not places:
-        signals, notes = utterances(8), ["no --audio given: errors are on synthetic signals, not on speech"]
-    else:
-        files = find(places)
-        chosen = [
-            files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int))
-        ]
-        read_ = [read(file) for file in follow(chosen, "reading speech", total=len(chosen))]
-        signals, notes = [speech.samples for speech in read_], resampling_notes(read_)
-        notes.append(f"speech: {len(chosen)} of {len(files)} utterances, the first 10 s of each; every second held out")
-    signals = [signal[:LONGEST] for signal in signals]
+    files = find(places) if places else [u.path for u in embedded.make().utterances]
+    spread = np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)
+    chosen = [files[i] for i in np.unique(spread)]
+    heard = [read(file) for file in follow(chosen, "reading speech", total=len(chosen))]
+    notes = resampling_notes(heard)
+    where = "" if places else " of the embedded corpus"
+    notes.append(
+        f"speech: {len(chosen)} of {len(files)} utterances{where}, the first 10 s of each; every second held out"
+    )
+    signals = [speech.samples[:LONGEST] for speech in heard]
     if len(signals) < 2:
         notes.append("one utterance only: errors are on the same speech that calibrated")
     return Speech(_batches(signals[::2], batch), _batches(signals[1::2] or signals, batch), tuple(notes))

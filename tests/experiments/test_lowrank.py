@@ -16,6 +16,7 @@ import soundfile
 
 from compress.errors import InputError
 from experiments import latency, lowrank
+from experiments.source import load_model
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import load_stats
 from jaxssl.models import checkpoint, cost
@@ -229,11 +230,39 @@ def test_ctrl_c_leaves_nothing_half_written(model, audio, tmp_path):
     assert not [p for p in (tmp_path / "run").rglob(".*") if p.is_dir()]
 
 
-def test_random_weights_are_confessed_first(tmp_path, monkeypatch):
-    from experiments.source import load_model
-
-    loaded = load_model(None, seed=3)
+def test_random_weights_are_confessed_first():
+    loaded = load_model("melhubert-20ms", seed=3)
     assert not loaded.trained
     assert loaded.notes[0].startswith("weights are random")
     assert cost.parameters(loaded.arch) == 90_231_424
-    assert np.array_equal(loaded.params["project"]["kernel"], load_model(None, seed=3).params["project"]["kernel"])
+    again = load_model("melhubert-20ms", seed=3)
+    assert np.array_equal(loaded.params["project"]["kernel"], again.params["project"]["kernel"])
+
+
+def test_the_default_is_trained():
+    loaded = load_model(None, seed=0)
+    assert loaded.trained
+    assert loaded.stats is not None
+    assert loaded.notes == ()
+
+
+def test_recovery_tells_quality_before_and_after(tmp_path, capsys):
+    """On the embedded corpus, with the default model's own targets: a few updates bring back some of what was lost."""
+    pytest.importorskip("espeakng_loader")
+    out = tmp_path / "run"
+    config = lowrank.Config(rank=(16,), method=("svd",), steps=6, rounds=2, seconds=1.0, limit=4, out=out)
+    lowrank.run(config)
+    dense, small = json.loads((out / "report.json").read_text())["models"]
+    assert small["factorised_loss"] > dense["valid_loss"]
+    assert small["valid_loss"] < small["factorised_loss"]
+    assert 0 < small["masked_accuracy"] < 1
+    assert cost.parameters(checkpoint.load(out / "models/rank-16-svd")[0]) == small["parameters"]
+    assert "recovered" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["config.json", "report.json", "tradeoff.csv", "maps.csv", "tradeoff.png", "models"]
+    )
+
+
+def test_recovery_without_labels_says_what_is_missing(model, tmp_path):
+    with pytest.raises(InputError, match="--corpus"):
+        lowrank.run(lowrank.Config(rank=(2,), steps=3, model=str(model), out=tmp_path / "run"))

@@ -1,0 +1,68 @@
+"""Training after compression: the speech it needs, and quality before and after."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compress.errors import InputError
+from experiments import prepare
+from experiments.fit import Data, Training, evaluate, fit, load_data
+from experiments.source import Model
+from jaxssl.models.arch import Arch
+from jaxssl.models.model import Params
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Labelled speech, and how to train on it.
+
+    Attributes:
+        data: to train and to validate on.
+        training: settings.
+        folder: of the runs, one each model.
+    """
+
+    data: Data
+    training: Training
+    folder: Path
+
+    def quality(self, arch: Arch, params: Params) -> dict[str, float]:
+        """Return `valid_loss` (nats) and `masked_accuracy` on held-out speech."""
+        found = evaluate(arch, params, self.data, self.training)
+        return {"valid_loss": found["masked_loss"], "masked_accuracy": found["masked_accuracy"]}
+
+    def __call__(self, name: str, arch: Arch, params: Params) -> Params:
+        """Train a compressed model on, and return its new parameters."""
+        return fit(self.folder / name, arch, params, self.data, self.training).params
+
+
+def open_recovery(
+    model: Model, *, corpus: Path | None, labels: str | None, steps: int, learning_rate: float, seed: int, out: Path
+) -> Recovery:
+    """Find speech with the labels that the model was trained on.
+
+    Args:
+        model: before it is compressed.
+        corpus: folder of `experiments.prepare`; None: the embedded corpus, with the model's own targets.
+        labels: name of the labels in it; None: the only ones.
+        steps: updates.
+        learning_rate: the highest one.
+        seed: of order, crops, masks and dropout.
+        out: folder for the prepared corpus and the runs.
+
+    Raises:
+        InputError: the model cannot label speech itself and no corpus is named, or the labels do not fit its output.
+    """
+    if model.arch.head is None:
+        raise InputError(f"{model.name}: no output layer to train with; convert a pre-trained model that kept its head")
+    if corpus is None:
+        if model.labeller is None:
+            raise InputError(
+                f"--steps {steps}: {model.name} does not say how its training targets were made; prepare speech with "
+                "experiments.prepare and name it with --corpus"
+            )
+        corpus = out / "prepared"
+        prepare.run(prepare.Config(out=corpus, labels=(f"{model.name}:own",), name="own"))
+    data = load_data(corpus, model.arch.front, labels=labels, valid=None, stats=model.stats)
+    training = Training(steps=steps, learning_rate=learning_rate, seed=seed, valid_every=steps, save_every=steps)
+    training = replace(training, log_every=max(steps // 5, 1), buckets=1)  # a short run: one program to compile
+    return Recovery(data, training, out / "recovery")

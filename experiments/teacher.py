@@ -1,0 +1,126 @@
+"""Train the model that comes with the package, in two stages, and pack it.
+
+    python -m experiments.teacher --audio TRAIN --valid HELD_OUT
+
+TRAIN and HELD_OUT are folders of speech of different speakers. Stage 1 predicts k-means clusters of log-Mel, stage 2
+goes on with clusters of the middle layer of stage 1 (HuBERT, section II.A). At last the output layer alone learns
+clusters of the middle layer of the finished encoder, so that its targets can be made on any speech from the model
+itself. With 52 minutes of LibriSpeech the whole takes about 45 minutes on two CPU cores; a run that was broken off goes
+on. The numbers to expect are in the model card beside the weights.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from compress.errors import InputError
+from experiments import prepare, pretrain
+from experiments.cli import console, main
+from experiments.hidden import hidden
+from experiments.source import load_model
+from jaxssl import pretrained
+from jaxssl.data import prepared
+from jaxssl.data.arrays import read_array
+from jaxssl.data.labels import assign
+from jaxssl.models import checkpoint
+from jaxssl.pretrained import Labeller, Pretrained
+
+LIMIT = 12e6  # bytes of the packed model
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train and pack the package's own model."""
+
+    audio: Path
+    """speech to train on"""
+    valid: Path
+    """speech of other speakers to validate on"""
+    out: Path = Path("runs/teacher")
+    """folder of the runs"""
+    pack: Path = Path("runs/teacher/packed")
+    """folder of the packed model"""
+    first: tuple[int, int] = (600, 100)
+    """updates and clusters of stage 1"""
+    second: tuple[int, int] = (1600, 200)
+    """updates and clusters of stage 2"""
+    last: int = 300
+    """updates of the output layer alone"""
+    layer: int = 4
+    """layer that stage 2 and the output layer take their clusters from"""
+
+
+def run(config: Config) -> None:
+    """Train in two stages, then the output layer, and pack."""
+    stages = [config.out / name for name in ("stage1", "stage2", "head")]
+    _prepare(config, "logmel", "stage1", config.first[1])
+    _train(config, stages[0], "stage1", config.first[0], None)
+    _prepare(config, f"{stages[0]}:{config.layer}", "stage2", config.second[1])
+    _train(config, stages[1], "stage2", config.second[0], stages[0])
+    _prepare(config, f"{stages[1]}:{config.layer}", "own", config.second[1])
+    _train(config, stages[2], "own", config.last, stages[1])
+    pack(stages[2], config.out / "train", labels="own", layer=config.layer, out=config.pack)
+
+
+def pack(model: Path, corpus: Path, *, labels: str, layer: int, out: Path) -> None:
+    """Write a model as the package carries it, with the labeller that makes its targets.
+
+    Raises:
+        InputError: the labels are not those that `layer` of the model and the centres give, or the files are too large.
+    """
+    found = load_model(str(model), seed=0)
+    centres = read_array(corpus / "labels" / f"{labels}.centres.npy")
+    _check(str(model), prepared.load(corpus), labels, layer, centres)
+    arch, params = checkpoint.load(next((model / "models").iterdir()))
+    assert found.stats is not None
+    written = pretrained.files(Pretrained(arch, params, found.stats, Labeller(layer, centres)))
+    if (total := sum(map(len, written.values()))) > LIMIT:
+        raise InputError(f"{model}: {total:,} bytes packed, the package takes {LIMIT:,.0f}; train a smaller one")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in written.items():
+        (out / f".{name}").write_bytes(content)
+        os.replace(out / f".{name}", out / name)
+    console.print(f"packed {total:,} bytes into {out}", markup=False)
+
+
+def _check(model: str, corpus: prepared.Prepared, labels: str, layer: int, centres: np.ndarray) -> None:
+    again, _ = assign(hidden(f"{model}:{layer}", corpus).vectors(0), centres)
+    if not np.array_equal(again, there := corpus.labels(labels)[0]):
+        wrong = int((again != there).sum())
+        raise InputError(f"labels {labels}: {wrong} of {len(there)} are not what layer {layer} of {model} gives")
+
+
+def _prepare(config: Config, labels: str, name: str, clusters: int) -> None:
+    settings = prepare.Config(
+        audio=(str(config.audio),),
+        out=config.out / "train",
+        labels=(labels,),
+        name=name,
+        clusters=clusters,
+        valid=0.0,
+    )
+    prepare.run(settings)
+    prepare.run(replace(settings, audio=(str(config.valid),), out=config.out / "held-out", like=settings.out))
+
+
+def _train(config: Config, out: Path, labels: str, steps: int, model: Path | None) -> None:
+    settings = pretrain.Config(
+        corpus=config.out / "train",
+        valid=config.out / "held-out",
+        labels=labels,
+        arch="melhubert-mini",
+        model=None if model is None else str(model),
+        learn="head" if labels == "own" else "all",
+        steps=steps,
+        shortest=3.2,
+        valid_every=200,
+        save_every=200,
+        out=out,
+    )
+    pretrain.run(settings)
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)
