@@ -11,8 +11,8 @@ ARGS ?=
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-lowrank: $(VENV)/.installed  ## factorise the default model at rank 128 and measure it
-	$(BIN)/python -m experiments.lowrank --rank 128 $(ARGS)
+lowrank: $(VENV)/.installed  ## factorise the default model at rank 64, train it on and measure it
+	$(BIN)/python -m experiments.lowrank --rank 64 --steps 50 $(ARGS)
 
 test: $(VENV)/.tested  ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)

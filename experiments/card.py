@@ -20,6 +20,7 @@ model that learned something beats both others at phones by more than the interv
 random weights both find about 64 % of the frames' phones, and 44 % and 78 % of their speakers.
 """
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from jax import Array
 from compress.errors import InputError
 from experiments import report
 from experiments.cli import console, follow, main, progress
+from experiments.recovery import own_quality
 from experiments.source import Model, Speech, load_model, with_stats
 from experiments.tasks import Corpus, batches, by_speaker, equalised, sentences
 from jaxssl.data import corpora, embedded
@@ -63,7 +65,7 @@ class Config:
     """Compare a model's layers with log-Mel features and with random weights."""
 
     model: str | None = None
-    """model folder, run folder or checkpoint; default: MelHuBERT 20 ms with random weights"""
+    """model folder, run folder or checkpoint; default: the trained model that comes with the package"""
     speakers: Path | None = None
     """speech with known speakers, ten utterances or more of each: a manifest.tsv, or a folder of folders"""
     limit: int = 300
@@ -102,11 +104,30 @@ def run(config: Config) -> None:
     rows = [row for corpus in corpora_ for row in compare(corpus, heard, seed=config.seed)]
     report.show(f"{model.name}: accuracy of linear probes", rows, COLUMNS)
     report.show("share of each layer (0: input of the first)", *_by_layer(rows))
+    quality = _masked_prediction(config, model)
+    if quality:
+        report.show("masked prediction of its own targets", [quality], QUALITY)
     report.write_csv(config.out / "card.csv", rows)
-    report.write_json(config.out / "report.json", {"model": model.name, "notes": model.notes, "probes": rows})
+    values = {"model": model.name, "notes": model.notes, "probes": rows, "masked_prediction": quality}
+    report.write_json(config.out / "report.json", values)
     console.print(f"wrote {config.out}: report.json, card.csv", markup=False)
 
 
+def _masked_prediction(config: Config, model: Model) -> dict[str, Any] | None:
+    """Return loss and accuracy on speech the model never saw, where it says how its targets are made."""
+    if model.labeller is None:
+        return None
+    with tempfile.TemporaryDirectory(dir=config.out) as folder:
+        found = own_quality(model, config.speakers, out=Path(folder) / "speech")
+    return {"speech": "embedded" if config.speakers is None else config.speakers.name, **found}
+
+
+QUALITY = {
+    "speech": "speech",
+    "loss:.3f": "loss",
+    "entropy:.3f": "entropy of targets",
+    "masked_accuracy:.1%": "masked accuracy",
+}
 COLUMNS = {
     "task": "task",
     "system": "features",

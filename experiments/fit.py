@@ -1,5 +1,6 @@
 """Training as every experiment does it: settings, data, checkpoints, telemetry around the one loop."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from jaxssl.data.feeds import MelCorpus, WaveCorpus
 from jaxssl.data.logmel import Stats
 from jaxssl.data.masking import HUBERT, MELHUBERT_10MS, MELHUBERT_20MS, Spans
 from jaxssl.data.quality import entropy
+from jaxssl.data.study import read_study
 from jaxssl.latency import matmul_peak
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel, to_json
@@ -128,7 +130,7 @@ def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | Non
     """Open a prepared corpus as a model's front end takes it.
 
     Args:
-        corpus: folder of `experiments.prepare`.
+        corpus: folder of `experiments.prepare`, or a .csv of the MelHuBERT study.
         front: of the arch.
         labels: name of a label set; None: the only one.
         valid: another prepared folder of held-out speech; None: the corpus's own validation part.
@@ -137,9 +139,9 @@ def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | Non
     Raises:
         InputError: there is no validation part, or the two label sets differ in size.
     """
-    here = prepared.load(corpus)
+    here = _open(corpus)
     targets = here.labels(labels)
-    there = here if valid is None else prepared.load(valid)
+    there = here if valid is None else _open(valid)
     held_out = targets if valid is None else there.labels(targets.name)
     if held_out.clusters != targets.clusters:
         raise InputError(f"{valid}: {held_out.clusters} clusters, {corpus} has {targets.clusters}; prepare it --like")
@@ -154,6 +156,10 @@ def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | Non
     kept = np.arange(len(there)) if valid is not None else here.indices("valid")
     counts = np.bincount(np.concatenate([targets[int(i)] for i in learned]), minlength=targets.clusters)
     return Data((feeds[0], learned), (feeds[1], kept), targets.clusters, entropy(counts), stats, spans, per_second)
+
+
+def _open(place: Path) -> prepared.Prepared:
+    return read_study(place) if place.suffix.lower() == ".csv" else prepared.load(place)
 
 
 def pretraining_loss(arch: Arch, data: Data) -> MaskedPrediction:
@@ -179,6 +185,7 @@ def fit(
     loss: Loss | None = None,
     view: View = as_seen,
     held: Any = (),
+    passes: float = 3.0,
 ) -> Fitted:
     """Train, or go on training, in a run folder.
 
@@ -191,6 +198,7 @@ def fit(
         loss: what to minimise; None: the family's pre-training loss.
         view: how the loss sees the parameters.
         held: what the view needs besides.
+        passes: see `Meter`.
 
     Raises:
         Preempted: SIGTERM came; all is saved.
@@ -212,7 +220,7 @@ def fit(
         dtype = jnp.dtype(training.dtype)
         step = make_step(arch, loss, optimizer, view=view, dtype=dtype, stack=training.stack, shardings=places)
         check = make_evaluation(arch, loss, view=view, dtype=dtype)
-        meter = Meter(peak=matmul_peak(dtype) * mesh.size)
+        meter = Meter(peak=matmul_peak(dtype) * mesh.size, passes=passes)
         rate = _optimizer(training).schedule()
         console.print(f"batches: {loader.summary()}", markup=False)
 
@@ -229,7 +237,7 @@ def fit(
             if journal:
                 journal.write(number, "valid", found)
                 if mesh.size == 1:
-                    _draw(journal, number, arch, view(state.params, state.held), data)
+                    _draw(journal, number, arch, view(state.params, state.held), data, training)
 
         def save(number: int, state: State, sums: Sums) -> None:
             saves.save(number, state, {"position": loader.state(), "arch": to_json(arch)})
@@ -300,8 +308,10 @@ def _stream(
     loader: Loader, accumulate: int, mesh: Any, arch: Arch, data: Data, meter: Meter
 ) -> Iterator[Sequence[dict[str, Any]]]:
     """Give each update's batches, on the devices; count speech and multiplications on the way."""
-    watch, first = Watch(len(loader.shapes())), True
-    while True:
+    watch = Watch(len(loader.shapes()))
+    for drawn in itertools.count():
+        if drawn == 1:
+            meter.read()  # the first update compiled; rates are of those after it
         batches = [next(loader) for _ in range(accumulate)]
         for batch in batches:
             if note := watch.see(batch.inputs.shape):
@@ -309,11 +319,8 @@ def _stream(
         lengths = np.concatenate([batch.lengths for batch in batches])
         audio = float(lengths.sum()) / data.per_second
         macs = sum(_macs(arch, round(int(n) / data.per_second * SAMPLE_RATE)) for n in lengths)
+        meter.count(audio=audio, macs=macs)  # before the update: a reading after it counts it
         yield [_arrays(batch, mesh) for batch in batches]
-        meter.count(audio=audio, macs=macs)
-        if first:
-            meter.read()  # the first update compiled; rates are of those after it
-            first = False
 
 
 @lru_cache(maxsize=4096)
@@ -358,9 +365,9 @@ def _line(number: int, values: dict[str, float], steps: int) -> str:
     return f"{words}, MFU {values['mfu']:.0%}, {left // 60:.0f}:{left % 60:02.0f} left"
 
 
-def _draw(journal: Journal, number: int, arch: Arch, params: Params, data: Data) -> None:
+def _draw(journal: Journal, number: int, arch: Arch, params: Params, data: Data, training: Training) -> None:
     """Show one held-out utterance as the model sees it, and where each layer with heads looks."""
-    batch = _held_out(data, replace(Training(), batch=1))[0]
+    batch = _held_out(data, replace(training, batch=1))[0]
     length = int(batch.lengths[0])
     if isinstance(arch.front, LogMel):
         journal.picture(number, "masked", pictures.masked_features(batch.inputs[0, :length], batch.mask[0, :length]))

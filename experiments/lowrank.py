@@ -62,6 +62,8 @@ class Config:
     """prepared speech to recover on; default: the embedded corpus, with the model's own targets"""
     labels: str | None = None
     """name of the labels in --corpus, where there are several"""
+    batch: int = 8
+    """utterances of a batch in the recovery"""
     learning_rate: float = 3e-4
     """highest learning rate of the recovery"""
     model: str | None = None
@@ -238,6 +240,7 @@ def _recover(
             corpus=config.corpus,
             labels=config.labels,
             steps=config.steps,
+            batch=config.batch,
             learning_rate=config.learning_rate,
             seed=config.seed,
             out=Path(runs),

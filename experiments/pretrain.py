@@ -22,7 +22,7 @@ import jax
 
 from compress.errors import InputError
 from experiments import prepare, report
-from experiments.cli import console, main
+from experiments.cli import Preempted, console, main
 from experiments.fit import ANYWHERE, Data, Fitted, Training, fit, load_data
 from experiments.source import load_model
 from jaxssl.data.logmel import stats_bytes
@@ -37,11 +37,12 @@ class Config(Training):
     """Train a model by masked prediction."""
 
     corpus: Path | None = None
-    """folder of experiments.prepare; default: the embedded corpus, prepared inside --out"""
+    """folder of experiments.prepare, or a .csv of the MelHuBERT study; default: the embedded corpus, prepared inside
+    --out"""
     labels: str | None = None
     """name of the labels, where the corpus has several"""
     valid: Path | None = None
-    """another prepared folder, of held-out speech; default: the corpus's own validation part"""
+    """another such folder or .csv, of held-out speech; default: the corpus's own validation part"""
     arch: str = "melhubert-tiny"
     """preset: melhubert-tiny, melhubert-mini, melhubert-20ms, hubert-base, …"""
     model: str | None = None
@@ -72,8 +73,14 @@ def run(config: Config) -> None:
         report.show(f"{config.arch} on {config.chip}, by arithmetic", rows, estimate.COLUMNS)
         return
     distributed.initialize(config.coordinator, config.processes, config.process, timeout_s=config.timeout)
+    stopped: Preempted | None = None
     with distributed.guard():
-        _train(config)
+        try:
+            _train(config)
+        except Preempted as told:  # no failure that the guard should tell: all processes saved and stop
+            stopped = told
+    if stopped is not None:
+        raise stopped
 
 
 def _train(config: Config) -> None:
@@ -85,7 +92,7 @@ def _train(config: Config) -> None:
     console.print(f"{config.model or config.arch}: {cost.parameters(arch):,} parameters", markup=False)
     if config.learn == "head":
         body = {name: part for name, part in params.items() if name != "head"}
-        fitted = fit(config.out, arch, {"head": params["head"]}, data, config, view=_join, held=body)
+        fitted = fit(config.out, arch, {"head": params["head"]}, data, config, view=_join, held=body, passes=1.0)
     else:
         fitted = fit(config.out, arch, params, data, config)
     if distributed.is_main():

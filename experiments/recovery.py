@@ -35,8 +35,34 @@ class Recovery:
         return fit(self.folder / name, arch, params, self.data, self.training).params
 
 
+def own_quality(model: Model, audio: Path | None, *, out: Path) -> dict[str, float]:
+    """Measure masked prediction on speech that the model never saw, with its own targets.
+
+    Args:
+        model: one that says how its targets were made.
+        audio: speech; None: the embedded corpus, which nothing of the package was trained on.
+        out: folder for the prepared speech.
+
+    Returns:
+        `loss` (nats, masked frames), `masked_accuracy`, and `entropy` of the targets.
+    """
+    places = () if audio is None else (str(audio),)
+    prepare.run(prepare.Config(audio=places, out=out, labels=(f"{model.name}:own",), name="own", valid=0.0))
+    data = load_data(out, model.arch.front, labels="own", valid=out, stats=model.stats)
+    found = evaluate(model.arch, model.params, data, Training())
+    return {"loss": found["masked_loss"], "masked_accuracy": found["masked_accuracy"], "entropy": data.entropy}
+
+
 def open_recovery(
-    model: Model, *, corpus: Path | None, labels: str | None, steps: int, learning_rate: float, seed: int, out: Path
+    model: Model,
+    *,
+    corpus: Path | None,
+    labels: str | None,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    out: Path,
 ) -> Recovery:
     """Find speech with the labels that the model was trained on.
 
@@ -45,6 +71,7 @@ def open_recovery(
         corpus: folder of `experiments.prepare`; None: the embedded corpus, with the model's own targets.
         labels: name of the labels in it; None: the only ones.
         steps: updates.
+        batch: utterances of a batch.
         learning_rate: the highest one.
         seed: of order, crops, masks and dropout.
         out: folder for the prepared corpus and the runs.
@@ -63,6 +90,8 @@ def open_recovery(
         corpus = out / "prepared"
         prepare.run(prepare.Config(out=corpus, labels=(f"{model.name}:own",), name="own"))
     data = load_data(corpus, model.arch.front, labels=labels, valid=None, stats=model.stats)
-    training = Training(steps=steps, learning_rate=learning_rate, seed=seed, valid_every=steps, save_every=steps)
+    training = Training(
+        steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, valid_every=steps, save_every=steps
+    )
     training = replace(training, log_every=max(steps // 5, 1), buckets=1)  # a short run: one program to compile
     return Recovery(data, training, out / "recovery")

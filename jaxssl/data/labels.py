@@ -7,7 +7,7 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.data.arrays import Rows
-from jaxssl.data.prepared import Labels, Prepared
+from jaxssl.data.prepared import Labels
 
 BLOCK = 4096  # frames whose distances to all centres are in memory at once
 Vectors = Callable[[int], np.ndarray]  # utterance → (frames, size)
@@ -178,36 +178,3 @@ def at_period(labels: Labels, period_ms: int) -> Labels:
     if step == 1:
         return labels
     return replace(labels, period_ms=period_ms, rows=Strided(labels.rows, step))
-
-
-def check_rates(corpus: Prepared, labels: Labels, *, period_ms: int) -> None:
-    """Make sure that labels belong to the frames of a model with this period, up to one frame an utterance.
-
-    Raises:
-        InputError: the periods differ, or the counts of an utterance do by more than one; it says which.
-    """
-    if labels.period_ms != period_ms:
-        rates = f"labels {labels.name} come each {labels.period_ms} ms, the model's frames each {period_ms} ms"
-        more = "take every second with at_period" if period_ms == 2 * labels.period_ms else "make labels for this model"
-        raise InputError(f"{rates}; {more}")
-    if len(labels) != len(corpus):
-        raise InputError(
-            f"labels {labels.name}: {len(labels)} utterances, the corpus has {len(corpus)}; make them again"
-        )
-    frames = -(-corpus.lengths * corpus.period_ms // period_ms)
-    if (wrong := np.flatnonzero(np.abs(labels.lengths - frames) > 1)).size:
-        i = int(wrong[0])
-        counts = f"{labels.lengths[i]} labels for {frames[i]} frames of {period_ms} ms"
-        name = corpus.manifest.utterances[i].id
-        raise InputError(f"labels {labels.name}, {name}: {counts}, in {wrong.size} utterances; make them again")
-
-
-def trim(row: np.ndarray, frames: int) -> np.ndarray:
-    """Bring labels `row` to `frames` of them: one too many is dropped, one too few is -1.
-
-    Raises:
-        InputError: the counts differ by more than one.
-    """
-    if abs(len(row) - frames) > 1:
-        raise InputError(f"{len(row)} labels for {frames} frames; at most one may be missing or left over")
-    return np.append(row, np.int32(-1)) if len(row) < frames else row[:frames]

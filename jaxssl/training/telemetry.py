@@ -14,10 +14,11 @@ class Meter:
 
     Args:
         peak: MACs per second that the device reaches in a plain matrix product, all devices together.
+        passes: multiplications of an update in forward passes: 3 where every map learns, 1 where only the last does.
     """
 
-    def __init__(self, *, peak: float):
-        self._peak = peak
+    def __init__(self, *, peak: float, passes: float = 3.0):
+        self._peak = peak / passes
         self._began = time.perf_counter()
         self._updates, self._audio, self._macs = 0, 0.0, 0.0
 
@@ -28,15 +29,15 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Return rates and start anew.
 
-        `mfu` is model FLOPs utilisation: the multiplications that the updates need, three times the forward pass's
-        (PaLM, appendix B), over those that the device does in a plain matrix product in that time.
+        `mfu` is model FLOPs utilisation (PaLM, appendix B): the multiplications that the updates need over those that
+        the device does in a plain matrix product in that time.
         """
         now = time.perf_counter()
         took = max(now - self._began, 1e-9)
         rates = {
             "updates_per_s": self._updates / took,
             "audio_s_per_s": self._audio / took,
-            "mfu": 3 * self._macs / took / self._peak,
+            "mfu": self._macs / took / self._peak,
         }
         self._began, self._updates, self._audio, self._macs = now, 0, 0.0, 0.0
         return rates

@@ -9,7 +9,7 @@ import pytest
 from compress.errors import InputError
 from jaxssl.data import corpora
 from jaxssl.data.audio import read
-from jaxssl.data.labels import assign, at_period, check_rates, cluster, fit, trim
+from jaxssl.data.labels import assign, at_period, cluster, fit
 from jaxssl.data.manifest import Segment
 from jaxssl.data.mfcc import differences, mfcc
 from jaxssl.data.prepared import Labels
@@ -35,7 +35,7 @@ def corpus(*lengths, phones=()):
 
 
 class Fake:
-    """What `check_rates` and `phone_quality` look at."""
+    """What `phone_quality` looks at."""
 
     period_ms = 10
 
@@ -219,28 +219,6 @@ def test_labels_are_thinned_only_when_asked():
     assert twenty.lengths.tolist() == [3, 1]
     assert at_period(at_period(ten, 20), 40)[0].tolist() == [1, 5]
     assert at_period(ten, 10) is ten
-    check_rates(corpus(5, 2), twenty, period_ms=20)
-    with pytest.raises(InputError, match="labels x come each 10 ms, the model's frames each 20 ms; take every second"):
-        check_rates(corpus(5, 2), ten, period_ms=20)
-    with pytest.raises(InputError, match="labels x come each 20 ms, the model's frames each 10 ms; make labels"):
-        check_rates(corpus(5, 2), twenty, period_ms=10)
     for period in (10, 30, 0):
         with pytest.raises(InputError, match=f"come each 20 ms, {period} ms are asked for"):
             at_period(twenty, period)
-
-
-def test_counts_may_differ_by_one():
-    for count in (4, 5, 6):
-        check_rates(corpus(5), labels(range(count)), period_ms=10)
-    for count in (3, 7):
-        with pytest.raises(InputError, match=f"u1: {count} labels for 5 frames of 10 ms, in 1 utt"):
-            check_rates(corpus(5, 5), labels(range(5), range(count)), period_ms=10)
-    with pytest.raises(InputError, match="2 utterances, the corpus has 1"):
-        check_rates(corpus(5), labels([1], [2]), period_ms=10)
-    assert trim(np.array([1, 2, 3], np.int32), 3).tolist() == [1, 2, 3]
-    assert trim(np.array([1, 2, 3], np.int32), 2).tolist() == [1, 2]
-    padded = trim(np.array([1, 2, 3], np.int32), 4)
-    assert (padded.tolist(), padded.dtype) == ([1, 2, 3, -1], np.int32)
-    for frames in (1, 5):
-        with pytest.raises(InputError, match=f"3 labels for {frames} frames"):
-            trim(np.array([1, 2, 3]), frames)

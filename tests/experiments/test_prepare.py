@@ -73,7 +73,7 @@ def test_everything_is_there(done):
     assert sorted(u.split for u in corpus.manifest.utterances) == ["train"] * 4 + ["valid"] * 2
     assert {u.speaker for u in corpus.manifest.utterances} == {"s0", "s1"}
     for labels in corpus.sets.values():
-        labels_module.check_rates(corpus, labels, period_ms=20)
+        assert labels.lengths.tolist() == (-(-corpus.lengths // 2)).tolist()
         every = np.concatenate([labels[i] for i in range(6)])
         assert (labels.clusters, labels.period_ms, every.min() >= 0, every.max() < 6) == (6, 20, True, True)
         assert labels.info["used"] == len(set(every.tolist()))

@@ -1,0 +1,42 @@
+"""The package's own model can be made again, by the command its card names."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from compress.address import flatten
+from compress.errors import InputError
+from experiments import teacher
+from jaxssl import pretrained
+from jaxssl.data.demo import synthesize
+from jaxssl.models import checkpoint
+
+
+@pytest.mark.slow
+def test_both_stages_and_packing(tmp_path, monkeypatch):
+    for part, count in (("train", 10), ("valid", 8)):
+        for i in range(count):
+            (tmp_path / part / str(i)).mkdir(parents=True)
+            soundfile.write(tmp_path / part / f"{i}/{i}.flac", synthesize(3.5, seed=i), 16000)
+    out, packed = tmp_path / "run", tmp_path / "packed/mini"
+    config = teacher.Config(
+        audio=tmp_path / "train",
+        valid=tmp_path / "valid",
+        out=out,
+        pack=packed,
+        first=(2, 10),
+        second=(2, 12),
+        last=3,
+    )
+    teacher.run(config)
+    before, after = (checkpoint.load(out / name / "models/final")[1] for name in ("stage2", "head"))
+    for path, leaf in flatten(after).items():
+        assert np.array_equal(leaf, flatten(before)[path]) != path.startswith("head"), path
+    monkeypatch.setattr(pretrained, "HERE", packed.parent)
+    read = pretrained.read("mini")
+    assert read.labeller.centres.shape == (12, 256)
+    assert json.loads((out / "head/report.json").read_text())["entropy"] > 0
+    with pytest.raises(InputError, match="are not what layer 2"):
+        teacher.pack(out / "head", out / "train", labels="own", layer=2, out=packed)
