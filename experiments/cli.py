@@ -36,7 +36,7 @@ def main(run: Callable[[Config], Any], config: type[Config], description: str) -
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
     sys.unraisablehook = _interrupt_again
-    values = tyro.cli(config, description=description, config=(tyro.conf.FlagConversionOff,))
+    values = tyro.cli(config, description=description, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         run(values)
     except InputError as error:
