@@ -65,7 +65,7 @@ def save(
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _alone() as checkpointer:
             checkpointer.save((staging / "params").absolute(), _filled(params))
         seal.seal(staging / "params")
         _compare(load(staging), (arch, params))
@@ -84,7 +84,7 @@ def load(folder: str | Path) -> tuple[Arch, Params]:
     if not arrays.is_dir():
         raise InputError(f"{folder}: arch.json is there, the arrays (params/) are not; the copy is incomplete")
     seal.check(arrays)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _alone() as checkpointer:
         try:
             stored = _stored_shapes(checkpointer, arrays)
             check_params(arch, _with_empty(arch, stored))
@@ -106,6 +106,13 @@ def size_on_disk(folder: str | Path) -> int:
     return sum(file.stat().st_size for file in (Path(folder) / "params").rglob("*") if file.is_file())
 
 
+def _alone() -> ocp.StandardCheckpointer:
+    """Return a checkpointer that waits for no other process: one process writes a model, each reads it for itself."""
+    here = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(here, {here}, barrier_sync_key_prefix=f"process-{here}")
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
 def _stored_shapes(checkpointer: ocp.StandardCheckpointer, arrays: Path) -> Params:
     metadata = checkpointer.metadata(arrays.absolute())
     stored = getattr(metadata, "item_metadata", metadata)
@@ -116,7 +123,7 @@ def _stored_shapes(checkpointer: ocp.StandardCheckpointer, arrays: Path) -> Para
 
 def _targets(stored: Params) -> Params:
     """Say how to restore: every array on this process's first device, wherever it was saved."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     flat = {path: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place) for path, s in flatten(stored).items()}
     return unflatten(flat)
 

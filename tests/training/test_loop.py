@@ -1,0 +1,99 @@
+"""The loop updates as often as it should, draws no batch too many, and hears SIGTERM."""
+
+import itertools
+import os
+import signal
+import threading
+from dataclasses import dataclass
+
+import pytest
+
+from jaxssl.training.loop import every, termination, train
+
+
+@dataclass
+class Count:
+    """Stands for a training state: how many updates it has seen, and on what."""
+
+    step: int = 0
+    seen: tuple = ()
+
+
+def step(state, batches):
+    return Count(state.step + 1, (*state.seen, batches)), {"updates": state.step + 1}
+
+
+def run(start=0, *, steps=7, hooks=(), stop=lambda number: False):
+    """Train on 0, 1, 2, …; the state and the next batch that nobody drew."""
+    stream = itertools.count()
+    state = train(step, Count(start), stream, steps=steps, hooks=hooks, stop=stop)
+    return state, next(stream)
+
+
+@pytest.mark.parametrize(("start", "updates"), [(0, 7), (3, 4), (7, 0), (9, 0)])
+def test_updates_are_counted_from_where_the_state_stands(start, updates):
+    """As many batches are drawn as updates are made: a position saved afterwards is that of the next batch."""
+    state, left = run(start)
+    assert (state.step, left) == (start + updates, updates)
+    assert state.seen == tuple(range(updates))
+
+
+def test_hooks_see_each_update_in_order():
+    seen = []
+    hooks = [
+        every(3, lambda number, state, sums: seen.append(("a", number, state.step, sums["updates"])), last=7),
+        every(7, lambda number, state, sums: seen.append(("b", number, state.step, sums["updates"])), last=7),
+    ]
+    run(hooks=hooks)
+    assert seen == [("a", 3, 3, 3), ("a", 6, 6, 6), ("a", 7, 7, 7), ("b", 7, 7, 7)]
+
+
+def test_a_resumed_run_calls_hooks_at_the_same_updates():
+    def numbers(start):
+        seen = []
+        run(start, hooks=[every(2, lambda number, state, sums: seen.append(number), last=7)])
+        return seen
+
+    assert numbers(0) == [2, 4, 6, 7]
+    assert numbers(3) == [4, 6, 7]
+
+
+def test_it_stops_after_an_update_and_its_hooks():
+    seen = []
+    state, left = run(hooks=[lambda number, state, sums: seen.append(number)], stop=lambda number: number == 4)
+    assert (state.step, left, seen) == (4, 4, [1, 2, 3, 4])
+
+
+def test_sigterm_is_heard_and_the_old_handler_comes_back():
+    def mine(number, frame):
+        raise AssertionError("the handler from before was called")
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with termination() as told:
+            assert not told.is_set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told.wait(5)
+            state, _ = run(stop=lambda number: told.is_set())
+            assert state.step == 1
+        assert signal.getsignal(signal.SIGTERM) is mine
+        with pytest.raises(ZeroDivisionError), termination():
+            _ = 1 / 0
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_outside_the_main_thread_nothing_is_heard():
+    found = []
+
+    def body():
+        with termination() as told:
+            found.append(told.is_set())
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert found == [False]
+    assert signal.getsignal(signal.SIGTERM) is before
