@@ -9,6 +9,7 @@ A folder is built beside its place, read back, compared, and only then moved the
 """
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -179,7 +180,9 @@ def _replace(staging: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(old)
     staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    for left in folder.parent.iterdir():  # the old model, and what a killed process could not remove
+        if re.fullmatch(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}(\.old)?", left.name):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _compare(read: tuple[Arch, Params], given: tuple[Arch, Params]) -> None:

@@ -113,6 +113,14 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, key, monkeypatch, stop):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_save_left_goes_with_the_next(saved, key):
+    folder, params = saved
+    for name in (".model.abcd1234", ".model.abcd1234.old", ".model2.abcd1234", ".model.notes"):
+        (folder.parent / name).mkdir()
+    checkpoint.save(folder, MEL, params, overwrite=True)
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".model.notes", ".model2.abcd1234", "model"]
+
+
 def test_what_does_not_fit_is_not_saved(tmp_path, key):
     with pytest.raises(InputError, match="layers/0/attention/k/bias"):
         checkpoint.save(tmp_path / "model", ARCHS["uneven"], init(MEL, key))
