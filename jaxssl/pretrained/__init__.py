@@ -79,7 +79,8 @@ def read(name: str = DEFAULT) -> Pretrained:
 
 def files(model: Pretrained) -> dict[str, bytes]:
     """Return the files that `read` reads, by name; parameters are rounded to float16."""
-    halves = {path: np.asarray(leaf, np.float16) for path, leaf in flatten(model.params).items()}
+    with np.errstate(over="ignore"):  # told below, with its name
+        halves = {path: np.asarray(leaf, np.float16) for path, leaf in flatten(model.params).items()}
     if lost := [path for path, leaf in halves.items() if not np.isfinite(leaf).all()]:
         raise InputError(f"{lost[0]}: beyond float16's 65504, and so are {len(lost)} arrays; train it again")
     labeller = io.BytesIO()

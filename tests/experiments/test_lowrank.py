@@ -246,6 +246,7 @@ def test_the_default_is_trained():
     assert loaded.notes == ()
 
 
+@pytest.mark.slow
 def test_recovery_tells_quality_before_and_after(tmp_path, capsys):
     """On the embedded corpus, with the default model's own targets: a few updates bring back some of what was lost."""
     pytest.importorskip("espeakng_loader")

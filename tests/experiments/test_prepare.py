@@ -192,7 +192,7 @@ def test_pieces_together_are_the_whole(hop, field, rate, seconds):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"labels": ("log-mel",)}, "--labels log-mel: not logmel, mfcc or MODEL:LAYER"),
+        ({"labels": ("log-mel",)}, "--labels log-mel: not logmel, mfcc, MODEL:LAYER"),
         ({"labels": ("mel:9",)}, "--labels .*mel:9: the model has layers 1 to 2"),
         ({"labels": ("odd:1",)}, "400 frames a second are not one each whole ms"),
         ({"labels": ("gone:1",)}, "gone"),
