@@ -9,7 +9,7 @@ MelHuBERT study; without it, the trained MelHuBERT that comes with the package i
 speech. With --steps, each factorised model is trained on, and so is the dense one, as a control; held-out loss and
 masked accuracy are told before and after.
 
-The first command takes about a minute on two CPU cores, the second about three. Expected: the activation-aware error is
+The first command takes about a minute on two CPU cores, the second about four. Expected: the activation-aware error is
 below that of the plain SVD at every rank, training recovers most of what factorising lost (errors of the output are
 told before it), and the timing follows the MACs only in part (attention itself and the positional convolution stay).
 """
