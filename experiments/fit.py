@@ -27,7 +27,7 @@ from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel, to_json
 from jaxssl.models.model import Params, Stack
 from jaxssl.training import distributed, pictures
-from jaxssl.training.loop import every, termination, train
+from jaxssl.training.loop import Hook, every, termination, train
 from jaxssl.training.losses import MaskedPrediction, Sums, add, means
 from jaxssl.training.optimizer import Optimizer, skipped
 from jaxssl.training.resume import Checkpoints
@@ -35,6 +35,7 @@ from jaxssl.training.sharding import check_rows, fetch, global_batch, make_mesh,
 from jaxssl.training.step import Loss, State, View, as_seen, make_evaluation, make_step, start
 from jaxssl.training.telemetry import Journal, Meter, read_journal
 
+Tell = Callable[[int, str], None]
 HOPELESS = 100  # updates skipped in a row after which a run gives up
 AGREE_EVERY = 5  # updates between two questions among processes whether one was told to stop
 
@@ -221,31 +222,16 @@ def fit(
         step = make_step(arch, loss, optimizer, view=view, dtype=dtype, stack=training.stack, shardings=places)
         check = make_evaluation(arch, loss, view=view, dtype=dtype)
         meter = Meter(peak=matmul_peak(dtype) * mesh.size, passes=passes)
-        rate = _optimizer(training).schedule()
         console.print(f"batches: {loader.summary()}", markup=False)
-
-        def log(number: int, state: State, sums: Sums) -> None:
-            values = means(sums) | {"learning_rate": float(rate(number - 1))} | meter.read()
-            _give_up(state)
-            tell(number, _line(number, values, training.steps))
-            if journal:
-                journal.write(number, "train", values)
-
-        def validate(number: int, state: State, sums: Sums) -> None:
-            found = means(_total(check(state.params, state.held, _arrays(b, mesh)) for b in _held_out(data, training)))
-            tell(number, f"held out: loss {found['loss']:.3f}, masked accuracy {found['masked_accuracy']:.1%}")
-            if journal:
-                journal.write(number, "valid", found)
-                if mesh.size == 1:
-                    _draw(journal, number, arch, view(state.params, state.held), data, training)
 
         def save(number: int, state: State, sums: Sums) -> None:
             saves.save(number, state, {"position": loader.state(), "arch": to_json(arch)})
 
+        last = training.steps
         hooks = [
-            every(training.log_every, log, last=training.steps),
-            every(training.valid_every, validate, last=training.steps),
-            every(training.save_every, save, last=training.steps),
+            every(training.log_every, _log(training, meter, tell, journal), last=last),
+            every(training.valid_every, _validate(arch, data, training, check, view, mesh, tell, journal), last=last),
+            every(training.save_every, save, last=last),
         ]
         stream = _stream(loader, training.accumulate, mesh, arch, data, meter)
         state = train(step, state, stream, steps=training.steps, hooks=hooks, stop=_stop(told.is_set))
@@ -255,6 +241,43 @@ def fit(
             raise Preempted(f"after update {number} of {training.steps}, saved; the same command goes on")
         final = fetch(view(state.params, state.held))
     return Fitted(final, evaluate(arch, final, data, training), read_journal(folder))
+
+
+def _log(training: Training, meter: Meter, tell: Tell, journal: Journal | None) -> Hook:
+    """Tell losses and rates; give up when no gradient has been finite for long."""
+    rate = _optimizer(training).schedule()
+
+    def log(number: int, state: State, sums: Sums) -> None:
+        values = means(sums) | {"learning_rate": float(rate(number - 1))} | meter.read()
+        _give_up(state)
+        tell(number, _line(number, values, training.steps))
+        if journal:
+            journal.write(number, "train", values)
+
+    return log
+
+
+def _validate(
+    arch: Arch,
+    data: Data,
+    training: Training,
+    check: Callable[[Any, Any, Any], Sums],
+    view: View,
+    mesh: Any,
+    tell: Tell,
+    journal: Journal | None,
+) -> Hook:
+    """Tell the loss on held-out speech, and draw what the model sees and where it looks."""
+
+    def validate(number: int, state: State, sums: Sums) -> None:
+        found = means(_total(check(state.params, state.held, _arrays(b, mesh)) for b in _held_out(data, training)))
+        tell(number, f"held out: loss {found['loss']:.3f}, masked accuracy {found['masked_accuracy']:.1%}")
+        if journal:
+            journal.write(number, "valid", found)
+            if mesh.size == 1:
+                _draw(journal, number, arch, view(state.params, state.held), data, training)
+
+    return validate
 
 
 def _optimizer(training: Training) -> Optimizer:
