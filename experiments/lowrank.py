@@ -40,7 +40,8 @@ from jaxssl.data.logmel import stats_bytes
 from jaxssl.latency import Load, Timing, compile_forward, machine, race, speedup
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Arch
-from jaxssl.models.model import Params, describe
+from jaxssl.models.describe import describe
+from jaxssl.models.model import Params
 from jaxssl.models.sites import matrices
 
 Method = Literal["svd", "activation"]

@@ -1,11 +1,11 @@
-"""A speech Transformer as pure functions: `init`, `apply`, `shapes`, `describe`.
+"""A speech Transformer as pure functions: `init`, `apply`, `shapes`.
 
 `flax.nnx` modules define the forward pass and stay behind this wall: what comes in and goes out is a frozen `Arch`
-and a nested dict of arrays. For every arch, `describe(arch, init(arch, key)) == arch`.
+and a nested dict of arrays.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from jax.nn import initializers
 
 from compress.address import flatten
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, ClusterHead, CosineHead, Layer, Ranks, Waveform
+from jaxssl.models.arch import Arch, ClusterHead, CosineHead, Waveform
 from jaxssl.models.layers import (
     NORM_EPSILON,
     Dense,
@@ -286,28 +286,6 @@ def map_inputs(
     return {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}, out.lengths
 
 
-def describe(base: Arch, params: Params) -> Arch:
-    """Read the arch back off the parameters' shapes; what shapes cannot tell (strides, dropout) comes from `base`.
-
-    Raises:
-        InputError: the arrays' names or shapes fit no model.
-    """
-    try:
-        count = len(params.get("layers", {}))
-        arch = replace(
-            base,
-            width=params["norm"]["scale"].shape[0],
-            layers=tuple(_describe_layer(params["layers"][str(i)]) for i in range(count)),
-            mask_embedding="mask_embedding" in params,
-            project_rank=_rank(params["project"]),
-            head=base.head if "head" in params else None,
-        )
-    except (KeyError, IndexError) as error:
-        raise InputError(f"these arrays are no model of ours: {error} is missing") from error
-    check_params(arch, params)
-    return arch
-
-
 def check_params(arch: Arch, params: Params) -> None:
     """Raise InputError at the first path, in the arch's order, whose presence or shape is not what `arch` says."""
     expected, found = flatten(shapes(arch)), flatten(params)
@@ -375,13 +353,3 @@ def _restore(arch: Arch, params: Params) -> Model:
 def _named(tree: Any) -> Any:
     """Give list positions their printed names, so that a path is the keys joined by '/'."""
     return {str(k): _named(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
-
-
-def _rank(dense: Params) -> int | None:
-    return dense["up"].shape[0] if "up" in dense else None
-
-
-def _describe_layer(params: Params) -> Layer:
-    attention, ffn = params["attention"], params["ffn"]
-    ranks = {name: _rank(dense) for name, dense in (*attention.items(), *ffn.items())}
-    return Layer(heads=attention["q"]["bias"].shape[0], ffn=ffn["fc1"]["bias"].shape[0], ranks=Ranks(**ranks))

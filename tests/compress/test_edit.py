@@ -13,7 +13,8 @@ from compress.errors import InputError
 from compress.score import magnitude
 from compress.select import highest, highest_overall
 from jaxssl.models import cost
-from jaxssl.models.model import apply, describe, init
+from jaxssl.models.describe import describe
+from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes
 from tests.archs import ARCHS, MEL, noise
 

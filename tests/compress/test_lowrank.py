@@ -18,7 +18,8 @@ from compress.lowrank import (
     truncate,
 )
 from jaxssl.models import cost
-from jaxssl.models.model import apply, describe, init
+from jaxssl.models.describe import describe
+from jaxssl.models.model import apply, init
 from jaxssl.models.sites import matrices
 from tests.archs import ARCHS, MEL, noise
 

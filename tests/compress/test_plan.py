@@ -9,7 +9,8 @@ from compress.address import flatten
 from compress.errors import InputError
 from compress.plan import Heads, Layers, LowRank, Rows, Sites, run
 from jaxssl.models import cost
-from jaxssl.models.model import apply, describe, init
+from jaxssl.models.describe import describe
+from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes, matrices
 from tests.archs import BASE, LARGE, MEL, noise
 

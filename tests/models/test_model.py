@@ -11,7 +11,8 @@ from compress.address import flatten, put
 from compress.errors import InputError
 from compress.lowrank import dense_kernel
 from jaxssl.models.arch import Dropout, Layer, Waveform
-from jaxssl.models.model import apply, describe, init, map_inputs, shapes
+from jaxssl.models.describe import describe
+from jaxssl.models.model import apply, init, map_inputs, shapes
 from jaxssl.models.sites import matrices
 from tests.archs import ARCHS, BASE, LARGE, MEL, noise
 

@@ -1,0 +1,42 @@
+"""What a model is, read off its arrays: the inverse of `init` on shapes.
+
+For every arch, `describe(arch, init(arch, key)) == arch`.
+"""
+
+from dataclasses import replace
+
+from compress.errors import InputError
+from jaxssl.models.arch import Arch, Layer, Ranks
+from jaxssl.models.model import Params, check_params
+
+
+def describe(base: Arch, params: Params) -> Arch:
+    """Read the arch back off the parameters' shapes; what shapes cannot tell (strides, dropout) comes from `base`.
+
+    Raises:
+        InputError: the arrays' names or shapes fit no model.
+    """
+    try:
+        count = len(params.get("layers", {}))
+        arch = replace(
+            base,
+            width=params["norm"]["scale"].shape[0],
+            layers=tuple(_describe_layer(params["layers"][str(i)]) for i in range(count)),
+            mask_embedding="mask_embedding" in params,
+            project_rank=_rank(params["project"]),
+            head=base.head if "head" in params else None,
+        )
+    except (KeyError, IndexError) as error:
+        raise InputError(f"these arrays are no model of ours: {error} is missing") from error
+    check_params(arch, params)
+    return arch
+
+
+def _rank(dense: Params) -> int | None:
+    return dense["up"].shape[0] if "up" in dense else None
+
+
+def _describe_layer(params: Params) -> Layer:
+    attention, ffn = params["attention"], params["ffn"]
+    ranks = {name: _rank(dense) for name, dense in (*attention.items(), *ffn.items())}
+    return Layer(heads=attention["q"]["bias"].shape[0], ffn=ffn["fc1"]["bias"].shape[0], ranks=Ranks(**ranks))
