@@ -1,121 +1,45 @@
-"""Training as every experiment does it: settings, data, checkpoints, telemetry around the one loop."""
+"""Training as every experiment does it: checkpoints, telemetry and data around the one loop.
+
+A run folder is trained in by `open_run`; one run may train models of several shapes one after the other, as pruning
+does, while data, checkpoints and telemetry go on. `fit` is the run of one model.
+"""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from threading import Event
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from compress.errors import InputError
 from experiments.cli import Preempted, console, updates
-from jaxssl.data import prepared
-from jaxssl.data.batches import Batch, Corpus, Loader, Validation, validation
+from experiments.corpus import Data, arrays, evaluate, held_out, loader, pretraining_loss, total
+from experiments.settings import Training, optimizer
+from jaxssl.data.batches import Loader
 from jaxssl.data.buckets import Watch
-from jaxssl.data.feeds import MelCorpus, WaveCorpus
-from jaxssl.data.logmel import Stats
-from jaxssl.data.masking import HUBERT, MELHUBERT_10MS, MELHUBERT_20MS, Spans
-from jaxssl.data.quality import entropy
-from jaxssl.data.study import read_study
 from jaxssl.latency import matmul_peak
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel, to_json
-from jaxssl.models.model import Params, Stack
+from jaxssl.models.model import Params
 from jaxssl.training import distributed, pictures
 from jaxssl.training.loop import Hook, every, termination, train
-from jaxssl.training.losses import MaskedPrediction, Sums, add, means
-from jaxssl.training.optimizer import Optimizer, skipped
+from jaxssl.training.losses import Sums, means
+from jaxssl.training.optimizer import skipped
 from jaxssl.training.resume import Checkpoints
-from jaxssl.training.sharding import check_rows, fetch, global_batch, make_mesh, place, shardings
-from jaxssl.training.step import Loss, State, View, as_seen, make_evaluation, make_step, start
+from jaxssl.training.sharding import check_rows, fetch, make_mesh, place, shardings
+from jaxssl.training.step import Loss, State, Step, View, as_seen, make_evaluation, make_step, start
 from jaxssl.training.telemetry import Journal, Meter, read_journal
 
 Tell = Callable[[int, str], None]
 HOPELESS = 100  # updates skipped in a row after which a run gives up
 AGREE_EVERY = 5  # updates between two questions among processes whether one was told to stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How to train. Batches are global: they do not depend on the number of devices or hosts."""
-
-    steps: int = 400
-    """updates in all"""
-    batch: int = 8
-    """utterances of a batch"""
-    accumulate: int = 1
-    """batches whose gradients are averaged for one update"""
-    crop: float = 7.5
-    """longest stretch of an utterance, in seconds; longer ones are cut at random"""
-    shortest: float = 1.0
-    """utterances below that are left out, in seconds"""
-    buckets: int = 8
-    """padded lengths at most; each is a program to compile"""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """adamw decays weights by 0.01"""
-    learning_rate: float = 1e-3
-    """highest learning rate"""
-    warmup: float = 0.1
-    """share of the updates over which the rate rises"""
-    decay: Literal["constant", "linear", "cosine"] = "linear"
-    """after the warm-up"""
-    clip: float = 10.0
-    """largest norm of a gradient"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the computation; parameters stay float32"""
-    stack: Stack = "unroll"
-    """how equal layers run: unroll; scan: compiles faster; remat: computes again in the backward pass, least memory"""
-    seed: int = 0
-    """of initial weights, order, crops, masks and dropout"""
-    valid_every: int = 100
-    """updates between two validations"""
-    save_every: int = 100
-    """updates between two checkpoints"""
-    keep: int = 3
-    """checkpoints kept"""
-    log_every: int = 20
-    """updates between two lines"""
-    fsdp: int = 1
-    """devices over which each parameter is spread"""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, for several processes; TPU pods and SLURM are recognised without"""
-    processes: int | None = None
-    """how many processes there are"""
-    process: int | None = None
-    """which one this is, from 0"""
-    timeout: float = 300.0
-    """seconds to wait for the other processes"""
-
-
-ANYWHERE = ("coordinator", "processes", "process", "timeout", "log_every", "keep")  # a resumed run may change these
-
-
-@dataclass(frozen=True)
-class Data:
-    """Speech with labels.
-
-    Attributes:
-        train: corpus, and which of its utterances.
-        valid: the same of held-out speech.
-        clusters: size of the label set.
-        entropy: of the training labels, in nats.
-        stats: log-Mel statistics that belong to the model; None for waveforms.
-        spans: how frames are masked.
-        per_second: inputs of the corpus in a second.
-    """
-
-    train: tuple[Corpus, np.ndarray]
-    valid: tuple[Corpus, np.ndarray]
-    clusters: int
-    entropy: float
-    stats: Stats | None
-    spans: Spans
-    per_second: int
 
 
 @dataclass(frozen=True)
@@ -127,53 +51,149 @@ class Fitted:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
-    """Open a prepared corpus as a model's front end takes it.
+@dataclass(frozen=True)
+class Programs:
+    """What is compiled for one shape of model.
+
+    Attributes:
+        arch: what the view gives.
+        view: how the loss sees the parameters.
+        step: one update.
+        check: what the loss reports on held-out speech.
+    """
+
+    arch: Arch
+    view: View
+    step: Step
+    check: Callable[[Any, Any, Any], Sums]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint of a run: its update and what was recorded beside the state."""
+
+    number: int
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that is being trained in; `open_run` opens one.
+
+    Attributes:
+        data: to learn from and to validate on.
+        training: how.
+        mesh: the devices.
+        saves: the checkpoints.
+        feed: the training batches.
+        found: where to go on, None at the beginning.
+        journal: `metrics.jsonl` and TensorBoard's file; None but in the main process.
+        told: set by SIGTERM.
+        tell: shows a line to whoever watches.
+        meter: rates.
+    """
+
+    data: Data
+    training: Training
+    mesh: Any
+    saves: Checkpoints
+    feed: Loader
+    found: Found | None
+    journal: Journal | None
+    told: Event
+    tell: Tell
+    meter: Meter
+
+    def begin(self, state: State) -> State:
+        """Put a state on the devices: the given one, or the found checkpoint's, which must have its shapes."""
+        placed = place(state, shardings(state, self.mesh))
+        return placed if self.found is None else self.saves.restore(self.found.number, placed)
+
+    def programs(self, arch: Arch, state: State, *, loss: Loss | None = None, view: View = as_seen) -> Programs:
+        """Build what trains and validates models of that shape; `loss` None is the family's pre-training loss."""
+        loss, dtype = loss or pretraining_loss(arch, self.data), jnp.dtype(self.training.dtype)
+        build, places = optimizer(self.training).build(), shardings(state, self.mesh)
+        step = make_step(arch, loss, build, view=view, dtype=dtype, stack=self.training.stack, shardings=places)
+        return Programs(arch, view, step, make_evaluation(arch, loss, view=view, dtype=dtype))
+
+    def train(
+        self,
+        programs: Programs,
+        state: State,
+        *,
+        last: int,
+        note: Callable[[int, Sums], None] = lambda number, sums: None,
+        pause: Callable[[], bool] = lambda: False,
+        record: Callable[[], Mapping[str, Any]] = dict,
+    ) -> State:
+        """Update until update `last`, or until `pause` says so after one; the state is saved then.
+
+        Args:
+            programs: for models of the state's shape.
+            state: where to go on; its memory is reused.
+            last: the last update's number.
+            note: called after each update, before anything is saved.
+            pause: asked after each update.
+            record: JSON values that a checkpoint keeps beside the state.
+
+        Raises:
+            Preempted: SIGTERM came; all is saved.
+            InputError: no gradient has been finite for long.
+        """
+
+        def save(number: int, state: State, sums: Sums) -> None:
+            beside = {"position": self.feed.state(), "arch": to_json(programs.arch), **record()}
+            self.saves.save(number, state, beside)
+
+        hooks: list[Hook] = [
+            lambda number, state, sums: note(number, sums),
+            every(self.training.log_every, _log(self), last=last),
+            every(self.training.valid_every, _validate(self, programs), last=last),
+            every(self.training.save_every, save, last=last),
+        ]
+        stopped = _stop(self.told.is_set)
+        state = train(
+            programs.step,
+            state,
+            _stream(self, programs.arch),
+            steps=last,
+            hooks=hooks,
+            stop=lambda number: pause() or stopped(number),
+        )
+        if (number := int(state.step)) < last:
+            save(number, state, {})
+            if not pause():
+                self.saves.close()
+                raise Preempted(f"after update {number} of {last}, saved; the same command goes on")
+        return state
+
+
+@contextmanager
+def open_run(folder: Path, data: Data, training: Training, *, passes: float = 3.0) -> Iterator[Run]:
+    """Open a run folder to train in, at its newest whole checkpoint if there is one.
 
     Args:
-        corpus: folder of `experiments.prepare`, or a .csv of the MelHuBERT study.
-        front: of the arch.
-        labels: name of a label set; None: the only one.
-        valid: another prepared folder of held-out speech; None: the corpus's own validation part.
-        stats: a trained model's log-Mel statistics; None: the corpus's own.
+        folder: of checkpoints, `metrics.jsonl`, TensorBoard's file.
+        data: to learn from and to validate on.
+        training: how.
+        passes: see `Meter`.
 
     Raises:
-        InputError: there is no validation part, or the two label sets differ in size.
+        InputError: the settings do not fit.
     """
-    here = _open(corpus)
-    targets = here.labels(labels)
-    there = here if valid is None else _open(valid)
-    held_out = targets if valid is None else there.labels(targets.name)
-    if held_out.clusters != targets.clusters:
-        raise InputError(f"{valid}: {held_out.clusters} clusters, {corpus} has {targets.clusters}; prepare it --like")
-    if isinstance(front, LogMel):
-        stats = stats or here.stats
-        feeds: list[Corpus] = [MelCorpus(c, t, front.stack, stats) for c, t in ((here, targets), (there, held_out))]
-        spans, per_second = (MELHUBERT_10MS if front.stack == 1 else MELHUBERT_20MS), 100 // front.stack
-    else:
-        feeds = [WaveCorpus(c.manifest, t) for c, t in ((here, targets), (there, held_out))]
-        stats, spans, per_second = None, HUBERT, SAMPLE_RATE
-    learned = np.arange(len(here)) if valid is not None else here.indices("train")
-    kept = np.arange(len(there)) if valid is not None else here.indices("valid")
-    counts = np.bincount(np.concatenate([targets[int(i)] for i in learned]), minlength=targets.clusters)
-    return Data((feeds[0], learned), (feeds[1], kept), targets.clusters, entropy(counts), stats, spans, per_second)
-
-
-def _open(place: Path) -> prepared.Prepared:
-    return read_study(place) if place.suffix.lower() == ".csv" else prepared.load(place)
-
-
-def pretraining_loss(arch: Arch, data: Data) -> MaskedPrediction:
-    """Return the loss the model's family was pre-trained with: HuBERT adds 10 times its feature penalty."""
-    return MaskedPrediction((data.clusters,), penalty=0.0 if isinstance(arch.front, LogMel) else 10.0)
-
-
-def evaluate(arch: Arch, params: Params, data: Data, training: Training) -> dict[str, float]:
-    """Return a model's mean loss and accuracies on held-out speech, masks fixed."""
-    mesh = make_mesh(fsdp=1)
-    run = make_evaluation(arch, pretraining_loss(arch, data), dtype=jnp.dtype(training.dtype))
-    placed = place(params, shardings(params, mesh))
-    return means(_total(run(placed, (), _arrays(batch, mesh)) for batch in _held_out(data, training)))
+    mesh = make_mesh(fsdp=training.fsdp)
+    check_rows(training.batch, mesh.size)
+    with ExitStack() as stack:
+        saves = stack.enter_context(Checkpoints(folder / "checkpoints", keep=training.keep))
+        feed = stack.enter_context(loader(data, training))
+        found = _find(saves, feed)
+        after = found.number if found else 0
+        journal = stack.enter_context(Journal(folder, after=after)) if distributed.is_main() else None
+        told = stack.enter_context(termination())
+        tell = stack.enter_context(updates("training", training.steps))
+        meter = Meter(peak=matmul_peak(jnp.dtype(training.dtype)) * mesh.size, passes=passes)
+        console.print(f"batches: {feed.summary()}", markup=False)
+        yield Run(data, training, mesh, saves, feed, found, journal, told, tell, meter)
 
 
 def fit(
@@ -205,145 +225,70 @@ def fit(
         Preempted: SIGTERM came; all is saved.
         InputError: the settings do not fit, or no gradient has been finite for long.
     """
-    loss = loss or pretraining_loss(arch, data)
-    mesh = make_mesh(fsdp=training.fsdp)
-    check_rows(training.batch, mesh.size)
-    optimizer = _optimizer(training).build()
-    with ExitStack() as stack:
-        saves = stack.enter_context(Checkpoints(folder / "checkpoints", keep=training.keep))
-        loader = stack.enter_context(_loader(data, training))
-        state = start(params, optimizer, seed=training.seed, held=held)
-        places = shardings(state, mesh)
-        state = _resume(saves, loader, place(state, places))
-        journal = stack.enter_context(Journal(folder, after=int(state.step))) if distributed.is_main() else None
-        told = stack.enter_context(termination())
-        tell = stack.enter_context(updates("training", training.steps))
-        dtype = jnp.dtype(training.dtype)
-        step = make_step(arch, loss, optimizer, view=view, dtype=dtype, stack=training.stack, shardings=places)
-        check = make_evaluation(arch, loss, view=view, dtype=dtype)
-        meter = Meter(peak=matmul_peak(dtype) * mesh.size, passes=passes)
-        console.print(f"batches: {loader.summary()}", markup=False)
-
-        def save(number: int, state: State, sums: Sums) -> None:
-            saves.save(number, state, {"position": loader.state(), "arch": to_json(arch)})
-
-        last = training.steps
-        hooks = [
-            every(training.log_every, _log(training, meter, tell, journal), last=last),
-            every(training.valid_every, _validate(arch, data, training, check, view, mesh, tell, journal), last=last),
-            every(training.save_every, save, last=last),
-        ]
-        stream = _stream(loader, training.accumulate, mesh, arch, data, meter)
-        state = train(step, state, stream, steps=training.steps, hooks=hooks, stop=_stop(told.is_set))
-        if (number := int(state.step)) < training.steps:
-            save(number, state, {})
-            saves.close()
-            raise Preempted(f"after update {number} of {training.steps}, saved; the same command goes on")
+    with open_run(folder, data, training, passes=passes) as run:
+        state = run.begin(start(params, optimizer(training).build(), seed=training.seed, held=held))
+        programs = run.programs(arch, state, loss=loss, view=view)
+        state = run.train(programs, state, last=training.steps)
         final = fetch(view(state.params, state.held))
     return Fitted(final, evaluate(arch, final, data, training), read_journal(folder))
 
 
-def _log(training: Training, meter: Meter, tell: Tell, journal: Journal | None) -> Hook:
+def _log(run: Run) -> Hook:
     """Tell losses and rates; give up when no gradient has been finite for long."""
-    rate = _optimizer(training).schedule()
+    rate = optimizer(run.training).schedule()
 
     def log(number: int, state: State, sums: Sums) -> None:
-        values = means(sums) | {"learning_rate": float(rate(number - 1))} | meter.read()
+        values = means(sums) | {"learning_rate": float(rate(number - 1))} | run.meter.read()
         _give_up(state)
-        tell(number, _line(number, values, training.steps))
-        if journal:
-            journal.write(number, "train", values)
+        run.tell(number, _line(number, values, run.training.steps))
+        if run.journal:
+            run.journal.write(number, "train", values)
 
     return log
 
 
-def _validate(
-    arch: Arch,
-    data: Data,
-    training: Training,
-    check: Callable[[Any, Any, Any], Sums],
-    view: View,
-    mesh: Any,
-    tell: Tell,
-    journal: Journal | None,
-) -> Hook:
+def _validate(run: Run, programs: Programs) -> Hook:
     """Tell the loss on held-out speech, and draw what the model sees and where it looks."""
 
     def validate(number: int, state: State, sums: Sums) -> None:
-        found = means(_total(check(state.params, state.held, _arrays(b, mesh)) for b in _held_out(data, training)))
-        tell(number, f"held out: loss {found['loss']:.3f}, masked accuracy {found['masked_accuracy']:.1%}")
-        if journal:
-            journal.write(number, "valid", found)
-            if mesh.size == 1:
-                _draw(journal, number, arch, view(state.params, state.held), data, training)
+        batches = (arrays(batch, run.mesh) for batch in held_out(run.data, run.training))
+        found = means(total(programs.check(state.params, state.held, batch) for batch in batches))
+        run.tell(number, f"held out: loss {found['loss']:.3f}, masked accuracy {found['masked_accuracy']:.1%}")
+        if run.journal:
+            run.journal.write(number, "valid", found)
+            if run.mesh.size == 1:
+                _draw(run, number, programs.arch, programs.view(state.params, state.held))
 
     return validate
 
 
-def _optimizer(training: Training) -> Optimizer:
-    return Optimizer(
-        kind=training.optimizer,
-        learning_rate=training.learning_rate,
-        warmup=round(training.warmup * training.steps),
-        decay=training.decay,
-        steps=training.steps,
-        clip=training.clip,
-    )
-
-
-def _loader(data: Data, training: Training) -> Loader:
-    corpus, among = data.train
-    return Loader(corpus, seed=training.seed, among=among, **_shared(data, training))
-
-
-def _held_out(data: Data, training: Training) -> Validation:
-    corpus, among = data.valid
-    return validation(corpus, among=among, **_shared(data, training))
-
-
-def _shared(data: Data, training: Training) -> dict[str, Any]:
-    import jax
-
-    return {
-        "batch_size": training.batch,
-        "crop": math.floor(training.crop * data.per_second),
-        "shortest": math.floor(training.shortest * data.per_second),
-        "spans": data.spans,
-        "buckets": training.buckets,
-        "host": jax.process_index(),
-        "hosts": jax.process_count(),
-    }
-
-
-def _resume(saves: Checkpoints, loader: Loader, state: State) -> State:
-    found = saves.newest()
-    if found is None:
-        return state
-    number, record, notes = found
+def _find(saves: Checkpoints, feed: Loader) -> Found | None:
+    """Find the newest whole checkpoint, and send the data to its position."""
+    newest = saves.newest()
+    if newest is None:
+        return None
+    number, record, notes = newest
     for note in notes:
         console.print(f"note: {note}", markup=False)
-    loader.restore(record["position"])
+    feed.restore(record["position"])
     console.print(f"resuming after update {number}", markup=False)
-    return saves.restore(number, state)
+    return Found(number, record)
 
 
-def _stream(
-    loader: Loader, accumulate: int, mesh: Any, arch: Arch, data: Data, meter: Meter
-) -> Iterator[Sequence[dict[str, Any]]]:
+def _stream(run: Run, arch: Arch) -> Iterator[Sequence[dict[str, Any]]]:
     """Give each update's batches, on the devices; count speech and multiplications on the way."""
-    watch = Watch(len(loader.shapes()))
+    watch, per_second = Watch(len(run.feed.shapes())), run.data.per_second
     for drawn in itertools.count():
         if drawn == 1:
-            meter.read()  # the first update compiled; rates are of those after it
-        batches = [next(loader) for _ in range(accumulate)]
+            run.meter.read()  # the first update compiled; rates are of those after it
+        batches = [next(run.feed) for _ in range(run.training.accumulate)]
         for batch in batches:
             if note := watch.see(batch.inputs.shape):
                 console.print(f"note: {note}", markup=False)
         lengths = np.concatenate([batch.lengths for batch in batches])
-        audio = float(lengths.sum()) / data.per_second
-        macs = sum(_macs(arch, round(int(n) / data.per_second * SAMPLE_RATE)) for n in lengths)
-        meter.count(audio=audio, macs=macs)  # before the update: a reading after it counts it
-        yield [_arrays(batch, mesh) for batch in batches]
+        macs = sum(_macs(arch, round(int(n) / per_second * SAMPLE_RATE)) for n in lengths)
+        run.meter.count(audio=float(lengths.sum()) / per_second, macs=macs)  # before the update: a reading counts it
+        yield [arrays(batch, run.mesh) for batch in batches]
 
 
 @lru_cache(maxsize=4096)
@@ -351,22 +296,8 @@ def _macs(arch: Arch, samples: int) -> float:
     return cost.macs(arch, samples).total
 
 
-def _arrays(batch: Batch, mesh: Any) -> dict[str, Any]:
-    rows = {"inputs": batch.inputs, "lengths": batch.lengths, "labels": batch.labels, "mask": batch.mask}
-    return global_batch(rows, mesh)
-
-
-def _total(each: Iterator[Sums]) -> Sums:
-    total = next(each)
-    for sums in each:
-        total = add(total, sums)
-    return total
-
-
 def _stop(told: Callable[[], bool]) -> Callable[[int], bool]:
     """Ask whether to stop; processes ask each other, so that all stop after the same update."""
-    import jax
-
     if jax.process_count() == 1:
         return lambda number: told()
     return lambda number: number % AGREE_EVERY == 0 and distributed.anywhere(told())
@@ -382,19 +313,21 @@ def _give_up(state: State) -> None:
 
 
 def _line(number: int, values: dict[str, float], steps: int) -> str:
-    left = (steps - number) / max(values["updates_per_s"], 1e-9)
+    left = max(steps - number, 0) / max(values["updates_per_s"], 1e-9)
     words = f"loss {values['loss']:.3f}, masked accuracy {values.get('masked_accuracy', math.nan):.1%}"
     words += f", {values['updates_per_s']:.2f} updates/s, {values['audio_s_per_s']:.0f} s of speech/s"
     return f"{words}, MFU {values['mfu']:.0%}, {left // 60:.0f}:{left % 60:02.0f} left"
 
 
-def _draw(journal: Journal, number: int, arch: Arch, params: Params, data: Data, training: Training) -> None:
+def _draw(run: Run, number: int, arch: Arch, params: Params) -> None:
     """Show one held-out utterance as the model sees it, and where each layer with heads looks."""
-    batch = _held_out(data, replace(training, batch=1))[0]
+    assert run.journal is not None
+    batch = held_out(run.data, replace(run.training, batch=1))[0]
     length = int(batch.lengths[0])
     if isinstance(arch.front, LogMel):
-        journal.picture(number, "masked", pictures.masked_features(batch.inputs[0, :length], batch.mask[0, :length]))
+        shown = pictures.masked_features(batch.inputs[0, :length], batch.mask[0, :length])
+        run.journal.picture(number, "masked", shown)
     for i, layer in enumerate(arch.layers):
         if layer.heads:
             maps = pictures.attention(arch, params, jnp.asarray(batch.inputs[:, :length]), i)
-            journal.picture(number, f"attention/{i}", pictures.tile(maps))
+            run.journal.picture(number, f"attention/{i}", pictures.tile(maps))

@@ -317,6 +317,7 @@ def _save(config: Config, name: str, model: Model, built: tuple[Arch, Params]) -
             return checkpoint.size_on_disk(Path(temporary) / "dense")
     folder = config.out / "models" / name.replace(", ", "-").replace(" ", "-")
     origin = {"made_from": model.name, "by": name, "where": config.where, "command": shlex.join(sys.argv)}
+    origin |= {"targets": model.targets} if model.targets else {}
     extra = {} if model.stats is None else {"stats.npy": stats_bytes(model.stats)}
     checkpoint.save(folder, *built, provenance=origin, extra=extra, overwrite=True)
     return checkpoint.size_on_disk(folder)

@@ -11,7 +11,6 @@ traffic and time many chips would take, by arithmetic; docs/pods.md says how to 
 """
 
 import dataclasses
-import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -23,7 +22,9 @@ import jax
 from compress.errors import InputError
 from experiments import prepare, report
 from experiments.cli import Preempted, console, main
-from experiments.fit import ANYWHERE, Data, Fitted, Training, fit, load_data
+from experiments.corpus import Data, load_data
+from experiments.fit import Fitted, fit
+from experiments.settings import Training, claim
 from experiments.source import load_model
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.models import checkpoint, cost
@@ -103,27 +104,6 @@ def _join(learned: Params, held: Params) -> Params:
     return {**held, **learned}
 
 
-def claim(out: Path, config: Training) -> None:
-    """Take a run folder, or take it up again; a folder of another run is refused.
-
-    Raises:
-        InputError: the folder belongs to a run with other settings; the first that differs is named.
-    """
-    wanted = {k: v for k, v in _plain(config).items() if k not in ANYWHERE}
-    path = out / "config.json"
-    if path.is_file():
-        there = json.loads(path.read_text())
-        for name, value in wanted.items():
-            if there.get(name) != value:
-                raise InputError(
-                    f"{out}: a run with --{name.replace('_', '-')} {there.get(name)} is there, this one has {value}; "
-                    "choose another --out"
-                )
-    if distributed.is_main():
-        report.claim(out)
-        report.write_json(path, wanted)
-
-
 def _embedded(folder: Path) -> Path:
     if distributed.is_main():
         prepare.run(prepare.Config(out=folder))
@@ -166,10 +146,6 @@ def _finish(config: Config, arch: Arch, data: Data, fitted: Fitted) -> None:
     console.print(
         f"wrote {config.out}: models/final, report.json, training.png, metrics.jsonl, tensorboard/", markup=False
     )
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Training after compression: the speech it needs, and quality before and after."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.errors import InputError
 from experiments import prepare
-from experiments.fit import Data, Training, evaluate, fit, load_data
+from experiments.corpus import Data, evaluate, load_data
+from experiments.fit import fit
+from experiments.settings import Training
 from experiments.source import Model
-from jaxssl.models.arch import Arch
+from jaxssl.models.arch import Arch, ClusterHead, CosineHead
 from jaxssl.models.model import Params
 
 
@@ -79,19 +82,59 @@ def open_recovery(
     Raises:
         InputError: the model cannot label speech itself and no corpus is named, or the labels do not fit its output.
     """
-    if model.arch.head is None:
-        raise InputError(f"{model.name}: no output layer to train with; convert a pre-trained model that kept its head")
-    if corpus is None:
-        if model.labeller is None:
-            raise InputError(
-                f"--steps {steps}: {model.name} does not say how its training targets were made; prepare speech with "
-                "experiments.prepare and name it with --corpus"
-            )
-        corpus = out / "prepared"
-        prepare.run(prepare.Config(out=corpus, labels=(f"{model.name}:own",), name="own"))
-    data = load_data(corpus, model.arch.front, labels=labels, valid=None, stats=model.stats)
+    data = speech_with_targets(model, corpus=corpus, labels=labels, out=out)
     training = Training(
         steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, valid_every=steps, save_every=steps
     )
     training = replace(training, log_every=max(steps // 5, 1), buckets=1)  # a short run: one program to compile
     return Recovery(data, training, out / "recovery")
+
+
+def speech_with_targets(
+    model: Model,
+    *,
+    corpus: Path | None,
+    labels: str | None,
+    out: Path,
+    audio: Sequence[str] = (),
+    valid: Path | None = None,
+) -> Data:
+    """Open speech with the labels that a model was trained on.
+
+    Args:
+        model: whose targets are meant.
+        corpus: folder of `experiments.prepare`; None: speech is prepared here, with the model's own targets.
+        labels: name of the labels in it; None: the only ones.
+        out: folder for what is prepared here.
+        audio: speech to prepare; none: the embedded corpus.
+        valid: another folder of `experiments.prepare`, of held-out speech; None: the corpus's own part.
+
+    Raises:
+        InputError: the model has no output layer, cannot label speech itself and no corpus is named, or the labels do
+            not fit its output.
+    """
+    if model.arch.head is None:
+        raise InputError(f"{model.name}: no output layer to train with; convert a pre-trained model that kept its head")
+    if corpus is None:
+        if model.targets is None:
+            raise InputError(
+                f"{model.name} does not say how its training targets were made; prepare speech with "
+                "experiments.prepare and name it with --corpus"
+            )
+        corpus = out / "prepared"
+        prepare.run(prepare.Config(audio=tuple(audio), out=corpus, labels=(f"{model.targets}:own",), name="own"))
+    data = load_data(corpus, model.arch.front, labels=labels, valid=valid, stats=model.stats)
+    if (found := width(model.arch)) != data.clusters:
+        raise InputError(f"{corpus}: {data.clusters} clusters, the output layer of {model.name} has {found}")
+    return data
+
+
+def width(arch: Arch) -> int:
+    """Count the clusters that a model's output layer tells apart."""
+    match arch.head:
+        case ClusterHead(clusters):
+            return clusters
+        case CosineHead() as head:
+            return sum(head.codewords)
+        case None:
+            return 0

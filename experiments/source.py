@@ -35,7 +35,9 @@ class Model:
         stats: mean and deviation of its log-Mel features, where they are known.
         trained: false for fresh random weights.
         notes: lines a reader of the report should see.
-        labeller: how its training targets are made on any speech, where that is known.
+        labeller: how its training targets are made on any speech, where it makes them itself.
+        targets: name of the model that makes its training targets (`experiments.prepare --labels NAME:own`): its own,
+            or that of the model which it was compressed from; None where that is not known.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Model:
     trained: bool
     notes: tuple[str, ...] = ()
     labeller: Labeller | None = None
+    targets: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ def load_model(place: str | None, *, seed: int) -> Model:
         InputError: nothing that can be loaded is there.
     """
     if place is None or (place in pretrained.names() and not Path(place).exists()):
-        found = pretrained.read(place or pretrained.DEFAULT)
-        return Model(place or pretrained.DEFAULT, found.arch, found.params, found.stats, True, (), found.labeller)
+        name = place or pretrained.DEFAULT
+        found = pretrained.read(name)
+        return Model(name, found.arch, found.params, found.stats, True, (), found.labeller, name)
     if place in PRESETS and not Path(place).exists():
         arch = PRESETS[place]()
         note = f"weights are random ({place}, seed {seed}): quality columns mean nothing"
@@ -82,7 +86,7 @@ def load_model(place: str | None, *, seed: int) -> Model:
         return _convert(Path(place))
     arch, params = checkpoint.load(folder)
     stats = load_stats(folder / "stats.npy") if (folder / "stats.npy").is_file() else None
-    return Model(str(place), arch, params, stats, True)
+    return Model(str(place), arch, params, stats, True, targets=checkpoint.provenance(folder).get("targets"))
 
 
 def load_speech(places: Sequence[str], *, limit: int, batch: int = 4) -> Speech:

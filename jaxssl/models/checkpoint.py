@@ -97,6 +97,24 @@ def load(folder: str | Path) -> tuple[Arch, Params]:
             raise InputError(f"{arrays}: these arrays cannot be read ({reason}); copy the folder again") from error
 
 
+def provenance(folder: str | Path) -> dict[str, Any]:
+    """Read where a model came from; nothing where nothing was written.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(folder) / "provenance.json"
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it, or copy the model again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a list of names and values; remove it, or copy the model again")
+    return values
+
+
 def is_model(folder: str | Path) -> bool:
     """Tell whether a folder looks like a saved model."""
     return (Path(folder) / "arch.json").is_file()

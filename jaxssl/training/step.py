@@ -53,6 +53,32 @@ def start(params: Any, optimizer: optax.GradientTransformation, *, seed: int, he
         return State(zero, zero.copy(), params, optimizer.init(params), jax.random.key_data(jax.random.key(seed)), held)
 
 
+def change(
+    state: State, edit: Callable[[Any], Any], *, held: Any = None, reset: optax.GradientTransformation | None = None
+) -> State:
+    """Change the parameters between two updates, and the optimiser's moments with them.
+
+    Args:
+        state: as it is.
+        edit: applied to the parameters and to every tree of the optimiser that has their paths; a cut, for example.
+        held: what the view needs from now on; None: as before.
+        reset: forget the moments and start this optimiser anew (what the study does after each head or row event);
+            None: moments are changed like the parameters.
+    """
+    form: Any = jax.tree.structure(state.params)
+    params = edit(state.params)
+
+    def alike(node: Any) -> bool:
+        return isinstance(node, dict) and jax.tree.structure(node) == form
+
+    if reset is None:
+        optimizer = jax.tree.map(lambda node: edit(node) if alike(node) else node, state.optimizer, is_leaf=alike)
+    else:
+        with jax.numpy_dtype_promotion("standard"):
+            optimizer = reset.init(params)
+    return replace(state, params=params, optimizer=optimizer, held=state.held if held is None else held)
+
+
 def as_seen(params: Any, held: Any) -> Params:
     """Show the loss the parameters as they are."""
     return params

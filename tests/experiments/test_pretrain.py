@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,10 @@ from compress.address import flatten
 from compress.errors import InputError
 from experiments import fit as fit_module
 from experiments import prepare
-from experiments.fit import Training, fit, load_data
-from experiments.pretrain import Config, claim
+from experiments.corpus import load_data, loader
+from experiments.fit import fit
+from experiments.pretrain import Config
+from experiments.settings import Training, claim
 from jaxssl.data.batches import Loader
 from jaxssl.data.demo import synthesize
 from jaxssl.data.feeds import MelCorpus
@@ -267,13 +270,14 @@ def test_more_shapes_than_announced_are_told(place, monkeypatch, capsys):
 
     def notes(announced):
         settings = Training(**{**SETTINGS, "batch": 2, "buckets": 3})
-        with fit_module._loader(data, settings) as loader:
-            shapes = loader.shapes()
+        with loader(data, settings) as feed:
+            shapes = feed.shapes()
             assert len(shapes) > 1
+            run = SimpleNamespace(data=data, training=settings, mesh=mesh, feed=feed, meter=fit_module.Meter(peak=1.0))
             with monkeypatch.context() as patch:
                 patch.setattr(Loader, "shapes", lambda self: shapes[:announced])
-                stream = fit_module._stream(loader, 1, mesh, arch, data, fit_module.Meter(peak=1.0))
-                for _ in range(2 * loader.steps):
+                stream = fit_module._stream(run, arch)
+                for _ in range(2 * feed.steps):
                     next(stream)
         lines = capsys.readouterr().out.splitlines()
         return len(shapes), [line for line in lines if "compile again" in line]
