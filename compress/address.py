@@ -23,28 +23,32 @@ class Axis:
         name: printed name, as `layers/3/attention/heads`.
         size: number of units.
         leaves: (path, axis) of every tensor that has these units.
+        into: path of the dense map that the units feed, as `layers/3/attention/out`.
     """
 
     name: str
     size: int
     leaves: tuple[tuple[str, int], ...]
+    into: str = ""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A dense map, `{kernel, bias}`, or the same factorised, `{down, up, bias}`.
+    """A dense map, `{kernel, bias}`, or the same factorised, `{down, up, bias}`, or packed, `{blocks, index, bias}`.
 
     Attributes:
         path: where it is, as `layers/3/ffn/fc1`.
         inputs: how many leading axes of `shape` are input; the others are output.
-        shape: the dense kernel's shape, (*in, *out), also when the map is factorised.
-        rank: None when dense.
+        shape: the dense kernel's shape, (*in, *out), also when the map is not stored so.
+        rank: None when not factorised.
+        blocks: (size, kept) of a packed map, as `compress.blocks` stores it; None otherwise.
     """
 
     path: str
     inputs: int
     shape: tuple[int, ...]
     rank: int | None = None
+    blocks: tuple[int, int] | None = None
 
     @property
     def fan_in(self) -> int:
@@ -64,6 +68,9 @@ class Matrix:
     @property
     def size(self) -> int:
         """Entries (and MACs a frame) of the map as it is, without its bias."""
+        if self.blocks is not None:
+            size, kept = self.blocks
+            return kept * size * self.fan_out
         return self.fan_in * self.fan_out if self.rank is None else self.factorised_size(self.rank)
 
     def factorised_size(self, rank: int) -> int:

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from compress.address import Matrix, Tree, get, put
+from compress.blocks import unpacked_kernel
 from compress.errors import InputError
 
 # Relative to the inputs' mean power: keeps directions that calibration never saw from being free to break.
 DAMPING = 1e-6
+WEIGHTS = ("kernel", "down", "up", "blocks", "index")  # the names of a map's arrays, in any of its forms
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,13 @@ class Fit:
 
 
 def dense_kernel(params: Mapping[str, Any], matrix: Matrix) -> np.ndarray:
-    """Return a map as one float64 matrix, (fan_in, fan_out), taking the product when it is factorised.
+    """Return a map as one float64 matrix, (fan_in, fan_out), the product when it is factorised, unpacked when packed.
 
     Raises:
         InputError: the tree holds the map in other arrays or shapes than `matrix` says.
     """
+    if matrix.blocks is not None:
+        return unpacked_kernel(params, matrix).astype(np.float64)
     rank, ins, outs = matrix.rank, matrix.shape[: matrix.inputs], matrix.shape[matrix.inputs :]
     if rank is None:
         return _array(params, f"{matrix.path}/kernel", matrix.shape).reshape(matrix.fan_in, matrix.fan_out)
@@ -236,7 +240,7 @@ def _check(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None) -> Non
 
 
 def _replace(params: Mapping[str, Any], matrix: Matrix, weights: Tree) -> Tree:
-    stays = {k: v for k, v in get(params, matrix.path).items() if k not in ("kernel", "down", "up")}
+    stays = {k: v for k, v in get(params, matrix.path).items() if k not in WEIGHTS}
     return put(params, matrix.path, {**weights, **stays})
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress.address import Axis, Matrix, Tree, match
+from compress.address import Axis, Matrix, Tree, get, match
 from compress.depth import keep_layers
 from compress.edit import cut
 from compress.errors import InputError
 from compress.lowrank import check_rank, decompose, factorise
 from compress.score import magnitude
 from compress.select import highest
+from compress.sparse import apply_masks, entry_masks
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,21 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Zero the share `sparsity` of smallest weights and biases, over all maps that `where` matches together."""
+
+    sparsity: float
+    where: str = "layers/*"
+
+
+@dataclass(frozen=True)
 class Layers:
     """Keep the numbered layers."""
 
     keep: tuple[int, ...]
 
 
-Step = LowRank | Heads | Rows | Layers
+Step = LowRank | Heads | Rows | Weights | Layers
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,8 @@ def _apply(step: Step, tree: Tree, at: Sites) -> Tree:
             return _prune(tree, at.axes, "heads", where, keep, "*/[qkv]/*")
         case Rows(keep, where):
             return _prune(tree, at.axes, "hidden", where, keep, "*")
+        case Weights(sparsity, where):
+            return _sparsify(tree, at.matrices, where, sparsity)
         case Layers(keep):
             return keep_layers(tree, keep)
 
@@ -93,6 +104,11 @@ def _factorise(tree: Tree, matrices: Sequence[Matrix], where: str, rank: int) ->
         if matrix.pays(rank):
             tree = factorise(tree, decompose(tree, matrix), rank)
     return tree
+
+
+def _sparsify(tree: Tree, matrices: Sequence[Matrix], where: str, sparsity: float) -> Tree:
+    arrays = [f"{path}/{name}" for path in match_paths(where, matrices) for name in get(tree, path)]
+    return apply_masks(tree, entry_masks(tree, (arrays,), sparsity))
 
 
 def match_paths(where: str, matrices: Sequence[Matrix]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -80,23 +81,27 @@ def distance(
     tick: Callable[[], Any] = lambda: None,
 ) -> Distance:
     """Compare two models of equal depth and width layer by layer on the same speech."""
-
-    def hidden(arch: Arch) -> Callable[..., tuple[tuple[Array, ...], Array]]:
-        def run(params: Params, samples: Array, lengths: Array) -> tuple[tuple[Array, ...], Array]:
-            out = encode(arch, params, samples, lengths, stats=stats, dtype=dtype)
-            return out.hidden, out.lengths
-
-        return jax.jit(run)
-
-    first, second = hidden(reference[0]), hidden(other[0])
+    first, second = (_hidden(arch, jnp.dtype(dtype)) for arch, _ in (reference, other))
+    normal = None if stats is None else (stats.mean, stats.std)
     total = np.zeros(())
     for samples, lengths in batches:
-        one, frames = first(reference[1], samples, lengths)
-        two, _ = second(other[1], samples, lengths)
+        one, frames = first(reference[1], samples, lengths, normal)
+        two, _ = second(other[1], samples, lengths, normal)
         total = total + np.asarray(_compare_all(one, two, frames), np.float64)
         tick()
     lost, power, cosine, count = total.T
     return Distance(tuple(np.sqrt(lost / power).tolist()), tuple((cosine / count).tolist()))
+
+
+@lru_cache(maxsize=4)  # a chain of models is compared pair by pair: each compiles once
+def _hidden(arch: Arch, dtype: Any) -> Callable[..., tuple[tuple[Array, ...], Array]]:
+    @jax.jit
+    def run(params: Params, samples: Array, lengths: Array, normal: Any) -> tuple[tuple[Array, ...], Array]:
+        stats = None if normal is None else Stats(*normal)
+        out = encode(arch, params, samples, lengths, stats=stats, dtype=dtype)
+        return out.hidden, out.lengths
+
+    return run
 
 
 def _outer_sum(x: Array, frames: Array) -> Array:

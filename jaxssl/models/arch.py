@@ -95,12 +95,25 @@ class Ranks:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """Blocks of each dense map of a layer that keeps only some: (size, kept in each column); None is no such map."""
+
+    q: tuple[int, int] | None = None
+    k: tuple[int, int] | None = None
+    v: tuple[int, int] | None = None
+    out: tuple[int, int] | None = None
+    fc1: tuple[int, int] | None = None
+    fc2: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Layer:
     """Shape of one Transformer layer. `heads` and `ffn` may be 0: the block is then its output bias."""
 
     heads: int
     ffn: int
     ranks: Ranks = Ranks()
+    packed: Packed = Packed()
 
 
 @dataclass(frozen=True)
@@ -297,7 +310,8 @@ def _front(values: Mapping[str, Any]) -> Waveform | LogMel:
 
 
 def _layer(values: Mapping[str, Any]) -> Layer:
-    return Layer(**{**values, "ranks": Ranks(**values["ranks"])})
+    blocks = {name: value and tuple(value) for name, value in values.get("packed", {}).items()}
+    return Layer(**{**values, "ranks": Ranks(**values["ranks"]), "packed": Packed(**blocks)})
 
 
 def _head(values: Mapping[str, Any] | None) -> ClusterHead | CosineHead | None:

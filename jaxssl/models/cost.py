@@ -6,14 +6,17 @@ not norms, activations, biases, the log-Mel, the output layer.
 """
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from compress.address import flatten
 from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer, Waveform
 from jaxssl.models.model import shapes
+from jaxssl.models.sites import axes
 
 # The 32 utterances over which the study's figure is an average, in samples.
 UTTERANCES = (
@@ -56,13 +59,13 @@ class Macs:
 
 
 def parameters(arch: Arch) -> int:
-    """Count parameters, output layer included."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(arch)))
+    """Count parameters, output layer included; the block numbers of packed maps are none."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(arch)) if _floating(leaf))
 
 
 def nonzero(params: Any) -> int:
-    """Count the entries that are not zero in a tree of arrays."""
-    return sum(int(np.count_nonzero(np.asarray(leaf))) for leaf in jax.tree.leaves(params))
+    """Count the parameters that are not zero in a tree of arrays."""
+    return sum(int(np.count_nonzero(np.asarray(leaf))) for leaf in jax.tree.leaves(params) if _floating(leaf))
 
 
 def macs(arch: Arch, samples: int) -> Macs:
@@ -83,6 +86,46 @@ def macs_per_second(arch: Arch) -> Macs:
     return sum((macs(arch, samples) for samples in UTTERANCES), Macs()) * (1 / seconds)
 
 
+def unit_costs(arch: Arch, kind: Literal["params", "macs"]) -> dict[str, float]:
+    """Tell what one unit of each prunable axis costs: what the model has less with one unit less.
+
+    Args:
+        arch: of the model as it is.
+        kind: "params", or "macs" per second of speech, averaged as `macs_per_second`. The maps of a block's last unit
+            stop altogether, so where they are factorised it saves more MACs than one of several.
+
+    Returns:
+        By axis, as `jaxssl.models.sites.axes` names and orders them; 0 where no unit is left.
+    """
+    if kind == "params":
+        sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(shapes(arch)).items()}
+        return {axis.name: sum(sizes[path] / max(axis.size, 1) for path, _ in axis.leaves) for axis in axes(arch)}
+    costs: dict[str, float] = {}
+    for i, layer in enumerate(arch.layers):
+        heads, hidden = replace(layer, heads=max(layer.heads - 1, 0)), replace(layer, ffn=max(layer.ffn - 1, 0))
+        costs[f"layers/{i}/attention/heads"] = _saved(arch, layer, heads)
+        costs[f"layers/{i}/ffn/hidden"] = _saved(arch, layer, hidden)
+    return costs
+
+
+def nominal_macs_per_second(arch: Arch, params: Any) -> float:
+    """Average the MACs as `macs_per_second` does, leaving out products with weights that are zero.
+
+    Nominal, for a dense product does them all the same. This is how the study counts weight pruning: the dense maps of
+    the layers count by the share of their weights that is not zero.
+    """
+    seconds = sum(UTTERANCES) / SAMPLE_RATE
+    frames = sum(arch.front.frames(samples) for samples in UTTERANCES) / seconds
+    weights = (params["layers"][str(i)] for i in range(len(arch.layers)))
+    zeros = sum(
+        leaf.size - int(np.count_nonzero(np.asarray(leaf)))
+        for layer in weights
+        for path, leaf in flatten(layer).items()
+        if path.split("/")[-1] in ("kernel", "down", "up", "blocks")
+    )
+    return macs_per_second(arch).total - frames * zeros
+
+
 def _extractor(front: Waveform, samples: int) -> int:
     total, channels = 0, 1
     for conv in front.convs:
@@ -93,14 +136,29 @@ def _extractor(front: Waveform, samples: int) -> int:
 
 
 def _layer(arch: Arch, layer: Layer, frames: int) -> Macs:
-    inner, ranks = layer.heads * arch.head_dim, layer.ranks
-    maps = sum(_map(arch.width, inner, rank) for rank in (ranks.q, ranks.k, ranks.v, ranks.out))
-    ffn = _map(arch.width, layer.ffn, ranks.fc1) + _map(layer.ffn, arch.width, ranks.fc2)
+    inner, ranks, packed = layer.heads * arch.head_dim, layer.ranks, layer.packed
+    maps = sum(_map(arch.width, inner, getattr(ranks, n), getattr(packed, n)) for n in ("q", "k", "v"))
+    maps += _map(inner, arch.width, ranks.out, packed.out)
+    ffn = _map(arch.width, layer.ffn, ranks.fc1, packed.fc1) + _map(layer.ffn, arch.width, ranks.fc2, packed.fc2)
     return Macs(attention_maps=frames * maps, attention_core=2 * frames**2 * inner, ffn=frames * ffn)
 
 
-def _map(fan_in: int, fan_out: int, rank: int | None) -> int:
+def _saved(arch: Arch, layer: Layer, smaller: Layer) -> float:
+    """MACs per second that a smaller layer saves."""
+    frames = [arch.front.frames(samples) for samples in UTTERANCES]
+    saved = sum(_layer(arch, layer, n).total - _layer(arch, smaller, n).total for n in frames)
+    return saved / (sum(UTTERANCES) / SAMPLE_RATE)
+
+
+def _floating(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _map(fan_in: int, fan_out: int, rank: int | None, blocks: tuple[int, int] | None = None) -> int:
     """MACs of a dense map on one frame. A map without inputs or outputs does not run, whatever its rank."""
+    if blocks is not None:
+        size, kept = blocks
+        return fan_out * size * kept
     if rank is None or fan_in * fan_out == 0:
         return fan_in * fan_out
     return rank * (fan_in + fan_out)

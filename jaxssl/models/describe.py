@@ -6,7 +6,7 @@ For every arch, `describe(arch, init(arch, key)) == arch`.
 from dataclasses import replace
 
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Layer, Ranks
+from jaxssl.models.arch import Arch, Layer, Packed, Ranks
 from jaxssl.models.model import Params, check_params
 
 
@@ -36,7 +36,16 @@ def _rank(dense: Params) -> int | None:
     return dense["up"].shape[0] if "up" in dense else None
 
 
+def _blocks(dense: Params) -> tuple[int, int] | None:
+    return (dense["blocks"].shape[2], dense["blocks"].shape[1]) if "blocks" in dense else None
+
+
 def _describe_layer(params: Params) -> Layer:
     attention, ffn = params["attention"], params["ffn"]
-    ranks = {name: _rank(dense) for name, dense in (*attention.items(), *ffn.items())}
-    return Layer(heads=attention["q"]["bias"].shape[0], ffn=ffn["fc1"]["bias"].shape[0], ranks=Ranks(**ranks))
+    maps = dict((*attention.items(), *ffn.items()))
+    return Layer(
+        heads=attention["q"]["bias"].shape[0],
+        ffn=ffn["fc1"]["bias"].shape[0],
+        ranks=Ranks(**{name: _rank(dense) for name, dense in maps.items()}),
+        packed=Packed(**{name: _blocks(dense) for name, dense in maps.items()}),
+    )

@@ -10,12 +10,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from compress.errors import InputError
 from jaxssl.models.arch import Arch, Conv, Layer, Waveform
+from jaxssl.models.block_product import block_product
 from jaxssl.models.fourier import overlap_save, pays
 
 Init = Callable[..., Array]
@@ -90,7 +93,8 @@ class LayerNorm(nnx.LayerNorm):
 class Dense(nnx.Module):
     """A dense map `y = x · kernel + bias`, or `y = x · down · up + bias` when it has a rank.
 
-    `kernel` is (*inputs, *outputs); factorised, `down` is (*inputs, rank) and `up` is (rank, *outputs).
+    `kernel` is (*inputs, *outputs); factorised, `down` is (*inputs, rank) and `up` is (rank, *outputs); packed, the
+    kernel is given by `blocks` and `index` (`compress.blocks`).
     """
 
     def __init__(
@@ -99,13 +103,18 @@ class Dense(nnx.Module):
         outputs: tuple[int, ...],
         *,
         rank: int | None = None,
+        packed: tuple[int, int] | None = None,
         kernel_init: Init = encoder_init,
         bias_init: Init = initializers.zeros,
         rngs: nnx.Rngs,
     ):
         self.contracted = len(inputs)
         self.listening = False
-        if rank is None:
+        if packed is not None:
+            index = _spread(math.prod(inputs), math.prod(outputs), rank, *packed)
+            self.blocks = nnx.Param(kernel_init(rngs.params(), (*index.shape, packed[0], packed[0])))
+            self.index = nnx.Param(jnp.asarray(index))
+        elif rank is None:
             self.kernel = nnx.Param(kernel_init(rngs.params(), (*inputs, *outputs)))
         else:
             self.down = nnx.Param(kernel_init(rngs.params(), (*inputs, rank)))
@@ -116,8 +125,13 @@ class Dense(nnx.Module):
         """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs)."""
         if self.listening:
             self.heard = nnx.Intermediate(x)
+        if hasattr(self, "gate"):  # (batch or 1, time or 1, units)
+            x = x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
         if hasattr(self, "kernel"):
             y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.contracted)
+        elif hasattr(self, "blocks"):
+            y = block_product(x.reshape(*x.shape[:2], -1), self.blocks[...], self.index[...])
+            y = y.reshape(*x.shape[:2], *self.bias.shape)
         else:
             low = jnp.tensordot(x, self.down[...].astype(x.dtype), self.contracted)
             y = jnp.tensordot(low, self.up[...].astype(x.dtype), 1)
@@ -134,11 +148,11 @@ class Attention(nnx.Module):
 
     def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
         self.heads, self.head_dim, self.rate = layer.heads, arch.head_dim, arch.dropout.attention
-        inner, ranks = (layer.heads, arch.head_dim), layer.ranks
-        self.q = Dense((arch.width,), inner, rank=ranks.q, rngs=rngs)
-        self.k = Dense((arch.width,), inner, rank=ranks.k, rngs=rngs)
-        self.v = Dense((arch.width,), inner, rank=ranks.v, rngs=rngs)
-        self.out = Dense(inner, (arch.width,), rank=ranks.out, rngs=rngs)
+        inner, ranks, packed = (layer.heads, arch.head_dim), layer.ranks, layer.packed
+        self.q = Dense((arch.width,), inner, rank=ranks.q, packed=packed.q, rngs=rngs)
+        self.k = Dense((arch.width,), inner, rank=ranks.k, packed=packed.k, rngs=rngs)
+        self.v = Dense((arch.width,), inner, rank=ranks.v, packed=packed.v, rngs=rngs)
+        self.out = Dense(inner, (arch.width,), rank=ranks.out, packed=packed.out, rngs=rngs)
 
     def __call__(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None) -> Array:
         """Attend over `x: (batch, time, width)`; keys where `valid: (batch, time)` is false are not seen."""
@@ -162,8 +176,9 @@ class FeedForward(nnx.Module):
 
     def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
         self.units, self.rate = layer.ffn, arch.dropout.activation
-        self.fc1 = Dense((arch.width,), (layer.ffn,), rank=layer.ranks.fc1, rngs=rngs)
-        self.fc2 = Dense((layer.ffn,), (arch.width,), rank=layer.ranks.fc2, rngs=rngs)
+        ranks, packed = layer.ranks, layer.packed
+        self.fc1 = Dense((arch.width,), (layer.ffn,), rank=ranks.fc1, packed=packed.fc1, rngs=rngs)
+        self.fc2 = Dense((layer.ffn,), (arch.width,), rank=ranks.fc2, packed=packed.fc2, rngs=rngs)
 
     def __call__(self, x: Array, rngs: nnx.Rngs | None) -> Array:
         """Map `x: (batch, time, width)` to the same shape."""
@@ -302,6 +317,20 @@ class Extractor(nnx.Module):
             x = conv(x, lengths)
         x = scale_gradient(x, self.gradient_scale)
         return x, self.norm(x)
+
+
+def _spread(ins: int, outs: int, rank: int | None, size: int, kept: int) -> np.ndarray:
+    """Choose a fresh packed map's input blocks, (columns, kept) int32: one column goes on where the last one ended.
+
+    Raises:
+        InputError: there are no such blocks, or the map has a rank too.
+    """
+    if size < 1 or ins % size or outs % size or not 1 <= kept <= ins // size or not outs:
+        raise InputError(f"{kept} blocks of {size} in each column cannot make up a map of {ins} × {outs}")
+    if rank is not None:
+        raise InputError(f"a map of {ins} × {outs} is either packed (blocks of {size}) or factorised (rank {rank})")
+    rows = np.arange(outs // size)[:, None] * kept + np.arange(kept)[None]
+    return np.sort(rows % (ins // size), axis=1).astype(np.int32)
 
 
 def frame_mask(lengths: Array, frames: int) -> Array:

@@ -5,7 +5,7 @@ and a nested dict of arrays.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from jax.nn import initializers
 
 from compress.address import flatten
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, ClusterHead, CosineHead, Waveform
+from jaxssl.models.arch import Arch, ClusterHead, CosineHead, Layer, Waveform
 from jaxssl.models.layers import (
     NORM_EPSILON,
     Dense,
@@ -115,11 +115,11 @@ class Model(nnx.Module):
         inputs: Array,
         lengths: Array | None,
         *,
-        mask: Array | None,
-        rngs: nnx.Rngs | None,
-        dtype: jnp.dtype,
-        padding: Padding,
-        stack: Stack,
+        mask: Array | None = None,
+        rngs: nnx.Rngs | None = None,
+        dtype: Any = jnp.float32,
+        padding: Padding = "independent",
+        stack: Stack = "unroll",
     ) -> Output:
         extracted, x, lengths = self.featurise(inputs, lengths, dtype, padding)
         valid = None if lengths is None else frame_mask(lengths, x.shape[1])
@@ -216,13 +216,18 @@ def init(arch: Arch, key: Array) -> Params:
     """
     _check_arch(arch)
     model = Model(arch, rngs=nnx.Rngs(key))
-    return _named(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    return _arrays(model)
 
 
 @lru_cache(maxsize=64)
 def shapes(arch: Arch) -> Params:
     """Return the parameters' tree with a `jax.ShapeDtypeStruct` for each array; nothing is computed."""
-    return jax.eval_shape(lambda: init(arch, jax.random.key(0)))
+    if not arch.layers:
+        return jax.eval_shape(lambda: init(arch, jax.random.key(0)))
+    _check_arch(arch)
+    bare = replace(arch, layers=())  # layer by layer: the time to trace a model grows with the square of its depth
+    layers = {str(i): _layer_shapes(bare, layer) for i, layer in enumerate(arch.layers)}
+    return jax.tree.map(lambda leaf: leaf, {**shapes(bare), "layers": layers})  # which also sorts the names
 
 
 def apply(
@@ -277,13 +282,36 @@ def map_inputs(
     check_params(arch, params)
     inputs = _checked(arch, inputs)
     model = _restore(arch, params)
-    maps = {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, Dense)}
+    maps = _maps(model)
     for dense in maps.values():
         dense.listening = True
-    out = model(
-        inputs, lengths, mask=None, rngs=None, dtype=jnp.dtype(jnp.float32), padding="independent", stack="unroll"
-    )
+    out = model(inputs, lengths)
     return {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}, out.lengths
+
+
+def apply_gated(
+    arch: Arch,
+    params: Params,
+    gates: Mapping[str, Array],
+    inputs: Array,
+    lengths: Array | None = None,
+    *,
+    mask: Array | None = None,
+    key: Array | None = None,
+) -> Output:
+    """Run the model with the inputs of some dense maps multiplied by gates; with ones it is `apply`.
+
+    `gates` has by path of a map (`layers/0/ffn/fc2`) an array (batch or 1, time or 1, units), units the map's first
+    input axis: heads for `attention/out`. A block without units runs no map and uses no gate. The other arguments and
+    errors are those of `apply`.
+    """
+    check_params(arch, params)
+    inputs = _checked(arch, inputs)
+    model = _restore(arch, params)
+    maps = _maps(model)
+    for path, gate in gates.items():
+        maps[path].gate = nnx.Intermediate(gate)
+    return model(inputs, lengths, mask=mask, rngs=None if key is None else nnx.Rngs(dropout=key))
 
 
 def check_params(arch: Arch, params: Params) -> None:
@@ -338,6 +366,11 @@ def _checked(arch: Arch, inputs: Array) -> Array:
     return inputs
 
 
+@lru_cache(maxsize=256)
+def _layer_shapes(arch: Arch, layer: Layer) -> Params:
+    return jax.eval_shape(lambda: _arrays(TransformerLayer(arch, layer, rngs=nnx.Rngs(0))))
+
+
 @lru_cache(maxsize=64)
 def _skeleton(arch: Arch) -> tuple[Any, Any]:
     return nnx.split(nnx.eval_shape(lambda: Model(arch, rngs=nnx.Rngs(0))))
@@ -348,6 +381,14 @@ def _restore(arch: Arch, params: Params) -> Model:
     state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: replacing writes into the state
     nnx.replace_by_pure_dict(state, nnx.restore_int_paths(params))
     return nnx.merge(graph, state)
+
+
+def _arrays(module: nnx.Module) -> Params:
+    return _named(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
+def _maps(model: Model) -> dict[str, Dense]:
+    return {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, Dense)}
 
 
 def _named(tree: Any) -> Any:

@@ -4,11 +4,17 @@ Declared once, here, next to the modules; `compress` works on whatever is declar
 """
 
 from compress.address import Axis, Matrix
+from compress.errors import InputError
 from jaxssl.models.arch import Arch, Layer
 
 
 def axes(arch: Arch) -> tuple[Axis, ...]:
-    """List the prunable axes: `layers/<i>/attention/heads` and `layers/<i>/ffn/hidden`, layer by layer."""
+    """List the prunable axes: `layers/<i>/attention/heads` and `layers/<i>/ffn/hidden`, layer by layer.
+
+    Raises:
+        InputError: a layer has packed maps.
+    """
+    _check_unpacked(arch)
     return tuple(axis for i, layer in enumerate(arch.layers) for axis in (_heads(i, layer), _hidden(i, layer)))
 
 
@@ -21,6 +27,37 @@ def matrices(arch: Arch) -> tuple[Matrix, ...]:
     return (project, *(matrix for i, layer in enumerate(arch.layers) for matrix in _layer_matrices(arch, i, layer)))
 
 
+def entries(arch: Arch, *, biases: bool = True) -> tuple[tuple[str, ...], ...]:
+    """List the tensors whose entries weight pruning drops, one group a layer.
+
+    They are the weights and, unless `biases` is false, the biases of q, k, v, out, fc1 and fc2, as in the study ("Is
+    Smaller Always Faster?"); of a factorised map `down` and `up`.
+
+    Raises:
+        InputError: a layer has packed maps.
+    """
+    _check_unpacked(arch)
+    return tuple(
+        tuple(f"{m.path}/{name}" for m in _layer_matrices(arch, i, layer) for name in _tensors(m.rank, biases))
+        for i, layer in enumerate(arch.layers)
+    )
+
+
+def _check_unpacked(arch: Arch) -> None:
+    for i, layer in enumerate(arch.layers):
+        if count := sum(blocks is not None for blocks in vars(layer.packed).values()):
+            raise InputError(
+                f"layers/{i}: {count} of its 6 maps are packed, and blocks have no heads, units or entries to prune; "
+                "unpack the model first (jaxssl.specialise.unpacked)"
+            )
+
+
+def _tensors(rank: int | None, biases: bool) -> tuple[str, ...]:
+    """Name the arrays of a map."""
+    weights = ("kernel",) if rank is None else ("down", "up")
+    return (*weights, "bias") if biases else weights
+
+
 def _heads(index: int, layer: Layer) -> Axis:
     at = f"layers/{index}/attention"
     inner = tuple(
@@ -28,14 +65,14 @@ def _heads(index: int, layer: Layer) -> Axis:
         for name in ("q", "k", "v")
         for leaf in ((f"{at}/{name}/{_output(getattr(layer.ranks, name))}", 1), (f"{at}/{name}/bias", 0))
     )
-    return Axis(f"{at}/heads", layer.heads, (*inner, (f"{at}/out/{_input(layer.ranks.out)}", 0)))
+    return Axis(f"{at}/heads", layer.heads, (*inner, (f"{at}/out/{_input(layer.ranks.out)}", 0)), f"{at}/out")
 
 
 def _hidden(index: int, layer: Layer) -> Axis:
     at = f"layers/{index}/ffn"
     fc1 = (f"{at}/fc1/{_output(layer.ranks.fc1)}", 1)
     fc2 = (f"{at}/fc2/{_input(layer.ranks.fc2)}", 0)
-    return Axis(f"{at}/hidden", layer.ffn, (fc1, (f"{at}/fc1/bias", 0), fc2))
+    return Axis(f"{at}/hidden", layer.ffn, (fc1, (f"{at}/fc1/bias", 0), fc2), f"{at}/fc2")
 
 
 def _output(rank: int | None) -> str:
@@ -50,10 +87,14 @@ def _input(rank: int | None) -> str:
 
 def _layer_matrices(arch: Arch, index: int, layer: Layer) -> tuple[Matrix, ...]:
     attention, ffn = f"layers/{index}/attention", f"layers/{index}/ffn"
-    inner = (layer.heads, arch.head_dim)
+    inner, ranks, packed = (layer.heads, arch.head_dim), layer.ranks, layer.packed
+    qkv = tuple(
+        Matrix(f"{attention}/{n}", 1, (arch.width, *inner), getattr(ranks, n), getattr(packed, n))
+        for n in ("q", "k", "v")
+    )
     return (
-        *(Matrix(f"{attention}/{n}", 1, (arch.width, *inner), getattr(layer.ranks, n)) for n in ("q", "k", "v")),
-        Matrix(f"{attention}/out", 2, (*inner, arch.width), layer.ranks.out),
-        Matrix(f"{ffn}/fc1", 1, (arch.width, layer.ffn), layer.ranks.fc1),
-        Matrix(f"{ffn}/fc2", 1, (layer.ffn, arch.width), layer.ranks.fc2),
+        *qkv,
+        Matrix(f"{attention}/out", 2, (*inner, arch.width), ranks.out, packed.out),
+        Matrix(f"{ffn}/fc1", 1, (arch.width, layer.ffn), ranks.fc1, packed.fc1),
+        Matrix(f"{ffn}/fc2", 1, (layer.ffn, arch.width), ranks.fc2, packed.fc2),
     )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from compress.errors import InputError
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Output, Params, Stack, apply
 from jaxssl.training.losses import Sums
@@ -46,7 +47,15 @@ class State:
 
 
 def start(params: Any, optimizer: optax.GradientTransformation, *, seed: int, held: Any = ()) -> State:
-    """Return the state before the first update; `params` are copied, because updates reuse their memory."""
+    """Return the state before the first update; `params` are copied, because updates reuse their memory.
+
+    Raises:
+        InputError: an array has no gradient, as the block numbers of a packed map.
+    """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(f"{name}: {leaf.dtype} has no gradient; of a packed map? unpack the model before training")
     params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     zero = jnp.zeros((), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):

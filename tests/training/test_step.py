@@ -11,12 +11,15 @@ import optax
 import pytest
 
 from compress.address import flatten
+from compress.edit import cut
 from compress.errors import InputError
 from jaxssl.models.arch import Dropout
+from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init
+from jaxssl.models.sites import axes
 from jaxssl.training.losses import MaskedPrediction, means
 from jaxssl.training.optimizer import Optimizer
-from jaxssl.training.step import make_evaluation, make_step, start
+from jaxssl.training.step import change, make_evaluation, make_step, start
 from tests.archs import MEL, noise
 from tests.training import golden
 from tools.convert_torch import read
@@ -129,6 +132,32 @@ def test_the_view_is_what_the_loss_sees(key):
     state, _ = step(start(params, optimizer, seed=0, held=mask), [data])
     np.testing.assert_array_equal(state.params["project"]["kernel"][0], params["project"]["kernel"][0])
     assert not np.array_equal(state.params["project"]["kernel"][1], params["project"]["kernel"][1])
+
+
+def test_a_change_cuts_moments_with_the_parameters(key):
+    """Training on after a cut is training the cut model with the cut moments: same as masked ones, on what stays."""
+    params, data = init(STILL, key), batch(key)
+    optimizer = Optimizer(learning_rate=0.01).build()
+    state, _ = make_step(STILL, LOSS, optimizer)(start(params, optimizer, seed=0), [data])
+    axis = next(axis for axis in axes(STILL) if axis.name == "layers/1/ffn/hidden")
+    keep = tuple(range(0, 24, 2))
+    smaller = change(state, lambda tree: cut(tree, axis, keep))
+    arch = describe(STILL, smaller.params)
+    for found, whole in zip(jax.tree.leaves(smaller.optimizer), jax.tree.leaves(state.optimizer), strict=True):
+        assert found.dtype == whole.dtype
+    mu, cut_mu = (optax.tree.get(each.optimizer, "mu") for each in (state, smaller))
+    np.testing.assert_array_equal(
+        cut_mu["layers"]["1"]["ffn"]["fc1"]["kernel"], mu["layers"]["1"]["ffn"]["fc1"]["kernel"][:, ::2]
+    )
+    after, sums = make_step(arch, LOSS, optimizer)(smaller, [data])
+    assert np.isfinite(means(sums)["loss"])
+    assert int(after.step) == 2
+    fresh = change(state_of(params, optimizer, data), lambda tree: tree, reset=optimizer)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(optax.tree.get(fresh.optimizer, "mu")))
+
+
+def state_of(params, optimizer, data):
+    return make_step(STILL, LOSS, optimizer)(start(params, optimizer, seed=0), [data])[0]
 
 
 def test_randomness_follows_the_seed_and_the_batch(key):

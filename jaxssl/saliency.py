@@ -1,0 +1,81 @@
+"""How much the training loss feels each unit: its gradient with respect to a gate on the unit (Michel et al. 2019)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from compress.errors import InputError
+from jaxssl.models.arch import Arch
+from jaxssl.models.model import Params, apply_gated
+from jaxssl.models.sites import axes
+from jaxssl.training.step import Arrays, Loss
+
+READ = ("inputs", "lengths", "labels", "mask")
+
+
+def context_gradient(
+    arch: Arch,
+    params: Params,
+    batches: Iterable[Arrays],
+    loss: Loss,
+    *,
+    kind: Literal["heads", "hidden"] = "heads",
+    key: Array | None = None,
+    normalise: bool = True,
+    tick: Callable[[], Any] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Score every unit by |activation · gradient| under the training loss; nothing is updated.
+
+    With c what a unit feeds the map after it (a head's context, (batch, time, head_dim), or a hidden unit's value) and
+    g = ∂loss/∂c, the score is the mean over batches of Σ over frames of |Σ_i c_i g_i|, to first order how much the loss
+    changes with the unit's size frame by frame: the study's data-driven head score, after Michel et al. (2019). Σ_i c_i
+    g_i is the gradient with respect to a gate of one on the unit, and so it is computed. Of a loss that is a mean over
+    frames, a long batch makes no greater scores than a short one.
+
+    Args:
+        arch: what `params` is.
+        params: the model.
+        batches: `inputs`, `lengths`, `labels` and `mask`, as for a training step; each shape compiles once.
+        loss: of the model's output, labels and mask.
+        kind: which units, heads or those of the feed-forward blocks.
+        key: randomness for dropout and LayerDrop, as the study had it; None is deterministic.
+        normalise: divide each layer's scores by their L2 norm, as the study does, before layers are compared.
+        tick: called after each batch.
+
+    Returns:
+        By axis of the kind, scores (axis.size,), float64; empty where a layer has no such units.
+
+    Raises:
+        InputError: there is no batch; or what `apply` and the loss refuse.
+    """
+    chosen = [axis for axis in axes(arch) if axis.name.endswith(f"/{kind}")]
+
+    @jax.jit
+    def felt(params: Params, batch: Arrays, key: Array | None) -> dict[str, Array]:
+        def value(gates: Mapping[str, Array]) -> Array:
+            output = apply_gated(arch, params, gates, batch["inputs"], batch["lengths"], mask=batch["mask"], key=key)
+            return loss(output, batch["labels"], batch["mask"])[0]
+
+        ones = {axis.into: jnp.ones((*batch["mask"].shape, axis.size)) for axis in chosen if axis.size}
+        return {path: jnp.abs(gradient).sum((0, 1)) for path, gradient in jax.grad(value)(ones).items()}
+
+    total = {axis.into: np.zeros(axis.size) for axis in chosen}
+    count = 0
+    for batch in batches:
+        found = felt(
+            params, {name: batch[name] for name in READ}, None if key is None else jax.random.fold_in(key, count)
+        )
+        total |= {path: total[path] + np.asarray(values, np.float64) for path, values in found.items()}
+        count += 1
+        tick()
+    if not count:
+        raise InputError("the scores need at least one batch, and there is none; give more data or a smaller batch")
+    return {axis.name: _scaled(total[axis.into] / count, normalise) for axis in chosen}
+
+
+def _scaled(scores: np.ndarray, normalise: bool) -> np.ndarray:
+    return scores / (np.linalg.norm(scores) + 1e-20) if normalise else scores
