@@ -21,43 +21,27 @@ random weights both find about 64 % of the frames' phones, and 44 % and 78 % of 
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from compress.errors import InputError
 from experiments import report
-from experiments.cli import console, follow, main, progress
+from experiments.cli import console, main
+from experiments.probing import Sides, System, all_layers, classes, examples, log_mel, probe, spoken
 from experiments.recovery import own_quality
 from experiments.source import Model, Speech, load_model, with_stats
 from experiments.tasks import Corpus, batches, by_speaker, equalised, sentences
-from jaxssl.data import corpora, embedded
-from jaxssl.data.logmel import SHIFT, WINDOW
-from jaxssl.data.manifest import Manifest
-from jaxssl.models.arch import Arch, LogMel, Waveform
+from jaxssl.data import corpora
+from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
-from jaxssl.training.probe import (
-    FRAME_L2,
-    UTTERANCE_L2,
-    Examples,
-    Score,
-    difference,
-    frame_probe,
-    pool,
-    utterance_probe,
-)
-from jaxssl.upstream import encode, mel_inputs
-
-PHONES, VOICES, SPEAKERS = "phones by frame", "speakers by frame", "speakers by utterance"
-MINUTES = 20.0  # of the embedded corpus
-Sides = tuple[Examples, Examples]  # train, test
+from jaxssl.training.probe import Score, difference
+from jaxssl.upstream import mel_inputs
 
 
 @dataclass(frozen=True)
@@ -76,15 +60,6 @@ class Config:
     """folder for table and report.json"""
     seed: int = 0
     """of the random weights, the choice of utterances and the bootstrap"""
-
-
-@dataclass(frozen=True)
-class System:
-    """What gives features: `hear(samples, lengths)` → (layers, batch, frames of `front`, width)."""
-
-    name: str
-    front: LogMel
-    hear: Callable[[Array, Array], Array]
 
 
 def run(config: Config) -> None:
@@ -149,40 +124,22 @@ def systems(model: Model, *, seed: int) -> tuple[System, ...]:
     front = log_mel(model.arch)
     mel = jax.jit(lambda samples, lengths: mel_inputs(front, samples, lengths, model.stats)[0][None])
 
-    @jax.jit
-    def hidden(params: Any, samples: Array, lengths: Array) -> Array:
-        return jnp.stack(encode(model.arch, params, samples, lengths, stats=model.stats).hidden)
-
-    fresh = init(model.arch, jax.random.key(seed))
+    hear, fresh = all_layers(model.arch, model.stats), init(model.arch, jax.random.key(seed))
     return (
         System("log-Mel", front, mel),
-        System("random weights", front, partial(hidden, fresh)),
-        System("model", front, partial(hidden, model.params)),
+        System("random weights", front, partial(hear, fresh)),
+        System("model", front, partial(hear, model.params)),
     )
-
-
-def log_mel(arch: Arch) -> LogMel:
-    """Return the log-Mel front end whose frames are the model's, one for one.
-
-    Raises:
-        InputError: a waveform model whose frames are not log-Mel's 25 ms every multiple of 10 ms.
-    """
-    if isinstance(arch.front, LogMel):
-        return arch.front
-    stride, window = _stride_and_window(arch.front)
-    if stride % SHIFT or window != WINDOW:
-        raise InputError(f"frames of {window} samples each {stride}: log-Mel has {WINDOW} each multiple of {SHIFT}")
-    return LogMel(stack=stride // SHIFT)
 
 
 def compare(corpus: Corpus, heard: Sequence[System], *, seed: int) -> list[dict[str, Any]]:
     """Probe every system on what the corpus asks; return a row each, the last system's gain over it included."""
-    examples = {system.name: _examples(system, corpus) for system in heard}
+    found = {system.name: examples(system, corpus, batches(corpus.signals)) for system in heard}
     rows = []
-    for task in examples[heard[0].name]:
-        scores = {s.name: _probe(task, examples[s.name][task], f"{task}: {s.name}", seed) for s in heard}
+    for task in found[heard[0].name]:
+        scores = {s.name: probe(task, found[s.name][task], f"{task}: {s.name}", seed=seed) for s in heard}
         for name, score in scores.items():
-            rows.append(_row(f"{task}, {corpus.name}", name, examples[name][task], score))
+            rows.append(_row(f"{task}, {corpus.name}", name, found[name][task], score))
             if name != heard[-1].name:
                 gain = difference(scores[heard[-1].name], score, seed=seed)
                 rows[-1] |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
@@ -191,47 +148,8 @@ def compare(corpus: Corpus, heard: Sequence[System], *, seed: int) -> list[dict[
 
 def _corpora(config: Config, front: LogMel) -> list[Corpus]:
     asked = config.speakers and by_speaker(corpora.read(config.speakers), front, frames=config.frames)
-    said = sentences(_embedded(), front, limit=config.limit, frames=config.frames, seed=config.seed)
+    said = sentences(spoken(), front, limit=config.limit, frames=config.frames, seed=config.seed)
     return [said, asked, equalised(asked)] if asked else [said]
-
-
-def _examples(system: System, corpus: Corpus) -> dict[str, Sides]:
-    """Listen once; return what each task trains and tests on."""
-    picked: list[Any] = [None] * len(corpus.signals)
-    pooled: list[Any] = [None] * len(corpus.signals)
-    shapes = list(batches(corpus.signals))
-    for rows, (samples, lengths) in follow(shapes, f"listening: {system.name}", total=len(shapes)):
-        for row, hidden in zip(rows, np.asarray(system.hear(samples, lengths)).swapaxes(0, 1), strict=False):
-            valid = hidden[:, : system.front.frames(len(corpus.signals[row]))]
-            picked[row], pooled[row] = valid[:, corpus.picks[row]], pool(valid)[:, None]
-    voices = [np.full(len(picks), speaker) for picks, speaker in zip(corpus.picks, corpus.speakers, strict=True)]
-    asked: dict[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]] = {}
-    if corpus.phones:
-        asked[PHONES] = picked, corpus.phones
-    asked[VOICES] = picked, voices
-    if corpus.whole:
-        asked[SPEAKERS] = pooled, list(corpus.speakers[:, None])
-    return {task: _sides(corpus, features, labels) for task, (features, labels) in asked.items()}
-
-
-def _sides(corpus: Corpus, features: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> Sides:
-    """Join what utterances give, features (layers, n, width) and labels (n,), into training and test rows."""
-
-    def side(train: bool) -> Examples:
-        rows = np.flatnonzero(corpus.train == train).tolist()
-        return Examples(
-            np.concatenate([features[row] for row in rows], axis=1),
-            np.concatenate([labels[row] for row in rows]),
-            np.concatenate([np.full(len(labels[row]), corpus.units[row]) for row in rows]),
-        )
-
-    return side(True), side(False)
-
-
-def _probe(task: str, sides: Sides, title: str, seed: int) -> Score:
-    probe, strengths = (utterance_probe, UTTERANCE_L2) if task == SPEAKERS else (frame_probe, FRAME_L2)
-    with progress(title, len(strengths) + 1) as tick:
-        return probe(*sides, classes=_classes(sides), seed=seed, tick=tick)
 
 
 def _row(task: str, name: str, sides: Sides, score: Score) -> dict[str, Any]:
@@ -244,7 +162,7 @@ def _row(task: str, name: str, sides: Sides, score: Score) -> dict[str, Any]:
         "low": score.low,
         "high": score.high,
         "chance": float((test.labels == common).mean()),
-        "classes": _classes(sides),
+        "classes": classes(sides),
         "train": len(train.labels),
         "test": len(test.labels),
         "units": len(score.total),
@@ -255,27 +173,11 @@ def _row(task: str, name: str, sides: Sides, score: Score) -> dict[str, Any]:
     }
 
 
-def _classes(sides: Sides) -> int:
-    return 1 + int(max(side.labels.max() for side in sides))
-
-
 def _by_layer(rows: Sequence[report.Row]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Turn the layers' shares into table rows, and the columns to show them by."""
     names = {"task": "task", "system": "features"}
     deep = [{**row, **{str(i): x for i, x in enumerate(row["layers"])}} for row in rows if len(row["layers"]) > 1]
     return deep, {**names, **{f"{i}:.2f": str(i) for i in range(max(len(row["layers"]) for row in deep))}}
-
-
-def _embedded() -> Manifest:
-    with progress("embedded corpus", embedded.count(MINUTES)) as tick:
-        return embedded.make(minutes=MINUTES, tick=tick)
-
-
-def _stride_and_window(front: Waveform) -> tuple[int, int]:
-    stride, window = 1, 1
-    for conv in front.convs:
-        stride, window = stride * conv.stride, window + (conv.kernel - 1) * stride
-    return stride, window
 
 
 if __name__ == "__main__":

@@ -3,17 +3,41 @@
 import csv
 import json
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.errors import InputError
 from experiments.cli import console
+from experiments.measures import (
+    BEFORE,
+    CONTROL,
+    COSTS,
+    NONZERO,
+    QUALITY,
+    Reading,
+    Row,
+    Span,
+    measured,
+    number,
+    pareto,
+    plain,
+)
 
-Row = Mapping[str, Any]
+LEVELS = {
+    "weights": "share of the prunable weights that are zero",
+    "heads": "heads kept in a layer (on average), or the budget",
+    "rows": "units kept in a layer (on average), or the budget",
+}
+CAPTION = "time: 1 / speed-up over the dense model, timed in turns, bars are quartiles; probes: 95 % bootstrap"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#8c564b")  # Okabe and Ito
+STAR = "dense, trained as long as the run's last point"
+MARKERS = "osD^vPX<"
 
 
 def claim(out: Path) -> None:
@@ -56,17 +80,18 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON so that the file appears whole or not at all."""
-    _whole(path).write_text(json.dumps(values, indent=1) + "\n")
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that the file appears whole or not at all."""
+    _whole(path).write_text(text)
     os.replace(_whole(path), path)
 
 
 def draw_tradeoff(path: Path, rows: Sequence[Row], *, title: str, caption: str) -> None:
     """Draw output error against parameters, MACs and measured real-time factor, one line a method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(11, 4)
     axes = {"parameters": "parameters (million)", "macs_g_per_s": "MACs (G per second of speech)"}
     axes["real_time_factor"] = "measured real-time factor"
     for panel, (key, label) in zip(figure.subplots(1, 3, sharey=True), axes.items(), strict=True):
@@ -74,9 +99,7 @@ def draw_tradeoff(path: Path, rows: Sequence[Row], *, title: str, caption: str) 
     figure.axes[0].set_ylabel("relative error of the output")
     figure.axes[0].legend()
     figure.suptitle(f"{title}\n{caption}", fontsize=10)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    _save(figure, path)
 
 
 def draw_training(path: Path, rows: Sequence[Row], *, entropy: float, title: str) -> None:
@@ -88,11 +111,7 @@ def draw_training(path: Path, rows: Sequence[Row], *, entropy: float, title: str
         entropy: of the labels, in nats.
         title: above it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(9, 3.6)
     panels = figure.subplots(1, 2)
     panels[0].axhline(entropy, color="0.6", linestyle="--", label="entropy of the labels")
     for panel, key in zip(panels, ("masked_loss", "masked_accuracy"), strict=True):
@@ -103,9 +122,7 @@ def draw_training(path: Path, rows: Sequence[Row], *, entropy: float, title: str
         panel.grid(alpha=0.3)
     panels[0].legend()
     figure.suptitle(title, fontsize=10)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    _save(figure, path)
 
 
 def _draw_panel(panel: Any, key: str, label: str, rows: Sequence[Row]) -> None:
@@ -121,6 +138,162 @@ def _draw_panel(panel: Any, key: str, label: str, rows: Sequence[Row]) -> None:
     panel.set_ylim(bottom=0)
     panel.margins(x=0.15, y=0.15)
     panel.grid(alpha=0.3)
+
+
+def draw_curve(path: Path, rows: Sequence[Row], *, level: str, title: str, caption: str) -> None:
+    """Draw what is there of one pruning run: each measure of quality against parameters, MACs and measured time.
+
+    Args:
+        path: of the picture.
+        rows: points in the order of pruning, the dense model first.
+        level: what the points are numbered by.
+        title: above it.
+        caption: below the title; may be empty.
+    """
+    present = [key for key in QUALITY if any(number(row, key) is not None for row in rows)]
+    costs = plain(rows[0])
+    figure = _figure(11, 1.4 + 2.5 * len(present))
+    panels = figure.subplots(max(len(present), 1), len(costs), sharex="col", sharey="row", squeeze=False)
+    for line, key in zip(panels, present, strict=False):
+        for panel, (cost, nominal) in zip(line, costs.values(), strict=True):
+            _draw_run(panel, rows, key, cost, nominal)
+        line[0].set_ylabel(QUALITY[key])
+        _number_points(line[0], rows, key)
+    for panel, label in zip(panels[-1], costs, strict=True):
+        panel.set_xlabel(label)
+    if (dense := number(rows[0], "real_time_factor")) is not None:
+        _show_around(panels[0, -1], dense)
+    _finish(figure, path, f"{title}\nnumbers at points: {LEVELS.get(level, level)}", caption)
+
+
+def draw_curves(
+    path: Path, runs: Mapping[str, Sequence[Row]], *, quality: Sequence[str], title: str, caption: str
+) -> None:
+    """Draw several pruning runs: each measure of quality against relative time, MACs, parameters and bytes.
+
+    Points that no other point beats in both are on the Pareto front and have a ring.
+
+    Args:
+        path: of the picture.
+        runs: points of each run in the order of pruning, by label.
+        quality: the measures, keys of `QUALITY`.
+        title: above it.
+        caption: below the title; may be empty.
+    """
+    figure = _figure(3.6 * len(COSTS), 1.6 + 2.6 * len(quality))
+    panels = figure.subplots(len(quality), len(COSTS), sharex="col", sharey="row", squeeze=False)
+    for line, key in zip(panels, quality, strict=True):
+        for panel, cost in zip(line, COSTS.values(), strict=True):
+            _draw_runs(panel, runs, key, cost)
+        line[0].axvline(1, color="0.6", linestyle="--", linewidth=1, zorder=0)
+        line[0].set_ylabel(QUALITY[key])
+    for panel, label in zip(panels[-1], COSTS, strict=True):
+        panel.set_xlabel(label)
+    _show_around(panels[0, 0], 1)
+    _finish(figure, path, title, f"{CAPTION}\n{caption}")
+
+
+def _draw_run(panel: Any, rows: Sequence[Row], key: str, cost: Reading, nominal: Reading | None) -> None:
+    """Draw a run's quality against one cost, and against what the cost would be if zeros were free, if that differs."""
+    control, before, after = (measured(keys.get(key, "")) for keys in (CONTROL, BEFORE, {key: key}))
+    if nominal and any((x := cost(row)) and (y := nominal(row)) and y[0] < 0.99 * x[0] for row in rows):
+        _line(panel, rows, nominal, after, "o--", COLOURS[0], "counting only what is not zero", markerfacecolor="w")
+    _line(panel, rows, cost, control, "x:", "0.5", "dense, trained as long as the point", bars=False)
+    _line(panel, rows, cost, before, "^:", "C1", "before training", bars=False)
+    _line(panel, rows, cost, after, "o-", COLOURS[0], "model")
+    panel.grid(alpha=0.3)
+    panel.margins(0.1)
+
+
+def _number_points(panel: Any, rows: Sequence[Row], key: str) -> None:
+    """Write levels beside points, about eight of them, on the side where the curve leaves room."""
+    read = measured(key)
+    shown = [(x[0], y[0], row["level"]) for row in rows if (x := NONZERO(row)) and (y := read(row)) and "level" in row]
+    side = 5 if key.endswith("loss") else -10
+    for left, height, level in shown[:: -(-len(shown) // 8) or 1]:
+        panel.annotate(f"{level:g}", (left, height), textcoords="offset points", xytext=(4, side), fontsize=7)
+
+
+def _show_around(panel: Any, dense: float) -> None:
+    """Widen a panel of times so that a cloud of points around the dense model's looks like one."""
+    low, high = panel.get_xlim()
+    panel.set_xlim(min(low, 0.8 * dense), max(high, 1.1 * dense))
+
+
+def _draw_runs(panel: Any, runs: Mapping[str, Sequence[Row]], key: str, cost: Reading) -> None:
+    """Draw several runs' quality against one cost, and the Pareto front of their points."""
+    found = []
+    for i, (label, rows) in enumerate(runs.items()):
+        colour, dash = COLOURS[i % len(COLOURS)], ("-", "--")[i // len(COLOURS) % 2]
+        pruned = [row for row in rows if row["name"] != "control"]
+        found += _line(panel, pruned, cost, measured(key), MARKERS[i % len(MARKERS)] + dash, colour, label)
+        for x, y in _controls(rows, key, cost):
+            panel.plot(x, y, "*", color=colour, markersize=10, alpha=0.7, label=STAR)
+    front = [point for point, best in zip(found, pareto(found, lower=key.endswith("loss")), strict=True) if best]
+    ring = {"marker": "o", "linestyle": "", "color": "0.2", "markerfacecolor": "none", "markersize": 10}
+    panel.plot([x for x, _ in front], [y for _, y in front], **ring, markeredgewidth=0.8, label="Pareto front")
+    panel.grid(alpha=0.3)
+    panel.margins(0.08)
+
+
+def _controls(rows: Sequence[Row], key: str, cost: Reading) -> list[tuple[float, float]]:
+    """Return the dense model's point after as much training as the run's last point had; none where it is not known."""
+    own = [row for row in rows if row["name"] == "control"]
+    value = number(own[-1], key) if own else number(rows[-1], CONTROL.get(key, ""))
+    at = cost((own or rows)[0])
+    return [] if value is None or at is None else [(at[0], value)]
+
+
+def _line(
+    panel: Any, rows: Sequence[Row], cost: Reading, quality: Reading, fmt: str, colour: str, label: str, **style: Any
+) -> list[tuple[float, float]]:
+    """Draw the points that have both values, with their intervals; return them."""
+    points = [(x, y) for row in rows if (x := cost(row)) is not None and (y := quality(row)) is not None]
+    if not points:
+        return []
+    (xs, xerr), (ys, yerr) = (_bars(spans) for spans in zip(*points, strict=True))
+    style = {"color": colour, "label": label, "markersize": 4.5, "linewidth": 1.3, "elinewidth": 0.8, **style}
+    if style.pop("bars", True):
+        style |= {"xerr": xerr, "yerr": yerr}
+    for bar in panel.errorbar(xs, ys, fmt=fmt, **style)[2]:
+        bar.set_alpha(0.45)
+    return list(zip(xs.tolist(), ys.tolist(), strict=True))
+
+
+def _bars(spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
+    """Return values, and how far their intervals reach below and above, (2, values)."""
+    values, low, high = np.array(spans).T
+    return values, np.maximum([values - low, high - values], 0)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _finish(figure: Any, path: Path, title: str, caption: str) -> None:
+    """Put title and caption above the panels and one legend below, and save."""
+    names: dict[str, Any] = {}
+    for panel in figure.axes:
+        panel.locator_params(axis="x", nbins=5)
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            names.setdefault(label, handle)
+    width = int(figure.get_figwidth() * 13)
+    lines = [part for line in f"{title}\n{caption}".splitlines() for part in textwrap.wrap(line, width)]
+    figure.suptitle("\n".join(lines), fontsize=9)
+    if names:
+        figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
 
 
 def _cell(row: Row, column: str) -> str:

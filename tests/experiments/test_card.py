@@ -14,6 +14,7 @@ import soundfile
 from compress.errors import InputError
 from experiments import card, tasks
 from experiments.cli import main
+from experiments.probing import PHONES, SPEAKERS, VOICES, log_mel
 from jaxssl.data.logmel import Stats, logmel, stats_bytes
 from jaxssl.data.manifest import Manifest, Segment, Utterance
 from jaxssl.models import checkpoint
@@ -73,7 +74,7 @@ def model(tmp_path_factory):
 def finished(model, corpus, speech, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "card"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(card, "_embedded", lambda: corpus)
+        patch.setattr(card, "spoken", lambda: corpus)
         card.run(card.Config(model=str(model), speakers=speech, limit=21, frames=200, out=out))
     return json.loads((out / "report.json").read_text()), out
 
@@ -83,9 +84,9 @@ def test_every_task_has_three_rows_and_the_gain_over_two(finished):
     rows = report["probes"]
     tasks_ = list(dict.fromkeys(row["task"] for row in rows))
     assert tasks_ == [
-        *(f"{what}, embedded corpus" for what in (card.PHONES, card.VOICES, card.SPEAKERS)),
-        *(f"{what}, as recorded" for what in (card.VOICES, card.SPEAKERS)),
-        f"{card.VOICES}, equalised",
+        *(f"{what}, embedded corpus" for what in (PHONES, VOICES, SPEAKERS)),
+        *(f"{what}, as recorded" for what in (VOICES, SPEAKERS)),
+        f"{VOICES}, equalised",
     ]
     for task in tasks_:
         mel, fresh, own = (row for row in rows if row["task"] == task)
@@ -114,7 +115,7 @@ def test_tones_are_found_in_log_mel(finished):
 
 
 def test_a_run_repeats(finished, model, corpus, monkeypatch, tmp_path):
-    monkeypatch.setattr(card, "_embedded", lambda: corpus)
+    monkeypatch.setattr(card, "spoken", lambda: corpus)
     card.run(card.Config(model=str(model), limit=21, frames=200, out=tmp_path / "again"))
     again = json.loads((tmp_path / "again/report.json").read_text())["probes"]
     assert again == finished[0]["probes"][: len(again)]
@@ -204,12 +205,12 @@ def test_batches_hold_every_signal_once_and_few_shapes():
 
 def test_waveform_models_are_met_by_log_mel_of_their_rate():
     arch = hubert_base()
-    front = card.log_mel(arch)
+    front = log_mel(arch)
     assert front == LogMel(stack=2)
     for samples in (400, 719, 720, 16000, 16079, 16080, 100_001):
         assert front.frames(samples) == arch.front.frames(samples)
     with pytest.raises(InputError, match="frames of 60 samples each 40"):
-        card.log_mel(BASE)
+        log_mel(BASE)
 
 
 @pytest.mark.parametrize(

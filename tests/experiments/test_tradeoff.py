@@ -1,0 +1,292 @@
+"""Runs side by side, from made-up folders: what is interpolated, who wins, what is noted and what is refused."""
+
+import csv
+import json
+import sys
+
+import pytest
+
+from compress.errors import InputError
+from experiments import report, tradeoff
+from experiments.cli import main
+from experiments.measures import pareto, relative_time
+
+MACHINE = {"device": "cpu", "processor": "one", "cores": 2, "dtype": "float32", "jax": "1", "XLA_FLAGS": ""}
+
+
+def row(name, time, loss, **more):
+    """Return a point that takes `time` of the dense model's."""
+    return {
+        "name": name,
+        "level": 1.0,
+        "step": 30,
+        "parameters": 1000,
+        "nonzero": 1000 - len(name),
+        "macs_g_per_s": 1.0,
+        "nominal_macs_g_per_s": 0.9,
+        "bytes": 4000,
+        "heads": [4, 4],
+        "real_time_factor": 0.01 * time,
+        "speedup": 1 / time,
+        "speedup_low": 0.95 / time,
+        "speedup_high": 1.05 / time,
+        "valid_loss": loss,
+        "masked_accuracy": 1 - loss / 10,
+        **more,
+    }
+
+
+HEADS = (row("dense", 1.0, 2.0), row("heads-3", 0.8, 2.2), row("heads-1", 0.6, 3.0))
+ROWS = (row("dense", 1.0, 2.0), row("rows-9", 0.7, 2.5), row("rows-3", 0.5, 2.7))
+WEIGHTS = (row("dense", 1.01, 2.0), row("weights-0.5", 0.99, 2.05), row("weights-0.9", 1.02, 2.4))
+
+
+def write(folder, rows, *, finished=True, **told):
+    folder.mkdir(exist_ok=True)
+    report.write_csv(folder / "curve.csv", rows)
+    report.write_json(folder / "config.json", {"model": None})
+    technique = rows[-1]["name"].split("-")[0]
+    told = {"technique": technique, "label": technique, "model": "melhubert-mini", "machine": MACHINE, **told}
+    if finished:
+        report.write_json(folder / "report.json", {**told, "notes": [], "points": rows})
+    return folder
+
+
+@pytest.fixture
+def three(tmp_path):
+    return tuple(write(tmp_path / n, rows) for n, rows in (("weights", WEIGHTS), ("heads", HEADS), ("rows", ROWS)))
+
+
+def compare(tmp_path, folders, *, draw=False, **more):
+    """Run the comparison; the picture, which takes longest, only where it is looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not draw:
+            patch.setattr(report, "draw_curves", lambda *_, **__: None)
+        tradeoff.run(tradeoff.Config(folders, out=tmp_path / "out", **more))
+    return json.loads((tmp_path / "out/report.json").read_text())
+
+
+def test_quality_at_equal_time_is_on_the_line_between_points(three, tmp_path, capsys):
+    found = compare(tmp_path, three, share=(0.9, 0.75, 0.65, 0.55, 0.4))
+    table = {row["share"]: row for row in found["equal_time"] if row["measure"] == "valid_loss"}
+    heads = {0.9: 2.1, 0.75: 2.4, 0.65: 2.8, 0.55: None, 0.4: None}
+    rows = {0.9: 2 + 0.5 / 3, 0.75: 2 + 2.5 / 6, 0.65: 2.55, 0.55: 2.65, 0.4: None}
+    best = {0.9: "heads", 0.75: "heads", 0.65: "rows", 0.55: "rows", 0.4: None}
+    for share in table:
+        assert table[share]["heads"] == pytest.approx(heads[share])
+        assert table[share]["rows"] == pytest.approx(rows[share])
+        assert table[share]["weights"] is None  # time near 1 is no gain
+        assert (table[share]["wins"], table[share]["technique"]) == (best[share], best[share])
+    accuracy = {row["share"]: row for row in found["equal_time"] if row["measure"] == "masked_accuracy"}
+    assert accuracy[0.9]["wins"] == "heads"  # the highest wins where it is no loss
+    assert accuracy[0.9]["heads"] == pytest.approx(0.79)
+    with (tmp_path / "out/tradeoff.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["measure"], line["share"], line["wins"]) for line in lines[:2]] == [
+        ("valid_loss", "0.9", "heads"),
+        ("valid_loss", "0.75", "heads"),
+    ]
+    shown = capsys.readouterr().out
+    assert "–" in shown
+    assert "note:" not in shown  # nothing keeps these runs from being compared
+
+
+def test_points_need_not_be_in_the_order_of_time():
+    rows = [row("dense", 1.0, 2.0), row("weights-0.5", 0.6, 3.0), row("weights-0.9", 0.8, 2.2)]
+    assert tradeoff.interpolate(rows, 0.7, "valid_loss") == pytest.approx(2.6)
+    assert tradeoff.interpolate(rows, 0.6, "valid_loss") == pytest.approx(3.0)
+    assert tradeoff.interpolate(rows, 0.599, "valid_loss") is None
+    assert tradeoff.interpolate(rows[1:], 0.95, "valid_loss") == pytest.approx(2.2)  # all are faster than asked
+    broken = [*rows, row("weights-0.95", 0.7, float("nan"))]
+    assert tradeoff.interpolate(broken, 0.7, "valid_loss") == pytest.approx(2.6)
+
+
+def test_the_control_is_no_point_of_the_run(tmp_path):
+    write(tmp_path / "heads", (HEADS[0], row("control", 1.0, 1.5), *HEADS[1:]))
+    found = compare(tmp_path, (tmp_path / "heads",), share=(0.9,))
+    assert found["equal_time"][0]["heads"] == pytest.approx(2.1)
+    assert [point["name"] for point in found["points"]] == ["dense", "heads-3", "heads-1"]
+
+
+def test_the_line_begins_at_the_dense_model_trained_as_long(tmp_path):
+    """Where the run had a control; what training alone changes is no merit of pruning."""
+    rows = [HEADS[0], {**HEADS[1], "control_loss": 1.6}, {**HEADS[2], "control_loss": 1.2}]
+    found = compare(tmp_path, (write(tmp_path / "heads", rows),), share=(0.9, 0.7))
+    losses = [row["heads"] for row in found["equal_time"] if row["measure"] == "valid_loss"]
+    assert losses == pytest.approx([1.9, 2.6])
+    accuracy = [row["heads"] for row in found["equal_time"] if row["measure"] == "masked_accuracy"]
+    assert accuracy[0] == pytest.approx(0.79)
+    assert found["points"][0]["valid_loss"] == 2.0
+
+
+def test_the_front_holds_what_nothing_beats(three, tmp_path):
+    found = compare(tmp_path, three)
+    front = {(p["run"], p["name"]) for p in found["points"] if p["on_front"]}
+    assert front == {
+        ("heads", "dense"),
+        ("rows", "dense"),
+        ("heads", "heads-3"),
+        ("rows", "rows-9"),
+        ("rows", "rows-3"),
+        ("weights", "weights-0.5"),
+    }
+    assert pareto([(1, 3), (2, 2), (2, 3), (3, 1)], lower=True) == [True, True, False, True]
+    assert pareto([(1, 3), (2, 2), (2, 3), (3, 1)], lower=False) == [True, False, False, False]
+
+
+def test_relative_time_turns_the_quartiles_round():
+    assert relative_time({"speedup": 2.0, "speedup_low": 1.6, "speedup_high": 2.5}) == pytest.approx((0.5, 0.4, 0.625))
+    assert relative_time({"speedup": 2.0}) == (0.5, 0.5, 0.5)
+    assert relative_time({"valid_loss": 1.0}) is None
+
+
+def test_an_unfinished_run_is_read_from_its_table_and_said(three, tmp_path, capsys):
+    folder = write(tmp_path / "going", (*HEADS[:2],), finished=False)
+    found = compare(tmp_path, (three[2], folder), share=(0.9, 0.7))
+    assert "going: not finished, 2 points so far" in capsys.readouterr().out
+    assert found["runs"][1] | {"folder": ""} == {
+        "folder": "",
+        "technique": "heads",
+        "label": "going",
+        "model": "melhubert-mini",
+        "machine": {},
+        "notes": [],
+        "finished": False,
+        "points": 2,
+    }
+    losses = [row["going"] for row in found["equal_time"] if row["measure"] == "valid_loss"]
+    assert losses == [pytest.approx(2.1), None]
+    assert len(found["notes"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "other"}, "different models (melhubert-mini, other)"),
+        ({"machine": {**MACHINE, "device": "gpu"}}, "different device: cpu, gpu"),
+        ({"rows": (row("dense", 1.0, 2.5), *ROWS[1:])}, "2.000 to 2.500: measured on different speech"),
+        ({"rows": (*ROWS[:2], row("rows-3", 0.5, 2.7, step=60))}, "different numbers of updates: 30, 60"),
+    ],
+)
+def test_what_keeps_runs_apart_is_noted(three, tmp_path, change, message):
+    write(three[2], change.pop("rows", ROWS), **change)
+    found = compare(tmp_path, three[1:])
+    assert message in " ".join(found["notes"])
+
+
+def test_runs_of_one_label_are_told_apart(tmp_path):
+    folders = tuple(write(tmp_path / name, HEADS) for name in ("one", "two"))
+    found = compare(tmp_path, (*folders, folders[0]))
+    assert [run["label"] for run in found["runs"]] == [f"heads ({folder})" for folder in folders]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: [path.unlink() for path in folder.iterdir()], "neither report.json nor curve.csv"),
+        (lambda folder: write(folder, HEADS) and report.write_json(folder / "report.json", {"points": []}), "0 rows"),
+        (
+            lambda folder: report.write_json(folder / "report.json", {"points": [{"name": "a", "speedup": 1}]}),
+            "valid_l",
+        ),
+        (lambda folder: report.write_json(folder / "report.json", [1]), "cannot be read"),
+        (lambda folder: (folder / "report.json").write_text("{"), "cannot be read"),
+    ],
+)
+def test_folders_that_hold_no_curve_are_named(three, tmp_path, spoil, message):
+    spoil(three[1])
+    with pytest.raises(InputError, match=message) as caught:
+        compare(tmp_path, three)
+    assert str(caught.value).startswith(str(three[1]))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_names_what_is_wrong(three, tmp_path, monkeypatch, capsys):
+    for words, message in (
+        ((), "0 runs"),
+        ((three[0], "--share", "0.5", "0"), "shares above 0"),
+        ((three[0], "--out", three[0]), "one of the runs"),
+        ((tmp_path / "nowhere",), "nowhere: neither"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tradeoff", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main(tradeoff.run, tradeoff.Config, "")
+        assert left.value.code == 2
+        assert message in capsys.readouterr().err
+    assert (three[0] / "report.json").is_file()
+
+
+PROBED = {
+    f"{what}_{end}": x for what in ("phone", "speaker") for end, x in (("accuracy", 0.6), ("low", 0.5), ("high", 0.7))
+}
+
+
+def panels(monkeypatch, draw):
+    """Return the panels of the picture that `draw` makes."""
+    kept = []
+    monkeypatch.setattr(report, "_save", lambda figure, path: kept.extend(figure.axes))
+    draw()
+    return kept
+
+
+@pytest.mark.parametrize(("more", "count"), [({}, 2), (PROBED, 4)])
+def test_pictures_have_a_panel_for_each_measure_and_cost(three, tmp_path, monkeypatch, more, count):
+    runs = {n: [{**r, **more} for r in rows] for n, rows in (("weights", WEIGHTS), ("2:4", HEADS), ("rows", ROWS))}
+    measures = list(tradeoff.QUALITY)[:count]
+
+    def draw():
+        report.draw_curves(tmp_path / "a.png", runs, quality=measures, title="a", caption="b")
+
+    found = panels(monkeypatch, draw)
+    assert len(found) == 4 * count
+    assert found[0].get_xlim()[0] < 0.5 < 1.02 < found[0].get_xlim()[1]  # the cloud at 1 is inside
+    lines = {c.get_label(): c[0].get_xdata() for c in found[0].containers}
+    assert list(lines) == list(runs)
+    assert list(lines["weights"]) == pytest.approx([1.01, 0.99, 1.02])
+    bars = [len(panel.containers[0][2]) for panel in found[::4]]
+    assert bars == [2] * count
+
+
+def test_a_growing_curve_is_drawn_from_its_first_point_on(tmp_path):
+    rows = [row("dense", 1.0, 2.0, level=4), row("heads-3", 0.9, 2.1, level=3, loss_before=2.5, control_loss=1.9)]
+    for count in (1, 2):
+        path = tmp_path / f"{count}.png"
+        report.draw_curve(path, rows[:count], level="heads", title="heads", caption="")
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "2.png"]
+
+
+def test_a_busy_machine_does_not_move_a_point(tmp_path, monkeypatch):
+    """Real-time factors are those at the dense model's load: a later point that everything slowed is no slower."""
+    rows = [row("dense", 1.0, 2.0), row("heads-3", 0.8, 2.1, real_time_factor=0.1)]
+    found = panels(
+        monkeypatch, lambda: report.draw_curve(tmp_path / "a.png", rows, level="heads", title="", caption="")
+    )
+    (line,) = (c[0] for c in found[2].containers)
+    assert list(line.get_xdata()) == pytest.approx([0.01, 0.008])
+    assert found[2].get_xlim()[1] > 0.0105
+
+
+def test_a_curve_shows_control_and_loss_before_training(tmp_path, monkeypatch):
+    rows = [row("dense", 1.0, 2.0), row("weights-0.5", 0.9, 2.1, loss_before=2.5, control_loss=1.9, nonzero=400)]
+    found = panels(
+        monkeypatch, lambda: report.draw_curve(tmp_path / "a.png", rows, level="weights", title="", caption="")
+    )
+    assert len(found) == 3 * 2
+    lines = {c.get_label(): c[0] for c in found[0].containers}
+    assert list(lines["dense, trained as long as the point"].get_ydata()) == [1.9]
+    assert list(lines["before training"].get_ydata()) == [2.5]
+    assert list(lines["counting only what is not zero"].get_xdata()) == pytest.approx([995e-6, 400e-6])
+    assert list(lines["model"].get_xdata()) == pytest.approx([1000e-6] * 2)
+
+
+def test_the_picture_is_written_with_the_tables(three, tmp_path):
+    compare(tmp_path, three, draw=True)
+    assert (tmp_path / "out/tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "report.json",
+        "tradeoff.csv",
+        "tradeoff.png",
+    ]
