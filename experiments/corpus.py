@@ -1,8 +1,9 @@
 """Labelled speech as training takes it: opened, batched, and a model's loss on the held-out part."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
 from jaxssl.models.model import Params
 from jaxssl.training.losses import MaskedPrediction, Sums, add, means
 from jaxssl.training.sharding import global_batch, make_mesh, place, shardings
-from jaxssl.training.step import make_evaluation
+from jaxssl.training.step import Loss, make_evaluation
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,14 @@ def pretraining_loss(arch: Arch, data: Data) -> MaskedPrediction:
 def evaluate(arch: Arch, params: Params, data: Data, training: Training) -> dict[str, float]:
     """Return a model's mean loss and accuracies on held-out speech, masks fixed."""
     mesh = make_mesh(fsdp=1)
-    run = make_evaluation(arch, pretraining_loss(arch, data), dtype=jnp.dtype(training.dtype))
+    run = _evaluation(arch, pretraining_loss(arch, data), training.dtype)
     placed = place(params, shardings(params, mesh))
     return means(total(run(placed, (), arrays(batch, mesh)) for batch in held_out(data, training)))
+
+
+@lru_cache(maxsize=4)  # a compressed model is evaluated before training and after it
+def _evaluation(arch: Arch, loss: Loss, dtype: str) -> Callable[[Any, Any, Any], Sums]:
+    return make_evaluation(arch, loss, dtype=jnp.dtype(dtype))
 
 
 def loader(data: Data, training: Training) -> Loader:

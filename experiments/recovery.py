@@ -1,5 +1,6 @@
 """Training after compression: the speech it needs, and quality before and after."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,6 +98,7 @@ def speech_with_targets(
     labels: str | None,
     out: Path,
     audio: Sequence[str] = (),
+    held_out: Sequence[str] = (),
     valid: Path | None = None,
 ) -> Data:
     """Open speech with the labels that a model was trained on.
@@ -105,8 +107,9 @@ def speech_with_targets(
         model: whose targets are meant.
         corpus: folder of `experiments.prepare`; None: speech is prepared here, with the model's own targets.
         labels: name of the labels in it; None: the only ones.
-        out: folder for what is prepared here.
+        out: folder for what is prepared here; what an earlier run prepared of the same speech is used again.
         audio: speech to prepare; none: the embedded corpus.
+        held_out: speech to validate on, prepared as well; none: a part of `audio`.
         valid: another folder of `experiments.prepare`, of held-out speech; None: the corpus's own part.
 
     Raises:
@@ -121,12 +124,21 @@ def speech_with_targets(
                 f"{model.name} does not say how its training targets were made; prepare speech with "
                 "experiments.prepare and name it with --corpus"
             )
-        corpus = out / "prepared"
-        prepare.run(prepare.Config(audio=tuple(audio), out=corpus, labels=(f"{model.targets}:own",), name="own"))
+        corpus = _prepared(out, model.targets, audio)
+        valid = _prepared(out, model.targets, held_out, valid=0.0) if held_out else valid
     data = load_data(corpus, model.arch.front, labels=labels, valid=valid, stats=model.stats)
     if (found := width(model.arch)) != data.clusters:
         raise InputError(f"{corpus}: {data.clusters} clusters, the output layer of {model.name} has {found}")
     return data
+
+
+def _prepared(out: Path, targets: str, audio: Sequence[str], *, valid: float = 0.05) -> Path:
+    """Prepare speech with a model's own targets, in a folder that is the same for the same speech."""
+    words = "\0".join([targets, *audio, f"{valid:g}"])
+    folder = out / f"speech-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    config = prepare.Config(audio=tuple(audio), out=folder, labels=(f"{targets}:own",), name="own", valid=valid)
+    prepare.run(config)
+    return folder
 
 
 def width(arch: Arch) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,17 +81,18 @@ def optimizer(training: Training) -> Optimizer:
     )
 
 
-def claim(out: Path, config: Any) -> None:
+def claim(out: Path, config: Any, *, free: Sequence[str] = ANYWHERE) -> None:
     """Take a run folder, or take it up again; a folder of another run is refused.
 
     Args:
         out: the folder.
-        config: the run's settings, a dataclass; what is in `ANYWHERE` may change.
+        config: the run's settings, a dataclass.
+        free: settings that may be others when a run goes on.
 
     Raises:
         InputError: the folder belongs to a run with other settings; the first that differs is named.
     """
-    wanted = {k: v for k, v in plain(config).items() if k not in ANYWHERE}
+    wanted = {k: v for k, v in plain(config).items() if k not in free}
     path = out / "config.json"
     if path.is_file():
         there = json.loads(path.read_text())

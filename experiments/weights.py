@@ -1,0 +1,221 @@
+"""Prune single weights, groups (2:4) or blocks by magnitude, step by step, and tell what each form saves.
+
+    python -m experiments.weights
+    python -m experiments.weights --pattern blocks --size 32
+    python -m experiments.weights --pattern groups --size 4 --sparsity 0.25 0.5 0.75
+    python -m experiments.weights --schedule paper --model melhubert-20ms --corpus PREPARED
+
+Masks grow at each event and hold while the model trains on masked prediction. With entries, the dense product
+multiplies by zeros all the same: the table shows nominal MACs, the bytes of the smallest encoding (bit mask or CSR,
+written as weights.sparse beside the model and read back), and the time as measured, which is the dense model's. With
+blocks, maps whose empty blocks pay on this device run as a block-sparse product, only those, and only if the output is
+the masked model's to 1e-5; that form is saved under packed/. Groups (N of every M inputs) run dense too: XLA has no
+product for them.
+
+The fourth command follows the study's 38 sparsities from update 25,000 on, each held back while the loss still falls
+(METHODS of "Is Smaller Always Faster?"); --gate holds any other schedule's events in the same way. A run that was
+broken off goes on with the same command, in the point it was in.
+
+The first command takes about eight minutes on two CPU cores. Expected: 70 % of the weights can go at little cost, and
+no time is saved; blocks lose more at the same sparsity.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from compress.address import Matrix, get
+from compress.errors import InputError
+from compress.sparse import Masks, block_masks, check_sparsity, entry_masks, n_of_m_masks
+from experiments.cli import console, main, progress
+from experiments.points import Fast, Subject
+from experiments.pruning import Job, Pruning, open_job, open_model, prune
+from experiments.schedule import Schedule, plan
+from experiments.sweep import Event
+from jaxssl.calibration import distance
+from jaxssl.latency import Load
+from jaxssl.models.arch import Arch
+from jaxssl.models.sites import entries, matrices
+from jaxssl.specialise import specialise
+from jaxssl.training.calendar import Gate
+from jaxssl.training.paper import PAPER_SPARSITIES, PAPER_WEIGHTS
+
+QUICK = {
+    "entries": (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95),
+    "blocks": (0.25, 0.5, 0.625, 0.75, 0.8125, 0.875),
+    "groups": (0.25, 0.5, 0.75),
+}
+EQUAL = 1e-5  # largest relative difference between the block-sparse and the masked model's output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Pruning):
+    """Prune weights by magnitude."""
+
+    sparsity: tuple[float, ...] = ()
+    """shares of the prunable weights that are zero, rising, each above 0 and below 1"""
+    pattern: Literal["entries", "groups", "blocks"] = "entries"
+    """entries: any weight; groups: of every --size inputs the same number goes (2:4 is --size 4 --sparsity 0.5);
+    blocks: squares of --size × --size, equally many for each column of blocks"""
+    size: int | None = None
+    """of a group (default 4) or a block (default 32)"""
+    scope: Literal["model", "layer"] = "model"
+    """of entries: one threshold for the whole model, as the study has it, or one for each layer"""
+    biases: bool = True
+    """of entries: prune biases as well, as the study does; they are small and go first"""
+    gate: bool | None = None
+    """hold an event back while the loss still falls; default: with --schedule paper"""
+    smoothing: float = 0.9998
+    """of --gate: weight of the past in the smoothed loss"""
+    lookback: int | None = None
+    """of --gate: updates before an event at which the target is taken; default: 0.6 of the distance of events"""
+    tolerance: float = 0.001
+    """of --gate: by how much the loss may have fallen since, in nats"""
+    out: Path = Path("runs/weights")
+    """folder of the run"""
+
+    @property
+    def edge(self) -> int:
+        """Size of a group or a block."""
+        return self.size or (32 if self.pattern == "blocks" else 4)
+
+    @property
+    def label(self) -> str:
+        """Name of the curve."""
+        names = {
+            "entries": "weights",
+            "groups": f"groups of {self.edge}",
+            "blocks": f"blocks {self.edge} × {self.edge}",
+        }
+        return names[self.pattern]
+
+
+def run(config: Config) -> None:
+    """Carry out the experiment."""
+    model, subject = open_model(config)
+    schedule = schedule_of(config, subject)
+    for level in {schedule.levels[0], schedule.levels[-1]}:
+        _masks(config, subject, level)  # refuses what cannot be, sizes that do not divide among it, before any work
+    subject = replace(subject, masks={**_open(config, subject), **subject.masks})
+    job = open_job(config, model, subject, schedule, out=config.out)
+    prune(
+        job,
+        lambda subject, level, number: act(config, subject, level),
+        out=config.out,
+        technique="weights",
+        label=config.label,
+        now=_now(config, subject),
+        fast=(lambda subject: block_sparse(job, subject)) if config.pattern == "blocks" else None,
+        notes=_notes(config),
+    )
+
+
+def schedule_of(config: Config, subject: Subject) -> Schedule:
+    """Read off the command line when to prune and how far.
+
+    Raises:
+        InputError: a sparsity of 1 or more, sparsities that do not rise or are reached already, an event after the last
+            update.
+    """
+    for sparsity in config.sparsity:
+        check_sparsity(sparsity)
+    now = _now(config, subject)
+    quick = [sparsity for sparsity in QUICK[config.pattern] if sparsity > now]
+    gate = _gate(config) if (config.schedule == "paper" if config.gate is None else config.gate) else None
+    paper = Schedule(PAPER_WEIGHTS, PAPER_SPARSITIES)
+    found = plan(config, config.sparsity, now=now, quick=quick, paper=paper, rising=True, gate=gate)
+    if found.levels[0] <= now:
+        raise InputError(f"--sparsity {found.levels[0]:g}: {now:.3g} of these weights are zero already; ask for more")
+    return found
+
+
+def act(config: Config, subject: Subject, level: float) -> Event:
+    """Let the masks grow to a sparsity."""
+    masks = {**subject.masks, **_masks(config, subject, level)}
+    dropped = sum(int(np.size(mask) - np.count_nonzero(mask)) for mask in masks.values())
+    total = sum(int(np.size(mask)) for mask in masks.values())
+    console.print(f"{config.label}: {dropped:,} of {total:,} weights are zero", markup=False)
+    return Event(masks, told={"sparsity": dropped / total})
+
+
+def block_sparse(job: Job, subject: Subject) -> Fast:
+    """Run maps as block-sparse products where that pays on this device, and show that the output is the same.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    config, sizes = job.config, (job.config.edge,) if isinstance(job.config, Config) else (32,)
+    load, seen = Load(config.seconds), subject.seen
+    with progress("which maps does it pay for", 1) as tick:
+        arch, params, rows = specialise(
+            subject.arch, seen, load, sizes=sizes, rounds=config.rounds, dtype=jnp.dtype(config.dtype)
+        )
+        tick()
+    if arch == subject.arch:
+        return Fast(arch, params, rows)
+    pair = (subject.arch, seen), (arch, params)
+    error = distance(*pair, job.speech.held_out, stats=job.model.stats, dtype=jnp.dtype(config.dtype)).relative[-1]
+    if config.dtype == "float32" and not error <= EQUAL:
+        raise RuntimeError(f"block-sparse and masked model differ by {error:.1e}, more than {EQUAL:.0e}")
+    return Fast(arch, params, rows, error)
+
+
+def _masks(config: Config, subject: Subject, level: float) -> Masks:
+    params, before = subject.seen, subject.masks
+    if config.pattern == "entries":
+        groups = entries(subject.arch, biases=config.biases)
+        groups = groups if config.scope == "layer" else (tuple(path for group in groups for path in group),)
+        return entry_masks(params, groups, level, before=before)
+    maps = _maps(subject.arch)
+    if config.pattern == "blocks":
+        return block_masks(params, maps, level, config.edge, before=before)
+    gone = level * config.edge
+    if not 0 < round(gone) < config.edge or abs(gone - round(gone)) > 1e-9:
+        raise InputError(f"--sparsity {level:g} takes {gone:g} of every {config.edge}; it must be a whole number")
+    return n_of_m_masks(params, maps, config.edge - round(gone), config.edge, before=before)
+
+
+def _maps(arch: Arch) -> list[Matrix]:
+    """List the maps whose weights are pruned; those of a block without heads or units have none."""
+    return [matrix for matrix in matrices(arch) if matrix.path.startswith("layers/") and matrix.max_rank]
+
+
+def _paths(config: Config, arch: Arch) -> list[str]:
+    """List the arrays that are pruned."""
+    if config.pattern == "entries":
+        return [path for group in entries(arch, biases=config.biases) for path in group]
+    names = {True: ("kernel",), False: ("down", "up")}
+    return [f"{matrix.path}/{name}" for matrix in _maps(arch) for name in names[matrix.rank is None]]
+
+
+def _open(config: Config, subject: Subject) -> Masks:
+    """Return masks that drop nothing yet: with them from the start, one compiled program serves the whole run."""
+    return {path: np.ones(get(subject.params, path).shape, bool) for path in _paths(config, subject.arch)}
+
+
+def _now(config: Config, subject: Subject) -> float:
+    """Return the share of the prunable weights that masks drop already."""
+    paths = _paths(config, subject.arch)
+    total = sum(get(subject.params, path).size for path in paths)
+    gone = sum(int((~np.asarray(subject.masks[path])).sum()) for path in paths if path in subject.masks)
+    return gone / max(total, 1)
+
+
+def _gate(config: Config) -> Gate:
+    if config.schedule == "paper":
+        return replace(PAPER_WEIGHTS.gate or Gate(), tolerance=config.tolerance, smoothing=config.smoothing)
+    lookback = config.lookback or max(round(0.6 * config.every), 1)
+    return Gate(smoothing=config.smoothing, lookback=lookback, tolerance=config.tolerance)
+
+
+def _notes(config: Config) -> list[str]:
+    if config.pattern == "blocks":
+        return ["blocks: maps run as block-sparse products where a timing on this device showed a gain, else dense"]
+    return ["the time is the dense model's: XLA multiplies by zeros all the same; nominal MACs count what is not zero"]
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)

@@ -1,0 +1,93 @@
+"""A small labelled corpus and a small model with weights that matter, for runs of seconds."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soundfile
+
+from experiments import prepare
+from jaxssl.data.demo import synthesize
+from jaxssl.models import checkpoint
+from jaxssl.models.arch import ClusterHead, Dropout, Layer, LogMel
+from jaxssl.models.model import shapes
+from tests.archs import MEL
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Small:
+    """Folders: of audio, of the prepared corpus, of the model, of what XLA compiled."""
+
+    audio: Path
+    corpus: Path
+    model: Path
+    cache: Path
+
+    def start(self, module, out, **changes):
+        """Start a command on them, compiled quickly rather than well."""
+        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        environment |= {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        words = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", *_words(value))]
+        command = [sys.executable, "-m", module, "--corpus", self.corpus, "--model", self.model, "--out", out, *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(list(map(str, command)), env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+    def finish(self, module, out, **changes):
+        """Run to the end; standard output and error."""
+        with self.start(module, out, **changes) as process:
+            output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        return output, errors
+
+    def interrupt(self, module, out, number, how, **changes):
+        """Send a signal a moment after update `number`; exit code, output, and the rest of standard error."""
+        with self.start(module, out, **changes) as process:
+            reach(process, number)
+            time.sleep(random.Random(number).uniform(0, 0.02))
+            process.send_signal(how)
+            output, errors = process.communicate(timeout=300)
+        return process.returncode, output, errors
+
+
+def reach(process, number):
+    """Wait until a run has done an update."""
+    for line in process.stderr:
+        if line.startswith(f"training {number}/"):
+            return
+    raise AssertionError(f"ended before update {number}: {process.communicate()}")
+
+
+def make(folder, *, layers, dropout=0.1):
+    """Write audio, corpus and model."""
+    (folder / "audio").mkdir()
+    for i in range(14):
+        soundfile.write(folder / f"audio/u{i}.flac", synthesize(0.8 + 0.1 * (i % 3), seed=i), 16000)
+    config = prepare.Config(
+        audio=(str(folder / "audio"),), out=folder / "prepared", clusters=6, valid=0.2, restarts=1, storage="float32"
+    )
+    prepare.run(config)
+    dropout = Dropout(hidden=dropout, attention=dropout, activation=dropout)
+    arch = replace(MEL, front=LogMel(40, 2), layers=(Layer(4, 24),) * layers, head=ClusterHead(6), dropout=dropout)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes(arch))
+    checkpoint.save(folder / "model", arch, params)
+    return Small(folder / "audio", folder / "prepared", folder / "model", folder / "cache")
+
+
+def _words(value):
+    return [] if value is True else [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
