@@ -6,13 +6,21 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help lowrank test slow lint format torch clean
+.PHONY: help lowrank prune test slow lint format torch clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 lowrank: $(VENV)/.installed  ## factorise the default model at rank 64, train it on and measure it
 	$(BIN)/python -m experiments.lowrank --rank 64 --steps 50 $(ARGS)
+
+prune: $(VENV)/.installed  ## prune weights, groups, blocks, heads and rows, and compare the curves
+	$(BIN)/python -m experiments.weights $(ARGS)
+	$(BIN)/python -m experiments.weights --pattern groups --out runs/groups $(ARGS)
+	$(BIN)/python -m experiments.weights --pattern blocks --out runs/blocks $(ARGS)
+	$(BIN)/python -m experiments.heads $(ARGS)
+	$(BIN)/python -m experiments.rows $(ARGS)
+	$(BIN)/python -m experiments.tradeoff runs/weights runs/groups runs/blocks runs/heads runs/rows
 
 test: $(VENV)/.tested  ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)

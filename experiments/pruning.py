@@ -57,8 +57,8 @@ class Pruning(Timing):
     """of Adam, constant; default: 2e-4, with --schedule paper 1e-5"""
     reset: bool = False
     """forget Adam's moments at each event, as the study does for heads and rows; else they are cut with the weights"""
-    control: bool | None = None
-    """train the dense model as long, to compare with; default: yes, but not with --schedule paper"""
+    control: bool = True
+    """train the dense model as long, to compare with"""
     probes: bool = True
     """probe every point for phones and speakers (embedded corpus)"""
     speakers: Path | None = None
@@ -75,11 +75,6 @@ class Pruning(Timing):
     """of the computation, in training and timing"""
     seed: int = 0
     """of order, crops, masks, dropout and random weights"""
-
-    @property
-    def wants_control(self) -> bool:
-        """Whether the dense model is trained as long."""
-        return self.schedule != "paper" if self.control is None else self.control
 
     def training(self, schedule: Schedule) -> Training:
         """Return the settings of the run's updates."""
@@ -184,7 +179,7 @@ def prune(
     """
     bench = _bench(job, out, technique, label, fast)
     bench.point("dense", job.subject, level=now, step=0, told={})
-    if job.config.wants_control and job.schedule.calendar.last:
+    if job.config.control and job.schedule.calendar.last:
         _control(job, bench)
     if job.schedule.calendar.last:
         act = _telling(act, bench)

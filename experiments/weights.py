@@ -13,8 +13,8 @@ the masked model's to 1e-5; that form is saved under packed/. Groups (N of every
 product for them.
 
 The fourth command follows the study's 38 sparsities from update 25,000 on, each held back while the loss still falls
-(METHODS of "Is Smaller Always Faster?"); --gate holds any other schedule's events in the same way. A run that was
-broken off goes on with the same command, in the point it was in.
+("Is Smaller Always Faster?", arXiv 2211.09949); --gate holds any other schedule's events in the same way. A run that
+was broken off goes on with the same command, in the point it was in.
 
 The first command takes about eight minutes on two CPU cores. Expected: 70 % of the weights can go at little cost, and
 no time is saved; blocks lose more at the same sparsity.
@@ -66,8 +66,8 @@ class Config(Pruning):
     """of entries: one threshold for the whole model, as the study has it, or one for each layer"""
     biases: bool = True
     """of entries: prune biases as well, as the study does; they are small and go first"""
-    gate: bool | None = None
-    """hold an event back while the loss still falls; default: with --schedule paper"""
+    gate: bool = False
+    """hold an event back while the loss still falls; --schedule paper always does"""
     smoothing: float = 0.9998
     """of --gate: weight of the past in the smoothed loss"""
     lookback: int | None = None
@@ -124,7 +124,7 @@ def schedule_of(config: Config, subject: Subject) -> Schedule:
         check_sparsity(sparsity)
     now = _now(config, subject)
     quick = [sparsity for sparsity in QUICK[config.pattern] if sparsity > now]
-    gate = _gate(config) if (config.schedule == "paper" if config.gate is None else config.gate) else None
+    gate = _gate(config) if config.gate or config.schedule == "paper" else None
     paper = Schedule(PAPER_WEIGHTS, PAPER_SPARSITIES)
     found = plan(config, config.sparsity, now=now, quick=quick, paper=paper, rising=True, gate=gate)
     if found.levels[0] <= now:

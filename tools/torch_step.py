@@ -17,7 +17,7 @@ from torch.nn import functional
 from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.latency import Load, Program
-from jaxssl.models.arch import Arch, CosineHead, Ranks, Waveform
+from jaxssl.models.arch import Arch, CosineHead, Layer, Waveform
 from jaxssl.models.layers import NORM_EPSILON
 from jaxssl.models.model import Params
 from jaxssl.training.losses import MaskedPrediction
@@ -257,8 +257,8 @@ def _tensors(arch: Arch, batch: Mapping[str, np.ndarray], device: str) -> dict[s
 
 
 def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
-    if arch.project_rank is not None or any(x.ranks != Ranks() or 0 in (x.heads, x.ffn) for x in arch.layers):
-        raise InputError("the PyTorch step is written for dense layers only; this arch has ranks or empty blocks")
+    if arch.project_rank is not None or any(x != Layer(x.heads, x.ffn) or 0 in (x.heads, x.ffn) for x in arch.layers):
+        raise InputError("the PyTorch step is for dense layers only; this arch has ranks, packed maps or empty blocks")
     if arch.head is None or (loss.masked, loss.unmasked) != (1.0, 0.0):
         raise InputError(f"the PyTorch step counts masked frames alone, by 1, under a head; not {loss}, {arch.head}")
     if (optimizer.kind, optimizer.warmup, optimizer.decay) != ("adam", 0, "constant"):

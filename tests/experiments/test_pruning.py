@@ -190,6 +190,7 @@ def told_points(folder):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in points(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "settings"),
     [
@@ -202,7 +203,7 @@ def test_a_run_broken_off_in_the_middle_of_its_schedule_ends_the_same(place, tmp
     module = f"experiments.{experiment}"
     settings = {**settings, "every": 12, "batch": 4, "seconds": 0.5, "rounds": 1, "save_every": 3, "stack": "unroll"}
     settings["shortest"] = 0.5
-    settings |= {"control": False, "no-probes": True}
+    settings |= {"no-control": True, "no-probes": True}
     place.finish(module, tmp_path / "whole", **settings)
     broken = tmp_path / "broken"
     for number, how, code in ((18, signal.SIGKILL, -9), (30, signal.SIGTERM, 75), (42, signal.SIGKILL, -9)):
@@ -219,6 +220,7 @@ def test_a_run_broken_off_in_the_middle_of_its_schedule_ends_the_same(place, tmp
         }
 
 
+@pytest.mark.slow
 def test_any_technique_goes_on_from_any_other(place, tmp_path):
     """Factorise, cut heads, cut rows, prune weights, cut heads again: each from the model that the last one saved."""
     low = lowrank.Config(rank=(8,), method=("svd",), model=str(place.model), audio=(str(place.audio),), rounds=1)

@@ -9,6 +9,7 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
+from experiments.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.models.model import init
 from tests.archs import ARCHS, MEL
@@ -125,3 +126,15 @@ def test_what_does_not_fit_is_not_saved(tmp_path, key):
     with pytest.raises(InputError, match="layers/0/attention/k/bias"):
         checkpoint.save(tmp_path / "model", ARCHS["uneven"], init(MEL, key))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_a_model_came_from(tmp_path, key):
+    """What pruning writes there leads to the model whose targets it goes on training with."""
+    checkpoint.save(tmp_path / "model", MEL, init(MEL, key), provenance={"targets": "melhubert-mini"})
+    assert checkpoint.provenance(tmp_path / "model") == {"targets": "melhubert-mini"}
+    assert load_model(str(tmp_path / "model"), seed=0).targets == "melhubert-mini"
+    assert checkpoint.provenance(tmp_path) == {}
+    for damage in ("{", "[1]"):
+        (tmp_path / "model/provenance.json").write_text(damage)
+        with pytest.raises(InputError, match=r"provenance\.json: .*remove it"):
+            checkpoint.provenance(tmp_path / "model")
