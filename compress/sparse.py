@@ -45,7 +45,7 @@ def entry_masks(
         params: the tree.
         groups: paths of tensors; each group has one threshold over |w|. Equals go in the order of the paths.
         sparsity: share of each group's entries that is dropped, in (0, 1).
-        before: masks that these continue; paths outside the groups are left aside, see `merge`.
+        before: masks that these continue; paths outside the groups are left aside.
 
     Returns:
         A mask for every path of the groups.
@@ -144,12 +144,6 @@ def apply_masks(params: Mapping[str, Any], masks: Mapping[str, Any]) -> Tree:
         _check_mask(path, mask, array)
         tree = put(tree, path, jnp.where(mask, array, jnp.zeros_like(array)))
     return tree
-
-
-def merge(one: Mapping[str, Any], two: Mapping[str, Any]) -> Masks:
-    """Keep what both keep; a path that only one of them has keeps that one's mask."""
-    both = {path: np.logical_and(one[path], two[path]) for path in one.keys() & two.keys()}
-    return {**one, **two, **both}
 
 
 def _smallest(

@@ -16,8 +16,9 @@ The fourth command follows the study's 38 sparsities from update 25,000 on, each
 ("Is Smaller Always Faster?", arXiv 2211.09949); --gate holds any other schedule's events in the same way. A run that
 was broken off goes on with the same command, in the point it was in.
 
-The first command takes about eight minutes on two CPU cores. Expected: 70 % of the weights can go at little cost, and
-no time is saved; blocks lose more at the same sparsity.
+On 52 minutes of LibriSpeech the first command took 8 minutes on two busy cores, with speech and control shared with a
+finished experiments.heads. Expected: 70 % of the weights cost nothing beside the dense model trained as long, 90 % cost
+0.4 nats, and no time is saved.
 """
 
 from dataclasses import dataclass, replace

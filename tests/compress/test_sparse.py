@@ -16,7 +16,6 @@ from compress.sparse import (
     block_masks,
     check_sparsity,
     entry_masks,
-    merge,
     n_of_m_masks,
     zero_masks,
 )
@@ -281,18 +280,6 @@ def test_a_zero_on_either_side_marks_the_whole_map():
     assert list(masks) == [f"layers/0/attention/q/{name}" for name in ("down", "up", "bias")]
     assert masks["layers/0/attention/q/down"].all()
     assert not masks["layers/0/attention/q/up"].any()
-
-
-def test_merged_masks_drop_what_either_drops():
-    one = {"a": np.array([True, True, False]), "b": np.array([False])}
-    two = {"a": np.array([True, False, True]), "c": np.array([True])}
-    merged = merge(one, two)
-    assert {path: mask.tolist() for path, mask in merged.items()} == {
-        "a": [True, False, False],
-        "b": [False],
-        "c": [True],
-    }
-    assert_same(merge({}, one), one)
 
 
 def test_masks_of_another_model_are_refused():

@@ -1,40 +1,31 @@
 """A run that is broken off, however often and however roughly, ends where an unbroken one does."""
 
 import json
-import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import soundfile
 
 from compress.address import flatten
 from compress.errors import InputError
 from experiments import fit as fit_module
-from experiments import prepare
 from experiments.corpus import load_data, loader
 from experiments.fit import fit
 from experiments.pretrain import Config
 from experiments.settings import Training, claim
 from jaxssl.data.batches import Loader
-from jaxssl.data.demo import synthesize
 from jaxssl.data.feeds import MelCorpus
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import ClusterHead, Dropout, LogMel
-from jaxssl.models.model import shapes
 from jaxssl.training.lifeline import LOST
 from jaxssl.training.telemetry import read_journal
-from tests.archs import MEL
+from tests.experiments.small import Small, make, reach
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVE_EVERY = 3
@@ -55,51 +46,26 @@ NO_GRADIENT = "/k/bias"
 
 @dataclass(frozen=True)
 class Place:
-    """What runs need: prepared speech, a model to start from, a place for what XLA compiled."""
+    """Runs of `experiments.pretrain` on the small corpus and model."""
 
-    corpus: Path
-    model: Path
-    cache: Path
+    small: Small
 
-    def command(self, out, **changes):
-        settings = {"corpus": self.corpus, "model": self.model, "out": out, **SETTINGS, **changes}
-        words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        return [sys.executable, "-m", "experiments.pretrain", *words]
+    @property
+    def corpus(self):
+        return self.small.corpus
+
+    @property
+    def model(self):
+        return self.small.model
 
     def start(self, out, **changes):
-        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        environment |= {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        command, pipe = self.command(out, **changes), subprocess.PIPE
-        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        return self.small.start("experiments.pretrain", out, **{**SETTINGS, **changes})
 
     def finish(self, out, **changes):
-        """Run to the end; standard output and error."""
-        with self.start(out, **changes) as process:
-            output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        return output, errors
+        return self.small.finish("experiments.pretrain", out, **{**SETTINGS, **changes})
 
     def interrupt(self, out, number, how):
-        """Send a signal a moment after update `number`; exit code, standard output, and the rest of standard error."""
-        with self.start(out) as process:
-            reach(process, number)
-            time.sleep(random.Random(number).uniform(0, 0.02))
-            process.send_signal(how)
-            output, errors = process.communicate(timeout=300)
-        return process.returncode, output, errors
-
-
-def reach(process, number):
-    for line in process.stderr:
-        if line.startswith(f"training {number}/"):
-            return
-    raise AssertionError(f"ended before update {number}: {process.communicate()}")
+        return self.small.interrupt("experiments.pretrain", out, number, how, **SETTINGS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,20 +78,7 @@ def _compiled_quickly():
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pretrain")
-    (folder / "audio").mkdir()
-    for i in range(14):
-        soundfile.write(folder / f"audio/u{i}.flac", synthesize(0.8 + 0.1 * (i % 3), seed=i), 16000)
-    config = prepare.Config(
-        audio=(str(folder / "audio"),), out=folder / "prepared", clusters=6, valid=0.2, restarts=1, storage="float32"
-    )
-    prepare.run(config)
-    head, dropout = ClusterHead(6), Dropout(hidden=0.1, attention=0.1, activation=0.1)
-    arch = replace(MEL, front=LogMel(40, 2), layers=MEL.layers[:1], head=head, dropout=dropout)
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes(arch))
-    checkpoint.save(folder / "model", arch, params)
-    return Place(folder / "prepared", folder / "model", folder / "cache")
+    return Place(make(tmp_path_factory.mktemp("pretrain"), layers=1))
 
 
 @pytest.fixture(scope="session")
