@@ -24,12 +24,19 @@ class Axis:
         size: number of units.
         leaves: (path, axis) of every tensor that has these units.
         into: path of the dense map that the units feed, as `layers/3/attention/out`.
+        also_into: paths of further such maps, where a unit is more than one map's, as a head whose map is reused.
     """
 
     name: str
     size: int
     leaves: tuple[tuple[str, int], ...]
     into: str = ""
+    also_into: tuple[str, ...] = ()
+
+    @property
+    def feeds(self) -> tuple[str, ...]:
+        """Paths of all dense maps that the units feed."""
+        return (self.into, *self.also_into)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def contribution(params: Mapping[str, Any], matrix: Matrix, axis: Axis, moment: 
 
     Args:
         params: the tree.
-        matrix: the map that the units feed, `axis.into`.
+        matrix: the map that the units feed, `axis.into`; each of `axis.feeds` where they are several.
         axis: whose units to score.
         moment: second moment E[x xᵀ] of the map's inputs, (fan_in, fan_in), as `jaxssl.calibration.moments` gives it.
 
@@ -88,8 +88,9 @@ def _per_unit(array: Any, at: int, order: int) -> np.ndarray:
 
 
 def _check_moment(matrix: Matrix, axis: Axis, moment: np.ndarray) -> None:
-    if matrix.path != axis.into:
-        raise InputError(f"{axis.name}: its units feed '{axis.into}', not {matrix.path}; give that map and its moment")
+    if matrix.path not in axis.feeds:
+        fed = " and ".join(f"'{path}'" for path in axis.feeds)
+        raise InputError(f"{axis.name}: its units feed {fed}, not {matrix.path}; give that map and its moment")
     if moment.shape != (matrix.fan_in, matrix.fan_in):
         raise InputError(f"{matrix.path}: the inputs' moment is {moment.shape}, the map has {matrix.fan_in} inputs")
     if not np.isfinite(moment).all():

@@ -96,9 +96,11 @@ def _digest(model: Model) -> bytes:
 
 
 def _front(arch: Arch) -> Front:
+    more = arch.time_reduction  # a convolution of as many taps
     if isinstance(arch.front, LogMel):
-        return Front(1, 1, 1000 // (PERIOD_MS * arch.front.stack))
-    return _receptive(arch.front)
+        return Front(more, more, 1000 // (PERIOD_MS * arch.front.stack))
+    front = _receptive(arch.front)
+    return Front(front.hop * more, front.field + (more - 1) * front.hop, front.rate)
 
 
 def _receptive(front: Waveform) -> Front:

@@ -32,8 +32,9 @@ from experiments import report
 from experiments.cli import console, follow, main, progress
 from jaxssl.latency import Load, Program, Timing, compile_forward, grid, machine, matmul_peak, race, speedup
 from jaxssl.models import cost
-from jaxssl.models.arch import PRESETS, Arch
+from jaxssl.models.arch import Arch
 from jaxssl.models.model import Stack, init
+from jaxssl.models.zoo import PRESETS
 from jaxssl.training import speed
 from jaxssl.training.estimate import named
 

@@ -28,8 +28,9 @@ from experiments.settings import Training, claim
 from experiments.source import load_model
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.models import checkpoint, cost
-from jaxssl.models.arch import PRESETS, Arch, CosineHead, LogMel
+from jaxssl.models.arch import Arch, CosineHead, LogMel
 from jaxssl.models.model import Params, init
+from jaxssl.models.zoo import PRESETS
 from jaxssl.training import distributed, estimate
 
 

@@ -62,8 +62,10 @@ def log_mel(arch: Arch) -> LogMel:
     """Return the log-Mel front end whose frames are the model's, one for one.
 
     Raises:
-        InputError: a waveform model whose frames are not log-Mel's 25 ms every multiple of 10 ms.
+        InputError: a waveform model whose frames are not log-Mel's 25 ms every multiple of 10 ms, or time reduction.
     """
+    if arch.time_reduction > 1:
+        raise InputError(f"{arch.time_reduction} frames become one in this model; probes need one log-Mel frame each")
     if isinstance(arch.front, LogMel):
         return arch.front
     stride, window = _stride_and_window(arch.front)

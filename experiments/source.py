@@ -17,8 +17,9 @@ from jaxssl.data.audio import SAMPLE_RATE, find, read, resampling_notes
 from jaxssl.data.logmel import Stats, collect, load_stats, logmel
 from jaxssl.data.padding import pad
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import PRESETS, Arch, LogMel
+from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params, init
+from jaxssl.models.zoo import PRESETS
 from jaxssl.pretrained import Labeller
 
 LONGEST = 10 * SAMPLE_RATE  # utterances are cropped to 10 s, so that one compiled program serves all

@@ -83,7 +83,7 @@ def _entries(target: Target, arch: Arch, found: Mapping[str, Decomposition]) -> 
         rest, unit = cost.parameters(arch) - mine, 1.0
     else:
         seconds = sum(cost.UTTERANCES) / SAMPLE_RATE
-        unit = sum(arch.front.frames(samples) for samples in cost.UTTERANCES) / seconds
+        unit = sum(arch.frames(samples) for samples in cost.UTTERANCES) / seconds
         rest = cost.macs_per_second(arch).total - mine * unit
     if target.value <= rest:
         raise InputError(f"--budget {target.kind}={target.value:g}: what stays dense alone takes {rest:g}; raise it")

@@ -59,7 +59,11 @@ def moments(
         if isinstance(arch.front, LogMel):
             samples, valid = mel_inputs(arch.front, samples, lengths, stats)
         heard, frames = map_inputs(arch, params, samples, valid)
-        return {path: _outer_sum(x, frames) for path, x in heard.items()}, frames.sum()
+        sums = {path: _outer_sum(x, frames) for path, x in heard.items() if path != "project"}
+        if "project" in heard:  # before time reduction
+            more = arch.time_reduction
+            sums["project"] = _outer_sum(heard["project"], frames * more) / more
+        return sums, frames.sum()
 
     total: dict[str, Array] = {}
     count = 0

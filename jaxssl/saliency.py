@@ -53,28 +53,31 @@ def context_gradient(
         InputError: there is no batch; or what `apply` and the loss refuse.
     """
     chosen = [axis for axis in axes(arch) if axis.name.endswith(f"/{kind}")]
+    alive = [axis for axis in chosen if axis.size]
 
     @jax.jit
     def felt(params: Params, batch: Arrays, key: Array | None) -> dict[str, Array]:
         def value(gates: Mapping[str, Array]) -> Array:
-            output = apply_gated(arch, params, gates, batch["inputs"], batch["lengths"], mask=batch["mask"], key=key)
+            by_map = {path: gates[axis.name] for axis in alive for path in axis.feeds}
+            output = apply_gated(arch, params, by_map, batch["inputs"], batch["lengths"], mask=batch["mask"], key=key)
             return loss(output, batch["labels"], batch["mask"])[0]
 
-        ones = {axis.into: jnp.ones((*batch["mask"].shape, axis.size)) for axis in chosen if axis.size}
-        return {path: jnp.abs(gradient).sum((0, 1)) for path, gradient in jax.grad(value)(ones).items()}
+        rows, frames = batch["mask"].shape
+        ones = {axis.name: jnp.ones((rows, frames // arch.time_reduction, axis.size)) for axis in alive}
+        return {name: jnp.abs(gradient).sum((0, 1)) for name, gradient in jax.grad(value)(ones).items()}
 
-    total = {axis.into: np.zeros(axis.size) for axis in chosen}
+    total = {axis.name: np.zeros(axis.size) for axis in chosen}
     count = 0
     for batch in batches:
         found = felt(
             params, {name: batch[name] for name in READ}, None if key is None else jax.random.fold_in(key, count)
         )
-        total |= {path: total[path] + np.asarray(values, np.float64) for path, values in found.items()}
+        total |= {name: total[name] + np.asarray(values, np.float64) for name, values in found.items()}
         count += 1
         tick()
     if not count:
         raise InputError("the scores need at least one batch, and there is none; give more data or a smaller batch")
-    return {axis.name: _scaled(total[axis.into] / count, normalise) for axis in chosen}
+    return {name: _scaled(values / count, normalise) for name, values in total.items()}
 
 
 def _scaled(scores: np.ndarray, normalise: bool) -> np.ndarray:

@@ -82,7 +82,7 @@ def specialise(
     """
     if rounds < 1 or not gain > 0:
         raise InputError(f"{rounds} rounds and a gain of {gain}: use 1 round or more and a gain above 0")
-    if (frames := load.batch * arch.front.frames(round(load.seconds * SAMPLE_RATE))) < 1:
+    if (frames := load.batch * arch.frames(round(load.seconds * SAMPLE_RATE))) < 1:
         raise InputError(f"{load} gives {frames} frames; give 0.025 s or more and 1 utterance or more")
     rows = []
     for group in groups(arch, params, sizes):

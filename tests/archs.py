@@ -54,7 +54,32 @@ UNEVEN = replace(
 )
 WAVE_UNEVEN = replace(LARGE, layers=(Layer(2, 10, Ranks(v=2, fc2=3)), Layer(4, 6)), mask_embedding=False, head=None)
 
-ARCHS = {"base": BASE, "large": LARGE, "mel": MEL, "uneven": UNEVEN, "wave-uneven": WAVE_UNEVEN}
+THIN = (Conv(6, 10, 5), Conv(8, 1, 1), Conv(8, 3, 2), Conv(16, 5, 4))  # a frame each 40 samples, as CONVS
+STUDENT = replace(
+    BASE,
+    front=Waveform(THIN, feature_norm=False),
+    layers=(Layer(4, 24), Layer(4, 20, reuse=True)),
+    mask_embedding=False,
+    head=None,
+    project=False,
+    time_reduction=2,
+)
+REUSING = replace(
+    MEL,
+    layers=(Layer(2, 7, Ranks(k=2)), Layer(2, 5, Ranks(v=2), reuse=True), Layer(2, 0, Ranks(out=2), reuse=True)),
+    norm_first=True,
+    head=None,
+)
+
+ARCHS = {
+    "base": BASE,
+    "large": LARGE,
+    "mel": MEL,
+    "uneven": UNEVEN,
+    "wave-uneven": WAVE_UNEVEN,
+    "student": STUDENT,
+    "reusing": REUSING,
+}
 
 
 def noise(arch, key, *, batch=2, frames=30):

@@ -54,8 +54,8 @@ def test_a_gate_of_zeros_and_ones_is_a_mask(arch):
     gates, ones, masked = {}, {}, params
     for axis in (axis for axis in axes(arch) if axis.size):
         keep = np.flatnonzero(draw.random(axis.size) < 0.5)
-        gates[axis.into] = jnp.zeros((1, 1, axis.size)).at[..., keep].set(1.0)
-        ones[axis.into] = jnp.ones((1, 1, axis.size))
+        gates |= dict.fromkeys(axis.feeds, jnp.zeros((1, 1, axis.size)).at[..., keep].set(1.0))
+        ones |= dict.fromkeys(axis.feeds, jnp.ones((1, 1, axis.size)))
         masked = mask(masked, axis, keep)
     run = jax.jit(lambda params, gates: apply_gated(arch, params, gates, inputs).hidden)
     for one, two in zip(run(params, gates), run(masked, ones), strict=True):

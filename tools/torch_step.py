@@ -259,6 +259,8 @@ def _tensors(arch: Arch, batch: Mapping[str, np.ndarray], device: str) -> dict[s
 def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
     if arch.project_rank is not None or any(x != Layer(x.heads, x.ffn) or 0 in (x.heads, x.ffn) for x in arch.layers):
         raise InputError("the PyTorch step is for dense layers only; this arch has ranks, packed maps or empty blocks")
+    if arch.time_reduction > 1 or not (arch.project and getattr(arch.front, "feature_norm", True)):
+        raise InputError("the PyTorch step has no time reduction, and wants a norm of the features and a projection")
     if arch.head is None or (loss.masked, loss.unmasked) != (1.0, 0.0):
         raise InputError(f"the PyTorch step counts masked frames alone, by 1, under a head; not {loss}, {arch.head}")
     if (optimizer.kind, optimizer.warmup, optimizer.decay) != ("adam", 0, "constant"):

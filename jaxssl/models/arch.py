@@ -38,6 +38,7 @@ class Waveform:
         normalize: whether each utterance is brought to zero mean and unit variance first.
         gradient_scale: factor on the gradient that reaches the convolutions in training (fairseq's
             `feature_grad_mult`); 0 freezes them.
+        feature_norm: whether the last convolution's output is normalised over channels (DistilHuBERT does not).
     """
 
     convs: tuple[Conv, ...] = HUBERT_CONVS
@@ -45,6 +46,7 @@ class Waveform:
     bias: bool = False
     normalize: bool = False
     gradient_scale: float = 1.0
+    feature_norm: bool = True
     kind: Literal["waveform"] = "waveform"
 
     @property
@@ -108,12 +110,17 @@ class Packed:
 
 @dataclass(frozen=True)
 class Layer:
-    """Shape of one Transformer layer. `heads` and `ffn` may be 0: the block is then its output bias."""
+    """Shape of one Transformer layer. `heads` and `ffn` may be 0: the block is then its output bias.
+
+    With `reuse` the layer has no q and k: its heads weigh values by the attention maps of the layer before (ARMHuBERT,
+    Jang et al. 2023), which must have as many heads.
+    """
 
     heads: int
     ffn: int
     ranks: Ranks = Ranks()
     packed: Packed = Packed()
+    reuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,8 @@ class Arch:
         position_groups: its groups.
         mask_embedding: whether masked frames take a learned vector (otherwise their features are set to 0).
         project_rank: rank of the map from features to `width`; None is dense.
+        project: whether there is such a map; features that are `width` wide can do without (ARMHuBERT).
+        time_reduction: frames that become one before the first layer, by a strided convolution (FitHuBERT).
         dropout: probabilities in training.
         head: pre-training output, or None.
     """
@@ -189,6 +198,12 @@ class Arch:
     project_rank: int | None = None
     dropout: Dropout = field(default_factory=Dropout)
     head: ClusterHead | CosineHead | None = None
+    project: bool = True
+    time_reduction: int = 1
+
+    def frames(self, samples: Any) -> Any:
+        """Count the encoder's frames for `samples` samples (an int or an array of ints); a last partial one is none."""
+        return self.front.frames(samples) // self.time_reduction
 
 
 def hubert_base() -> Arch:
@@ -268,17 +283,6 @@ def melhubert_tiny() -> Arch:
         dropout=Dropout(attention=0.0),
         head=ClusterHead(100),
     )
-
-
-PRESETS = {
-    "hubert-base": hubert_base,
-    "hubert-large": hubert_large,
-    "hubert-xlarge": hubert_xlarge,
-    "melhubert-20ms": melhubert,
-    "melhubert-10ms": lambda: melhubert(10),
-    "melhubert-mini": melhubert_mini,
-    "melhubert-tiny": melhubert_tiny,
-}
 
 
 def to_json(arch: Arch) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from compress.address import flatten
 from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer, Waveform
 from jaxssl.models.model import shapes
-from jaxssl.models.sites import axes
+from jaxssl.models.sites import axes, sharing
 
 # The 32 utterances over which the study's figure is an average, in samples.
 UTTERANCES = (
@@ -34,6 +34,7 @@ class Macs:
         extractor: waveform convolutions.
         project: features to the encoder's width.
         position: positional convolution.
+        reduction: convolution that makes several frames one.
         attention_maps: q, k, v and output maps.
         attention_core: scores and weighted sums, quadratic in time.
         ffn: feed-forward blocks.
@@ -42,6 +43,7 @@ class Macs:
     extractor: float = 0
     project: float = 0
     position: float = 0
+    reduction: float = 0
     attention_maps: float = 0
     attention_core: float = 0
     ffn: float = 0
@@ -70,12 +72,13 @@ def nonzero(params: Any) -> int:
 
 def macs(arch: Arch, samples: int) -> Macs:
     """Count the MACs of one utterance of `samples` samples at 16 kHz, alone in its batch."""
-    frames = arch.front.frames(samples)
+    features, frames = arch.front.frames(samples), arch.frames(samples)
     taps = arch.position_kernel
     fixed = Macs(
         extractor=_extractor(arch.front, samples) if isinstance(arch.front, Waveform) else 0,
-        project=frames * _map(arch.front.size, arch.width, arch.project_rank),
-        position=frames * arch.width * (arch.width // arch.position_groups) * taps,
+        project=features * _map(arch.front.size, arch.width, arch.project_rank) if arch.project else 0,
+        position=features * arch.width * (arch.width // arch.position_groups) * taps,
+        reduction=frames * arch.time_reduction * arch.width**2 if arch.time_reduction > 1 else 0,
     )
     return sum((_layer(arch, layer, frames) for layer in arch.layers), fixed)
 
@@ -102,9 +105,11 @@ def unit_costs(arch: Arch, kind: Literal["params", "macs"]) -> dict[str, float]:
         return {axis.name: sum(sizes[path] / max(axis.size, 1) for path, _ in axis.leaves) for axis in axes(arch)}
     costs: dict[str, float] = {}
     for i, layer in enumerate(arch.layers):
-        heads, hidden = replace(layer, heads=max(layer.heads - 1, 0)), replace(layer, ffn=max(layer.ffn - 1, 0))
-        costs[f"layers/{i}/attention/heads"] = _saved(arch, layer, heads)
-        costs[f"layers/{i}/ffn/hidden"] = _saved(arch, layer, hidden)
+        if not layer.reuse:
+            alike = [arch.layers[j] for j in sharing(arch, i)]
+            fewer = (replace(each, heads=max(each.heads - 1, 0)) for each in alike)
+            costs[f"layers/{i}/attention/heads"] = sum(_saved(arch, *pair) for pair in zip(alike, fewer, strict=True))
+        costs[f"layers/{i}/ffn/hidden"] = _saved(arch, layer, replace(layer, ffn=max(layer.ffn - 1, 0)))
     return costs
 
 
@@ -115,7 +120,7 @@ def nominal_macs_per_second(arch: Arch, params: Any) -> float:
     the layers count by the share of their weights that is not zero.
     """
     seconds = sum(UTTERANCES) / SAMPLE_RATE
-    frames = sum(arch.front.frames(samples) for samples in UTTERANCES) / seconds
+    frames = sum(arch.frames(samples) for samples in UTTERANCES) / seconds
     weights = (params["layers"][str(i)] for i in range(len(arch.layers)))
     zeros = sum(
         leaf.size - int(np.count_nonzero(np.asarray(leaf)))
@@ -137,15 +142,17 @@ def _extractor(front: Waveform, samples: int) -> int:
 
 def _layer(arch: Arch, layer: Layer, frames: int) -> Macs:
     inner, ranks, packed = layer.heads * arch.head_dim, layer.ranks, layer.packed
-    maps = sum(_map(arch.width, inner, getattr(ranks, n), getattr(packed, n)) for n in ("q", "k", "v"))
+    names = ("v",) if layer.reuse else ("q", "k", "v")
+    maps = sum(_map(arch.width, inner, getattr(ranks, n), getattr(packed, n)) for n in names)
     maps += _map(inner, arch.width, ranks.out, packed.out)
     ffn = _map(arch.width, layer.ffn, ranks.fc1, packed.fc1) + _map(layer.ffn, arch.width, ranks.fc2, packed.fc2)
-    return Macs(attention_maps=frames * maps, attention_core=2 * frames**2 * inner, ffn=frames * ffn)
+    core = (1 if layer.reuse else 2) * frames**2 * inner  # scores, unless they are the layer's before; weighted sums
+    return Macs(attention_maps=frames * maps, attention_core=core, ffn=frames * ffn)
 
 
 def _saved(arch: Arch, layer: Layer, smaller: Layer) -> float:
     """MACs per second that a smaller layer saves."""
-    frames = [arch.front.frames(samples) for samples in UTTERANCES]
+    frames = [arch.frames(samples) for samples in UTTERANCES]
     saved = sum(_layer(arch, layer, n).total - _layer(arch, smaller, n).total for n in frames)
     return saved / (sum(UTTERANCES) / SAMPLE_RATE)
 

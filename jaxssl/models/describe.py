@@ -6,7 +6,7 @@ For every arch, `describe(arch, init(arch, key)) == arch`.
 from dataclasses import replace
 
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Layer, Packed, Ranks
+from jaxssl.models.arch import Arch, Layer, LogMel, Packed, Ranks, Waveform
 from jaxssl.models.model import Params, check_params
 
 
@@ -20,16 +20,23 @@ def describe(base: Arch, params: Params) -> Arch:
         count = len(params.get("layers", {}))
         arch = replace(
             base,
+            front=_front(base.front, params),
             width=params["norm"]["scale"].shape[0],
             layers=tuple(_describe_layer(params["layers"][str(i)]) for i in range(count)),
             mask_embedding="mask_embedding" in params,
-            project_rank=_rank(params["project"]),
+            project_rank=_rank(params.get("project", {})),
             head=base.head if "head" in params else None,
+            project="project" in params,
+            time_reduction=params["reduction"]["kernel"].shape[0] if "reduction" in params else 1,
         )
     except (KeyError, IndexError) as error:
         raise InputError(f"these arrays are no model of ours: {error} is missing") from error
     check_params(arch, params)
     return arch
+
+
+def _front(base: Waveform | LogMel, params: Params) -> Waveform | LogMel:
+    return replace(base, feature_norm="norm" in params["front"]) if isinstance(base, Waveform) else base
 
 
 def _rank(dense: Params) -> int | None:
@@ -44,8 +51,9 @@ def _describe_layer(params: Params) -> Layer:
     attention, ffn = params["attention"], params["ffn"]
     maps = dict((*attention.items(), *ffn.items()))
     return Layer(
-        heads=attention["q"]["bias"].shape[0],
+        heads=attention["v"]["bias"].shape[0],
         ffn=ffn["fc1"]["bias"].shape[0],
         ranks=Ranks(**{name: _rank(dense) for name, dense in maps.items()}),
         packed=Packed(**{name: _blocks(dense) for name, dense in maps.items()}),
+        reuse="q" not in attention,
     )

@@ -22,6 +22,7 @@ from jaxssl.models.block_product import block_product
 from jaxssl.models.fourier import overlap_save, pays
 
 Init = Callable[..., Array]
+Maps = tuple[Array, Array]  # attention of all heads: exp(score), (batch, heads, query, key), and its sums over keys
 
 NORM_EPSILON = 1e-5
 encoder_init = initializers.normal(0.02)
@@ -144,31 +145,45 @@ class Dense(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, heads on an axis of their own."""
+    """Multi-head self-attention, heads on an axis of their own; with `reuse`, on the maps of the layer before."""
 
     def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
-        self.heads, self.head_dim, self.rate = layer.heads, arch.head_dim, arch.dropout.attention
+        self.heads, self.head_dim, self.reuse = layer.heads, arch.head_dim, layer.reuse
+        self.rate = 0.0 if layer.reuse else arch.dropout.attention  # ARMHuBERT drops no weight of a reused map
         inner, ranks, packed = (layer.heads, arch.head_dim), layer.ranks, layer.packed
-        self.q = Dense((arch.width,), inner, rank=ranks.q, packed=packed.q, rngs=rngs)
-        self.k = Dense((arch.width,), inner, rank=ranks.k, packed=packed.k, rngs=rngs)
+        if not layer.reuse:
+            self.q = Dense((arch.width,), inner, rank=ranks.q, packed=packed.q, rngs=rngs)
+            self.k = Dense((arch.width,), inner, rank=ranks.k, packed=packed.k, rngs=rngs)
         self.v = Dense((arch.width,), inner, rank=ranks.v, packed=packed.v, rngs=rngs)
         self.out = Dense(inner, (arch.width,), rank=ranks.out, packed=packed.out, rngs=rngs)
 
-    def __call__(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None) -> Array:
-        """Attend over `x: (batch, time, width)`; keys where `valid: (batch, time)` is false are not seen."""
+    def __call__(
+        self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Maps | None
+    ) -> tuple[Array, Maps | None]:
+        """Attend over `x: (batch, time, width)`; keys where `valid: (batch, time)` is false are not seen.
+
+        `before` are the maps of the layer before, for a layer that reuses them; this layer's are returned, without
+        dropout, None where there are no heads.
+        """
         if self.heads == 0:
-            return self.out.bias_alone(x)
+            return self.out.bias_alone(x), None
+        maps = before if self.reuse else self.maps(x, valid)
+        assert maps is not None
+        weights, total = maps
+        weights = dropout(weights, self.rate, rngs).astype(x.dtype)
+        context = jnp.einsum("bhts,bshd->bthd", weights, self.v(x), preferred_element_type=jnp.float32)
+        # Dividing after the value product touches (time × head_dim) numbers instead of (time × time).
+        context = context / total.transpose(0, 2, 1)[..., None]
+        return self.out(context.astype(x.dtype)), maps
+
+    def maps(self, x: Array, valid: Array | None) -> Maps:
+        """Let every frame of `x` look at every valid one."""
         q = self.q(x) * self.head_dim**-0.5
         scores = jnp.einsum("bthd,bshd->bhts", q, self.k(x), preferred_element_type=jnp.float32)
         if valid is not None:
             scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-        # Dividing after the value product touches (time × head_dim) numbers instead of (time × time).
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        total = weights.sum(-1)
-        weights = dropout(weights, self.rate, rngs).astype(x.dtype)
-        context = jnp.einsum("bhts,bshd->bthd", weights, self.v(x), preferred_element_type=jnp.float32)
-        context = context / total.transpose(0, 2, 1)[..., None]
-        return self.out(context.astype(x.dtype))
+        return weights, weights.sum(-1)
 
 
 class FeedForward(nnx.Module):
@@ -197,20 +212,25 @@ class TransformerLayer(nnx.Module):
         self.ffn = FeedForward(arch, layer, rngs=rngs)
         self.ffn_norm = LayerNorm(arch.width, rngs=rngs)
 
-    def __call__(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None) -> Array:
-        """Map `x: (batch, time, width)` to the same shape."""
+    def __call__(
+        self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Maps | None = None
+    ) -> tuple[Array, Maps | None]:
+        """Map `x: (batch, time, width)` to the same shape; take and return attention maps as `Attention` does."""
 
-        def attend(x: Array) -> Array:
-            return dropout(self.attention(x, valid, rngs), self.rate, rngs)
+        def attend(x: Array) -> tuple[Array, Maps | None]:
+            y, maps = self.attention(x, valid, rngs, before)
+            return dropout(y, self.rate, rngs), maps
 
         def feed(x: Array) -> Array:
             return dropout(self.ffn(x, rngs), self.rate, rngs)
 
         if self.norm_first:
-            x = x + attend(self.attention_norm(x))
-            return x + feed(self.ffn_norm(x))
-        x = self.attention_norm(x + attend(x))
-        return self.ffn_norm(x + feed(x))
+            y, maps = attend(self.attention_norm(x))
+            x = x + y
+            return x + feed(self.ffn_norm(x)), maps
+        y, maps = attend(x)
+        x = self.attention_norm(x + y)
+        return self.ffn_norm(x + feed(x)), maps
 
 
 class Position(nnx.Module):
@@ -302,12 +322,13 @@ class ConvLayer(nnx.Module):
 
 
 class Extractor(nnx.Module):
-    """HuBERT's front end: the convolutions and the norm of their output."""
+    """HuBERT's front end: the convolutions and, where the model has one, the norm of their output."""
 
     def __init__(self, front: Waveform, *, rngs: nnx.Rngs):
         self.specs, self.gradient_scale = front.convs, front.gradient_scale
         self.convs = nnx.List([ConvLayer(front, i, rngs=rngs) for i in range(len(front.convs))])
-        self.norm = LayerNorm(front.size, rngs=rngs)
+        if front.feature_norm:
+            self.norm = LayerNorm(front.size, rngs=rngs)
 
     def __call__(self, samples: Array, lengths: Array | None) -> tuple[Array, Array]:
         """Turn `samples: (batch, samples)` into raw and normalised features, both (batch, time, channels)."""
@@ -316,7 +337,7 @@ class Extractor(nnx.Module):
             lengths = None if lengths is None else (lengths - spec.kernel) // spec.stride + 1
             x = conv(x, lengths)
         x = scale_gradient(x, self.gradient_scale)
-        return x, self.norm(x)
+        return x, self.norm(x) if hasattr(self, "norm") else x
 
 
 def _spread(ins: int, outs: int, rank: int | None, size: int, kept: int) -> np.ndarray:
@@ -336,3 +357,12 @@ def _spread(ins: int, outs: int, rank: int | None, size: int, kept: int) -> np.n
 def frame_mask(lengths: Array, frames: int) -> Array:
     """Return (batch, frames), true where a frame is among the first `lengths: (batch,)`."""
     return jnp.arange(frames)[None, :] < lengths[:, None]
+
+
+def standardise(samples: Array, lengths: Array | None = None) -> Array:
+    """Bring each row of `samples: (batch, samples)` to zero mean and unit variance over its valid samples."""
+    valid = None if lengths is None else frame_mask(lengths, samples.shape[1])
+    mean = samples.mean(1, keepdims=True, where=valid)
+    variance = jnp.square(samples - mean).mean(1, keepdims=True, where=valid)
+    out = (samples - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
+    return out if valid is None else jnp.where(valid, out, jnp.zeros_like(out))

@@ -18,16 +18,19 @@ from jax.nn import initializers
 
 from compress.address import flatten
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, ClusterHead, CosineHead, Layer, Waveform
+from jaxssl.models.arch import Arch, ClusterHead, Conv, CosineHead, Layer, Waveform
+from jaxssl.models.checks import check_arch, checked
 from jaxssl.models.layers import (
-    NORM_EPSILON,
     Dense,
     Extractor,
     LayerNorm,
+    Maps,
     Position,
+    StridedConv,
     TransformerLayer,
     dropout,
     frame_mask,
+    standardise,
     uniform_init,
 )
 
@@ -44,7 +47,7 @@ class Output:
     Attributes:
         extracted: the extractor's raw output, (batch, time, channels); None for log-Mel models.
         features: projected features, padded frames 0, (batch, time, width); fairseq's `post_extract_proj`,
-            MelHuBERT's `pre_feat`.
+            MelHuBERT's `pre_feat`. Here and in `extracted`, time is that before time reduction.
         hidden: input of the first layer, then each layer's output; every one (batch, time, width).
         last: the encoder's output: the last layer's, through the final norm in pre-LN models.
         logits: (batch, time, clusters or codewords), or None for a model without a head.
@@ -95,14 +98,15 @@ class Model(nnx.Module):
         self.arch = arch
         if isinstance(arch.front, Waveform):
             self.front = Extractor(arch.front, rngs=rngs)
-        outer = uniform_init(arch.front.size)
-        self.project = Dense(
-            (arch.front.size,), (arch.width,), rank=arch.project_rank, kernel_init=outer, bias_init=outer, rngs=rngs
-        )
+        outer, ends = uniform_init(arch.front.size), ((arch.front.size,), (arch.width,))
+        if arch.project:
+            self.project = Dense(*ends, rank=arch.project_rank, kernel_init=outer, bias_init=outer, rngs=rngs)
         if arch.mask_embedding:
             self.mask_embedding = nnx.Param(initializers.uniform(1.0)(rngs.params(), (arch.width,)))
         self.position = Position(arch, rngs=rngs)
         self.norm = LayerNorm(arch.width, rngs=rngs)
+        if (ratio := arch.time_reduction) > 1:
+            self.reduction = StridedConv(arch.width, Conv(arch.width, ratio, ratio), bias=True, rngs=rngs)
         self.layers = nnx.List([TransformerLayer(arch, layer, rngs=rngs) for layer in arch.layers])
         match arch.head:
             case ClusterHead() as head:
@@ -124,12 +128,13 @@ class Model(nnx.Module):
         extracted, x, lengths = self.featurise(inputs, lengths, dtype, padding)
         valid = None if lengths is None else frame_mask(lengths, x.shape[1])
         features = self.embed(x, valid, mask, rngs)
-        hidden = self.encode(features, valid, rngs, stack)
+        ratio = self.arch.time_reduction
+        reduced = (jnp.full(x.shape[0], x.shape[1]) if lengths is None else lengths) // ratio
+        seen = None if valid is None else frame_mask(reduced, x.shape[1] // ratio)
+        hidden = self.encode(features, seen, rngs, stack)
         last = self.norm(hidden[-1]) if self.arch.norm_first else hidden[-1]
         logits = self.head(last) if self.arch.head else None
-        if lengths is None:
-            lengths = jnp.full(x.shape[0], x.shape[1])
-        return Output(extracted, features, hidden, last, logits, lengths)
+        return Output(extracted, features, hidden, last, logits, reduced)
 
     def featurise(
         self, inputs: Array, lengths: Array | None, dtype: jnp.dtype, padding: Padding
@@ -153,30 +158,40 @@ class Model(nnx.Module):
         """Project features to (batch, time, width), masked frames replaced and padded ones zeroed."""
         if mask is not None and not self.arch.mask_embedding:
             x = jnp.where(mask[..., None], jnp.zeros_like(x), x)
-        x = dropout(self.project(x), self.arch.dropout.features, rngs)
+        x = dropout(self.project(x) if self.arch.project else x, self.arch.dropout.features, rngs)
         if mask is not None and self.arch.mask_embedding:
             x = jnp.where(mask[..., None], self.mask_embedding[...].astype(x.dtype)[None, None], x)
         return x if valid is None else jnp.where(valid[..., None], x, jnp.zeros_like(x))
 
     def encode(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, stack: Stack) -> tuple[Array, ...]:
-        """Run the Transformer stack: its input and every layer's output."""
+        """Run the Transformer stack: its input and every layer's output; `valid: (batch, time after reduction)`."""
         x = x + self.position(x)
         if not self.arch.norm_first:
             x = self.norm(x)
-        hidden = [dropout(x, self.arch.dropout.hidden, rngs)]
+        x = dropout(x, self.arch.dropout.hidden, rngs)
+        # A reduced frame that is valid is made of valid frames only, so what padding holds here does not matter.
+        hidden = [self.reduction(x) if self.arch.time_reduction > 1 else x]
         keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
-        start = 0
-        for _, run in groupby(self.arch.layers):
+        start, maps = 0, None
+        # A layer whose maps are reused runs apart from its equals, so that no scan need return maps.
+        lends = (*(layer.reuse for layer in self.arch.layers[1:]), False)
+        for _, run in groupby(zip(self.arch.layers, lends, strict=False)):
             end = start + len(list(run))
             layers, mine = self.layers[start:end], None if keys is None else keys[start:end]
-            outputs = self.run_layers(layers, hidden[-1], valid, mine, stack)
+            outputs, maps = self.run_layers(layers, hidden[-1], valid, mine, stack, maps)
             hidden, start = [*hidden, *outputs], end
         return tuple(hidden)
 
     def run_layers(
-        self, layers: Sequence[TransformerLayer], x: Array, valid: Array | None, keys: Array | None, stack: Stack
-    ) -> list[Array]:
-        """Run equal layers one after the other and return each one's output.
+        self,
+        layers: Sequence[TransformerLayer],
+        x: Array,
+        valid: Array | None,
+        keys: Array | None,
+        stack: Stack,
+        maps: Maps | None,
+    ) -> tuple[list[Array], Maps | None]:
+        """Run equal layers one after the other; return each one's output, and the maps that a next layer could reuse.
 
         One program for all of them (`scan`) compiles faster; with rematerialisation inside, a gradient keeps one
         (batch, time, width) array per layer and computes the rest again.
@@ -184,28 +199,30 @@ class Model(nnx.Module):
         if stack == "unroll" or len(layers) == 1:
             outputs = []
             for i, layer in enumerate(layers):
-                x = self.run_layer(layer, x, valid, None if keys is None else keys[i])
+                x, maps = self.run_layer(layer, x, valid, None if keys is None else keys[i], maps)
                 outputs.append(x)
-            return outputs
+            return outputs, maps
         graph = nnx.graphdef(layers[0])
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(layer) for layer in layers])
 
         def body(x: Array, each: tuple[Any, Array | None]) -> tuple[Array, Array]:
             state, key = each
-            x = self.run_layer(nnx.merge(graph, state), x, valid, key)
+            x, _ = self.run_layer(nnx.merge(graph, state), x, valid, key, maps)
             return x, x
 
         run: Any = jax.checkpoint(body) if stack == "remat" else body
         _, stacked = jax.lax.scan(run, x, (states, keys))
-        return list(stacked)
+        return list(stacked), maps  # layers that reuse maps pass them on, and those of others are not reused
 
-    def run_layer(self, layer: TransformerLayer, x: Array, valid: Array | None, key: Array | None) -> Array:
-        """Run one layer; in training it is skipped at random (LayerDrop, Fan et al. 2020)."""
+    def run_layer(
+        self, layer: TransformerLayer, x: Array, valid: Array | None, key: Array | None, before: Maps | None
+    ) -> tuple[Array, Maps | None]:
+        """Run one layer; in training it is skipped at random (LayerDrop, Fan et al. 2020), its maps are not."""
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        after, rate = layer(x, valid, rngs), self.arch.dropout.layer
+        (after, maps), rate = layer(x, valid, rngs, before), self.arch.dropout.layer
         if rngs is None or rate == 0.0:
-            return after
-        return jnp.where(jax.random.bernoulli(rngs.dropout(), rate), x, after)
+            return after, maps
+        return jnp.where(jax.random.bernoulli(rngs.dropout(), rate), x, after), maps
 
 
 def init(arch: Arch, key: Array) -> Params:
@@ -214,7 +231,7 @@ def init(arch: Arch, key: Array) -> Params:
     Raises:
         InputError: the arch is impossible (a width its groups do not divide, …).
     """
-    _check_arch(arch)
+    check_arch(arch)
     model = Model(arch, rngs=nnx.Rngs(key))
     return _arrays(model)
 
@@ -224,7 +241,7 @@ def shapes(arch: Arch) -> Params:
     """Return the parameters' tree with a `jax.ShapeDtypeStruct` for each array; nothing is computed."""
     if not arch.layers:
         return jax.eval_shape(lambda: init(arch, jax.random.key(0)))
-    _check_arch(arch)
+    check_arch(arch)
     bare = replace(arch, layers=())  # layer by layer: the time to trace a model grows with the square of its depth
     layers = {str(i): _layer_shapes(bare, layer) for i, layer in enumerate(arch.layers)}
     return jax.tree.map(lambda leaf: leaf, {**shapes(bare), "layers": layers})  # which also sorts the names
@@ -249,7 +266,7 @@ def apply(
         params: as `init` or `load` gave them; `shapes(arch)` lists them.
         inputs: (batch, samples) at 16 kHz for HuBERT; (batch, frames, bins × stack) normalised log-Mel for MelHuBERT.
         lengths: (batch,), valid samples or frames of each row; None: all.
-        mask: (batch, frames), true where a frame is hidden from the model.
+        mask: (batch, frames before time reduction), true where a frame is hidden from the model.
         key: randomness for dropout and LayerDrop; None is deterministic.
         dtype: of the computation, float32 or bfloat16; parameters stay float32.
         padding: "independent": what stands beside an utterance never changes its output. "fairseq" and
@@ -262,10 +279,21 @@ def apply(
         InputError: `params` or `inputs` do not fit `arch`; the message names the first path that differs.
     """
     check_params(arch, params)
-    inputs = _checked(arch, inputs)
+    inputs = checked(arch, inputs)
     rngs = None if key is None else nnx.Rngs(dropout=key)
     model = _restore(arch, params)
     return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)
+
+
+def predict(arch: Arch, params: Params, last: Array) -> Array:
+    """Run the output layer alone on `last: (batch, time, width)`, as `Output.last`; return the logits.
+
+    Raises:
+        InputError: the model has none.
+    """
+    if arch.head is None:
+        raise InputError("the model has no output layer; give its arch a head")
+    return _restore(arch, params).head(last)
 
 
 def map_inputs(
@@ -277,10 +305,10 @@ def map_inputs(
 
     Returns:
         By path (`layers/0/ffn/fc1`), the map's input, (batch, time, *in); and the valid frames of each row, (batch,).
-        Maps that do not run, those of a block without units, are absent.
+        Maps that do not run, those of a block without units, are absent. `project` hears frames before time reduction.
     """
     check_params(arch, params)
-    inputs = _checked(arch, inputs)
+    inputs = checked(arch, inputs)
     model = _restore(arch, params)
     maps = _maps(model)
     for dense in maps.values():
@@ -306,7 +334,7 @@ def apply_gated(
     errors are those of `apply`.
     """
     check_params(arch, params)
-    inputs = _checked(arch, inputs)
+    inputs = checked(arch, inputs)
     model = _restore(arch, params)
     maps = _maps(model)
     for path, gate in gates.items():
@@ -326,15 +354,6 @@ def check_params(arch: Arch, params: Params) -> None:
         raise InputError(f"{extra[0]}: the parameters have it, the arch does not ({len(extra)} such arrays)")
 
 
-def standardise(samples: Array, lengths: Array | None = None) -> Array:
-    """Bring each row of `samples: (batch, samples)` to zero mean and unit variance over its valid samples."""
-    valid = None if lengths is None else frame_mask(lengths, samples.shape[1])
-    mean = samples.mean(1, keepdims=True, where=valid)
-    variance = jnp.square(samples - mean).mean(1, keepdims=True, where=valid)
-    out = (samples - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
-    return out if valid is None else jnp.where(valid, out, jnp.zeros_like(out))
-
-
 def _fairseq_frames(lengths: Array, samples: int, frames: int) -> Array:
     """Count valid frames as fairseq does: a frame is padding when all its `samples // frames` samples are."""
     block = samples // frames
@@ -344,26 +363,6 @@ def _fairseq_frames(lengths: Array, samples: int, frames: int) -> Array:
 def _unit(x: Array) -> Array:
     norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
     return (x.astype(jnp.float32) / jnp.maximum(norm, 1e-8)).astype(x.dtype)
-
-
-def _check_arch(arch: Arch) -> None:
-    if arch.width % arch.position_groups:
-        raise InputError(f"width {arch.width} is not a multiple of the positional groups {arch.position_groups}")
-    for i, layer in enumerate(arch.layers):
-        if min(layer.heads, layer.ffn) < 0:
-            raise InputError(f"layers/{i}: {layer.heads} heads and {layer.ffn} FFN units; neither may be negative")
-
-
-def _checked(arch: Arch, inputs: Array) -> Array:
-    inputs = jnp.asarray(inputs)
-    if isinstance(arch.front, Waveform):
-        if inputs.ndim != 2:
-            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
-        if arch.front.frames(inputs.shape[1]) < 1:
-            raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
-    elif inputs.ndim != 3 or inputs.shape[2] != arch.front.size:
-        raise InputError(f"a log-Mel model takes (batch, frames, {arch.front.size}), not an array of {inputs.shape}")
-    return inputs
 
 
 @lru_cache(maxsize=256)

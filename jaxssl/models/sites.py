@@ -11,20 +11,33 @@ from jaxssl.models.arch import Arch, Layer
 def axes(arch: Arch) -> tuple[Axis, ...]:
     """List the prunable axes: `layers/<i>/attention/heads` and `layers/<i>/ffn/hidden`, layer by layer.
 
+    A head whose map later layers reuse is one unit with their heads: the axis has their v and out too, and these layers
+    have no heads axis of their own.
+
     Raises:
         InputError: a layer has packed maps.
     """
     _check_unpacked(arch)
-    return tuple(axis for i, layer in enumerate(arch.layers) for axis in (_heads(i, layer), _hidden(i, layer)))
+    return tuple(axis for i in range(len(arch.layers)) for axis in (*_heads(arch, i), _hidden(i, arch.layers[i])))
+
+
+def sharing(arch: Arch, index: int) -> range:
+    """List the layers that use the attention maps of layer `index`: itself, and those right after it that reuse."""
+    end = index + 1
+    while end < len(arch.layers) and arch.layers[end].reuse:
+        end += 1
+    return range(index, end)
 
 
 def matrices(arch: Arch) -> tuple[Matrix, ...]:
     """List the dense maps that can be factorised: `project`, then q, k, v, out, fc1 and fc2 of every layer.
 
+    What a model has not, as q and k of a layer that reuses attention maps, is not listed.
+
     The output layer is left out: it is dropped once pre-training ends and costs nothing in use.
     """
-    project = Matrix("project", 1, (arch.front.size, arch.width), arch.project_rank)
-    return (project, *(matrix for i, layer in enumerate(arch.layers) for matrix in _layer_matrices(arch, i, layer)))
+    project = (Matrix("project", 1, (arch.front.size, arch.width), arch.project_rank),) if arch.project else ()
+    return (*project, *(matrix for i, layer in enumerate(arch.layers) for matrix in _layer_matrices(arch, i, layer)))
 
 
 def entries(arch: Arch, *, biases: bool = True) -> tuple[tuple[str, ...], ...]:
@@ -58,14 +71,29 @@ def _tensors(rank: int | None, biases: bool) -> tuple[str, ...]:
     return (*weights, "bias") if biases else weights
 
 
-def _heads(index: int, layer: Layer) -> Axis:
+def _heads(arch: Arch, index: int) -> tuple[Axis, ...]:
+    """Return the layer's heads axis; none for a layer that reuses attention maps."""
+    layer = arch.layers[index]
+    if layer.reuse:
+        return ()
+    leaves = tuple(leaf for i in sharing(arch, index) for leaf in _head_leaves(i, arch.layers[i]))
+    into, *reusing = (f"layers/{i}/attention/out" for i in sharing(arch, index))
+    return (Axis(f"layers/{index}/attention/heads", layer.heads, leaves, into, tuple(reusing)),)
+
+
+def _head_leaves(index: int, layer: Layer) -> tuple[tuple[str, int], ...]:
     at = f"layers/{index}/attention"
     inner = tuple(
         leaf
-        for name in ("q", "k", "v")
+        for name in _inner(layer)
         for leaf in ((f"{at}/{name}/{_output(getattr(layer.ranks, name))}", 1), (f"{at}/{name}/bias", 0))
     )
-    return Axis(f"{at}/heads", layer.heads, (*inner, (f"{at}/out/{_input(layer.ranks.out)}", 0)), f"{at}/out")
+    return (*inner, (f"{at}/out/{_input(layer.ranks.out)}", 0))
+
+
+def _inner(layer: Layer) -> tuple[str, ...]:
+    """Name the maps from the residual stream to the heads."""
+    return ("v",) if layer.reuse else ("q", "k", "v")
 
 
 def _hidden(index: int, layer: Layer) -> Axis:
@@ -90,7 +118,7 @@ def _layer_matrices(arch: Arch, index: int, layer: Layer) -> tuple[Matrix, ...]:
     inner, ranks, packed = (layer.heads, arch.head_dim), layer.ranks, layer.packed
     qkv = tuple(
         Matrix(f"{attention}/{n}", 1, (arch.width, *inner), getattr(ranks, n), getattr(packed, n))
-        for n in ("q", "k", "v")
+        for n in _inner(layer)
     )
     return (
         *qkv,

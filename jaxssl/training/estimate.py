@@ -12,9 +12,10 @@ from typing import Any
 import jax
 
 from compress.errors import InputError
-from jaxssl.models.arch import PRESETS, SAMPLE_RATE, Arch, Layer, Waveform
+from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer, Waveform
 from jaxssl.models.cost import macs
 from jaxssl.models.model import shapes
+from jaxssl.models.zoo import PRESETS
 from jaxssl.training.sharding import sharded_axis
 
 GIB = 2**30
@@ -117,9 +118,9 @@ def activation_bytes(arch: Arch, work: Work, *, fsdp: int = 1) -> float:
     are stacked: 8 bytes each, spread as they are. An entry of the waveform extractor's maps takes 3·e, where it is
     normalised 8 more.
     """
-    rows, frames = work.seconds / work.crop, arch.front.frames(round(work.crop * SAMPLE_RATE))
+    rows, frames = work.seconds / work.crop, arch.frames(round(work.crop * SAMPLE_RATE))
     layers = [_layer_bytes(arch, layer, frames, work.width) for layer in arch.layers]
-    outside = 8 * work.width * arch.width
+    outside = 8 * work.width * arch.width * arch.time_reduction
     extractor = _extractor_bytes(arch.front, work) if isinstance(arch.front, Waveform) else 0
     if not work.remat:
         return rows * (frames * (sum(layers) + outside) + extractor)

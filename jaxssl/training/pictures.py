@@ -1,14 +1,12 @@
 """What a model was shown and where it looks, as pictures: arrays in [0, 1] with time to the right."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxssl.attention import attention_maps
 from jaxssl.models.arch import Arch
-from jaxssl.models.model import Params, map_inputs
+from jaxssl.models.model import Params
 
 
 def masked_features(features: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -25,7 +23,7 @@ def attention(arch: Arch, params: Params, inputs: Array, layer: int) -> np.ndarr
         arch: what `params` is.
         params: the model.
         inputs: (1, samples) or (1, frames, size), none of it padded.
-        layer: counted from 0; it must have heads.
+        layer: counted from 0; it must have heads. One that reuses maps has those of the layer that made them.
 
     Returns:
         (heads, frames, frames): row q sums to 1 over the keys it looks at.
@@ -40,14 +38,4 @@ def tile(maps: np.ndarray) -> np.ndarray:
 
 
 def _attention(arch: Arch, params: Params, inputs: Array, layer: int) -> Array:
-    heard, _ = map_inputs(arch, params, inputs)
-    block, x = params["layers"][str(layer)]["attention"], heard[f"layers/{layer}/attention/q"]
-    q, k = (_dense(block[name], x) for name in ("q", "k"))
-    scores = jnp.einsum("bthd,bshd->bhts", q, k) * arch.head_dim**-0.5
-    return jax.nn.softmax(scores)[0]
-
-
-def _dense(dense: Any, x: Array) -> Array:
-    y = x @ dense["down"] if "down" in dense else x
-    kernel = dense["up"] if "up" in dense else dense["kernel"]
-    return jnp.einsum("bti,ihd->bthd", y, kernel) + dense["bias"][None, None]
+    return attention_maps(arch, params, inputs)[0][layer][0]

@@ -73,14 +73,14 @@ def test_contribution_is_what_zeroing_a_unit_changes(arch):
     """The root mean square over frames of the change of the map's output, with inputs that go together."""
     params, draw = lively(arch), np.random.default_rng(1)
     maps = {matrix.path: matrix for matrix in matrices(arch)}
-    for axis in (axis for axis in axes(arch) if axis.size):
-        matrix, feeds = maps[axis.into], replace(axis, leaves=axis.leaves[-1:])
+    for axis, path in ((axis, path) for axis in axes(arch) if axis.size for path in axis.feeds):
+        matrix, feeds = maps[path], replace(axis, leaves=tuple(leaf for leaf in axis.leaves if path in leaf[0]))
         flat = draw.standard_normal((50, matrix.fan_in)) @ draw.standard_normal((matrix.fan_in, matrix.fan_in))
         x = flat.reshape(50, *matrix.shape[: matrix.inputs])
-        found, whole = contribution(params, matrix, axis, flat.T @ flat / 50), output_of(params, axis.into, x)
+        found, whole = contribution(params, matrix, axis, flat.T @ flat / 50), output_of(params, path, x)
         for unit in range(axis.size):
             zeroed = mask(params, feeds, np.delete(np.arange(axis.size), unit))
-            change = whole - output_of(zeroed, axis.into, x)
+            change = whole - output_of(zeroed, path, x)
             np.testing.assert_allclose(found[unit], np.sqrt(np.square(change).sum(-1).mean()), rtol=1e-6)
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from compress.errors import InputError
-from jaxssl.models.arch import PRESETS, from_json, to_json
+from jaxssl.models.arch import from_json, to_json
+from jaxssl.models.zoo import PRESETS
 from tests.archs import ARCHS
 
 

@@ -27,6 +27,9 @@ def test_describe_inverts_init(arch, key):
 @every_arch
 def test_describe_needs_only_what_shapes_cannot_tell(arch, key):
     base = replace(arch, layers=(), width=0, project_rank=None, mask_embedding=not arch.mask_embedding)
+    base = replace(base, project=not arch.project, time_reduction=3)
+    if isinstance(arch.front, Waveform):
+        base = replace(base, front=replace(arch.front, feature_norm=not arch.front.feature_norm))
     assert describe(base, init(arch, key)) == arch
 
 
@@ -40,9 +43,11 @@ def test_shapes_are_those_of_init(arch, key):
 def test_output_carries_every_layer(arch, key):
     inputs = noise(arch, key)
     out = apply(arch, init(arch, key), inputs)
-    frames = arch.front.frames(inputs.shape[1]) if isinstance(arch.front, Waveform) else inputs.shape[1]
+    heard = arch.front.frames(inputs.shape[1]) if isinstance(arch.front, Waveform) else inputs.shape[1]
+    frames = heard // arch.time_reduction
     assert len(out.hidden) == len(arch.layers) + 1
-    assert all(h.shape == (2, frames, arch.width) for h in (*out.hidden, out.last, out.features))
+    assert out.features.shape == (2, heard, arch.width)
+    assert all(h.shape == (2, frames, arch.width) for h in (*out.hidden, out.last))
     assert out.lengths.tolist() == [frames, frames]
     assert (out.logits is None) == (arch.head is None)
     assert all(bool(jnp.isfinite(h).all()) for h in out.hidden)
@@ -162,11 +167,11 @@ def test_map_inputs_are_what_the_maps_see(arch, key):
     params, inputs = init(arch, key), noise(arch, key)
     heard, lengths = map_inputs(arch, params, inputs)
     assert set(heard) >= {m.path for m in matrices(arch) if m.max_rank}
-    project = next(m for m in matrices(arch) if m.path == "project")
-    kernel = jnp.asarray(dense_kernel(params, project), jnp.float32)
-    features = heard["project"] @ kernel + params["project"]["bias"][None, None]
     out = apply(arch, params, inputs)
-    np.testing.assert_allclose(features, out.features, atol=1e-5)
+    for project in (m for m in matrices(arch) if m.path == "project"):
+        kernel = jnp.asarray(dense_kernel(params, project), jnp.float32)
+        features = heard["project"] @ kernel + params["project"]["bias"][None, None]
+        np.testing.assert_allclose(features, out.features, atol=1e-5)
     assert lengths.tolist() == out.lengths.tolist()
 
 

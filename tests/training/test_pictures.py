@@ -10,7 +10,9 @@ from jaxssl.models.model import map_inputs, shapes
 from jaxssl.training.pictures import attention, masked_features, tile
 from tests.archs import ARCHS, noise
 
-LAYERS = [(name, i) for name, arch in ARCHS.items() for i, layer in enumerate(arch.layers) if layer.heads]
+LAYERS = [
+    (name, i) for name, arch in ARCHS.items() for i, layer in enumerate(arch.layers) if layer.heads and not layer.reuse
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,6 +65,15 @@ def test_attention_is_what_the_model_does(heard, name, layer):
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(found, reference(block, maps[f"{path}/q"], arch.head_dim), rtol=1e-4, atol=1e-6)
     context = np.einsum("hts,shd->thd", found, multiply(block["v"], maps[f"{path}/v"]))
+    np.testing.assert_allclose(context, maps[f"{path}/out"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_reused_map_is_drawn_again(heard):
+    (params, inputs, maps), arch = heard["reusing"], ARCHS["reusing"]
+    found = attention(arch, params, inputs, 2)
+    np.testing.assert_array_equal(found, attention(arch, params, inputs, 0))
+    path = "layers/2/attention"
+    context = np.einsum("hts,shd->thd", found, multiply(params["layers"]["2"]["attention"]["v"], maps[f"{path}/v"]))
     np.testing.assert_allclose(context, maps[f"{path}/out"], rtol=1e-4, atol=1e-5)
 
 

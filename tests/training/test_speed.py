@@ -10,8 +10,9 @@ import pytest
 from compress.errors import InputError
 from jaxssl.latency import Load, race
 from jaxssl.models import cost
-from jaxssl.models.arch import PRESETS, Dropout, melhubert
+from jaxssl.models.arch import Dropout, melhubert
 from jaxssl.models.model import apply, init, shapes
+from jaxssl.models.zoo import PRESETS
 from jaxssl.training import speed
 from tests.archs import BASE, LARGE, MEL, UNEVEN
 

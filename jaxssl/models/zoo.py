@@ -1,0 +1,181 @@
+"""Presets: our models, and the structure of the systems that the study compares with.
+
+A compared system is its encoder alone, as it is used once distillation is over; its weights are random here, for
+parameters, MACs and time need none. Each says what is known, from which source, and what was inferred; the figures
+that it is checked against are in `experiments.zoo`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from jaxssl.models.arch import (
+    HUBERT_CONVS,
+    Arch,
+    Conv,
+    Dropout,
+    Layer,
+    Waveform,
+    hubert_base,
+    hubert_large,
+    hubert_xlarge,
+    melhubert,
+    melhubert_mini,
+    melhubert_tiny,
+)
+
+STUDENT = Dropout(activation=0.1, features=0.05)  # in training, of FitHuBERT, ARMHuBERT and STaRHuBERT
+
+
+def distilhubert() -> Arch:
+    """Return DistilHuBERT: HuBERT's extractor, its first two layers, no norm of the features (Chang et al. 2022).
+
+    Known exactly: the released configuration gives all sizes and 23,491,200 parameters without prediction heads.
+    """
+    base = hubert_base()
+    return replace(
+        base,
+        front=Waveform(gradient_scale=0.1, feature_norm=False),
+        layers=base.layers[:2],
+        mask_embedding=False,
+        dropout=Dropout(activation=0.1),
+        head=None,
+    )
+
+
+def fithubert() -> Arch:
+    """Return FitHuBERT: a thin extractor, half the frames, 12 layers of 480 (Lee et al. 2022).
+
+    Known exactly: the released configuration gives all sizes. Of the published 22.49 million parameters 1,291,968 are
+    no encoder: the last layer's distillation head (transposed convolution and projection, 830,688) and a second
+    transposed convolution that the released code makes and does not use (461,280).
+    """
+    return Arch(
+        front=Waveform(_thin(512), gradient_scale=0.1),
+        width=480,
+        head_dim=40,
+        layers=(Layer(12, 480),) * 12,
+        dropout=STUDENT,
+        time_reduction=2,
+    )
+
+
+def lighthubert(width: int, *, heads: Sequence[int], ffn: Sequence[int]) -> Arch:
+    """Return any subnet of LightHuBERT: HuBERT Base with another width, and heads and units layer by layer.
+
+    Known from the released code (Wang et al. 2022): heads are 64 wide at every width, `ffn` is 3 to 4 times the width,
+    the extractor is HuBERT's, and positions keep 16 groups.
+
+    Args:
+        width: 512, 640 or 768 in the base supernet; 256, 384 or 512 in the small one.
+        heads: of each layer; 8, 10 or 12, in the small supernet 4, 6 or 8.
+        ffn: hidden units of each layer.
+    """
+    return replace(
+        hubert_base(),
+        width=width,
+        layers=tuple(Layer(*sizes) for sizes in zip(heads, ffn, strict=True)),
+        dropout=Dropout(),
+        head=None,
+    )
+
+
+def lighthubert_small() -> Arch:
+    """Return LightHuBERT's a_small: 12 layers of 384, 6 heads, 1536 units.
+
+    Inferred: these are the small supernet's default subnet in the released code; what the paper's search found is in
+    none of our sources. 26.87 million parameters against 27.0 published. The published MACs, 860.7 G, are these, 857.0,
+    with the prediction head (384 to 768: 3.3) and frames padded to even numbers (0.4). There are subnets that fit both
+    figures as they are, such as one with 8 heads in two layers and 1152 units in one, but none is the only one.
+    """
+    return lighthubert(384, heads=(6,) * 12, ffn=(1536,) * 12)
+
+
+def armhubert() -> Arch:
+    """Return ARMHuBERT: 12 layers of 480, every second one with the maps of the one before (Jang et al. 2023).
+
+    Known exactly: the released configuration gives all sizes, and no projection, the extractor being as wide as the
+    encoder. The published 26.45 million parameters count the twelve projections to the teacher's width, used in
+    distillation only: 12 · (480 · 768 + 768) = 4,432,896; so do the published MACs.
+    """
+    return _reusing(480, ffn=864)
+
+
+def armhubert_small() -> Arch:
+    """Return ARMHuBERT-S: 12 layers of 432, 816 units; for the rest see `armhubert`.
+
+    Known exactly, from the same source. The published 22.39 million count twelve projections, 3,990,528.
+    """
+    return _reusing(432, ffn=816)
+
+
+def starhubert() -> Arch:
+    """Return STaRHuBERT: ARMHuBERT-S without reuse, 976 units (Jang et al. 2024).
+
+    From the released code: the extractor and the lack of a projection and of a mask embedding. From memory: 432 and
+    976. They give 22,308,592 parameters and 463.45 G MACs against 22.31 million and 463.5 G published, which no other
+    width of the family does with the same extractor.
+    """
+    return Arch(
+        front=Waveform(_thin(432)),
+        width=432,
+        head_dim=36,
+        layers=(Layer(12, 976),) * 12,
+        dropout=STUDENT,
+        project=False,
+    )
+
+
+def dphubert() -> Arch:
+    """Return a stand-in for DPHuBERT: HuBERT Base, every layer pruned alike to its published size (Peng et al. 2023).
+
+    Inferred: the published model has other channels, heads and units in every layer, which we have no source of. These
+    (440 channels, 2 heads, 577 units) are those of equal layers that give both published figures, 23.59 million
+    parameters and 654.1 G MACs. Its time is that of as much work, not of the same shapes.
+    """
+    return replace(
+        hubert_base(),
+        front=Waveform(tuple(replace(conv, channels=440) for conv in HUBERT_CONVS), gradient_scale=0.1),
+        layers=(Layer(2, 577),) * 12,
+        head=None,
+    )
+
+
+def _thin(channels: int) -> tuple[Conv, ...]:
+    """List the convolutions of FitHuBERT's extractor: few channels early, where frames are many."""
+    return (
+        Conv(128, 10, 5),
+        Conv(256, 1, 1),
+        *(Conv(256, 3, 2),) * 4,
+        Conv(channels, 1, 1),
+        *(Conv(channels, 2, 2),) * 2,
+    )
+
+
+def _reusing(width: int, *, ffn: int) -> Arch:
+    return Arch(
+        front=Waveform(_thin(width)),
+        width=width,
+        head_dim=width // 12,
+        layers=(Layer(12, ffn), Layer(12, ffn, reuse=True)) * 6,
+        mask_embedding=True,
+        dropout=STUDENT,
+        project=False,
+    )
+
+
+PRESETS: dict[str, Callable[[], Arch]] = {
+    "hubert-base": hubert_base,
+    "hubert-large": hubert_large,
+    "hubert-xlarge": hubert_xlarge,
+    "melhubert-20ms": melhubert,
+    "melhubert-10ms": lambda: melhubert(10),
+    "melhubert-mini": melhubert_mini,
+    "melhubert-tiny": melhubert_tiny,
+    "distilhubert": distilhubert,
+    "fithubert": fithubert,
+    "lighthubert-small": lighthubert_small,
+    "armhubert": armhubert,
+    "armhubert-small": armhubert_small,
+    "starhubert": starhubert,
+    "dphubert": dphubert,
+}

@@ -1,0 +1,210 @@
+"""Reused attention maps and reduced time, against computations by hand; and what cannot be reused is refused."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compress.depth import keep_layers
+from compress.errors import InputError
+from compress.plan import Heads, Sites, run
+from experiments.hidden import _front
+from jaxssl.calibration import moments
+from jaxssl.models.arch import ClusterHead, Layer, LogMel, Packed, Ranks, from_json, to_json
+from jaxssl.models.describe import describe
+from jaxssl.models.model import apply, init, map_inputs, shapes
+from jaxssl.models.sites import axes, entries, matrices
+from jaxssl.saliency import context_gradient
+from jaxssl.training.losses import MaskedPrediction
+from tests.archs import BASE, MEL, REUSING, STUDENT, noise
+
+A, R = Layer(4, 24), Layer(4, 24, reuse=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly():
+    """What is tested here does not depend on how well XLA optimises."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def lively(arch, seed=0):
+    """Parameters of a size that trained ones have; drawn without a program to compile."""
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (0.3 * draw.standard_normal(x.shape)).astype(np.float32), shapes(arch))
+
+
+def dense(block, x):
+    kernel = block["kernel"] if "kernel" in block else np.tensordot(block["down"], block["up"], 1)
+    return np.tensordot(x, kernel, 1) + block["bias"]
+
+
+def test_reused_maps_weigh_the_values_of_each_layer(key):
+    """By hand, one row, one head and one frame at a time, in a padded batch: layers 1 and 2 on layer 0's maps."""
+    params, x, lengths = lively(REUSING), noise(REUSING, key, frames=9), (5, 9)
+    heard, _ = jax.jit(lambda p, x, n: map_inputs(REUSING, p, x, n))(params, x, jnp.array(lengths))
+    heard = {path: np.asarray(value, np.float64) for path, value in heard.items()}
+    first = params["layers"]["0"]["attention"]
+    for row, length in enumerate(lengths):
+        q, k = (dense(first[name], heard[f"layers/0/attention/{name}"][row, :length]) for name in "qk")
+        for layer in "012":
+            v = dense(params["layers"][layer]["attention"]["v"], heard[f"layers/{layer}/attention/v"][row, :length])
+            for head, frame in np.ndindex(2, length):
+                weights = np.exp(k[:, head] @ q[frame, head] / np.sqrt(REUSING.head_dim))
+                expected = weights @ v[:, head] / weights.sum()
+                found = heard[f"layers/{layer}/attention/out"][row, frame, head]
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_time_reduction_is_a_strided_product(key):
+    """Frames 2t and 2t + 1 side by side, times one matrix; of 29 frames the last is left over."""
+    arch = replace(STUDENT, layers=())
+    params, x = lively(arch), noise(arch, key, frames=29)
+    plain = {name: value for name, value in params.items() if name != "reduction"}
+    hidden = jax.jit(lambda p: apply(replace(arch, time_reduction=1), p, x).hidden[0])(plain)
+    hidden = np.asarray(hidden, np.float64)
+    assert hidden.shape == (2, 29, 16)
+    pairs = hidden[:, :28].reshape(2, 14, 32)
+    expected = pairs @ params["reduction"]["kernel"].reshape(32, 16) + params["reduction"]["bias"]
+    out = jax.jit(lambda p, n: apply(arch, p, x, n))(params, jnp.array([x.shape[1], x.shape[1] - 80]))
+    assert out.lengths.tolist() == [14, 13]
+    np.testing.assert_allclose(out.hidden[0][0], expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_scan_is_unroll(key):
+    """Among layers that lend their maps, reuse them, and do neither."""
+    arch = replace(MEL, layers=(A, A, R, R, R, A, A), head=None)
+    params, x, lengths = lively(arch), noise(arch, key, frames=6), jnp.array([4, 6])
+
+    def last(params, stack):
+        return apply(arch, params, x, lengths, stack=stack).last[0, :4]
+
+    one, two = (jax.jit(last, static_argnums=1)(params, stack) for stack in ("unroll", "scan"))
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+    scans = str(jax.make_jaxpr(lambda p: last(p, "scan"))(params)).count("scan[")
+    assert scans == 2  # R R and the A A at the end; a layer whose maps are reused runs alone
+
+
+def test_gradients_flow_through_reused_maps_rematerialised_or_not(key):
+    """The q and k of the layer that lends feel the layers that reuse, though its own output is cut off."""
+    arch = replace(MEL, layers=(A, R, R, R), head=None)
+    params, x = lively(arch), noise(arch, key, batch=1, frames=5)
+    params["layers"]["0"]["attention"]["out"]["kernel"] *= 0
+
+    def value(lender, stack):
+        layers = {**params["layers"], "0": {**params["layers"]["0"], "attention": lender}}
+        return jnp.square(apply(arch, {**params, "layers": layers}, x, stack=stack).last).sum()
+
+    gradient = jax.jit(jax.grad(value), static_argnums=1)
+    one, two = (gradient(params["layers"]["0"]["attention"], stack) for stack in ("unroll", "remat"))
+    for name in ("q", "k"):
+        np.testing.assert_allclose(two[name]["kernel"], one[name]["kernel"], rtol=1e-3, atol=1e-4)
+        assert float(jnp.abs(one[name]["kernel"]).max()) > 1e-3
+
+
+def test_a_reused_map_is_not_dropped_again(key):
+    """With attention dropout alone, a model whose only layer with scores has no values to weigh is deterministic."""
+    quiet = replace(MEL.dropout, hidden=0.0, activation=0.0, attention=0.5)
+    arch = replace(MEL, layers=(A, R), dropout=quiet, head=None)
+    params = lively(arch)
+    params["layers"]["0"]["attention"]["out"]["kernel"] *= 0
+    run_ = jax.jit(lambda k: apply(arch, params, noise(arch, key), key=k).last)
+    one, two = map(run_, jax.random.split(key))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_heads_are_pruned_with_those_that_reuse_their_maps(key):
+    def sites(tree):
+        return Sites(axes(describe(REUSING, tree)), matrices(describe(REUSING, tree)))
+
+    small = describe(REUSING, run([Heads(1)], lively(REUSING), sites=sites))
+    assert [(layer.heads, layer.reuse) for layer in small.layers] == [(1, False), (1, True), (1, True)]
+    heads = axes(REUSING)[0]
+    assert heads.feeds == tuple(f"layers/{i}/attention/out" for i in range(3))
+    assert [axis.name for axis in axes(REUSING)] == [heads.name, *(f"layers/{i}/ffn/hidden" for i in range(3))]
+
+
+def test_a_head_counts_in_every_layer_that_reuses_its_map():
+    """Where only the second layer lets the heads through, the loss feels them all the same."""
+    arch = replace(MEL, layers=(Layer(3, 0), Layer(3, 0, reuse=True)), head=ClusterHead(5))
+    params, draw = lively(arch), np.random.default_rng(0)
+    params["layers"]["0"]["attention"]["out"]["kernel"] *= 0
+    batch = {
+        "inputs": jnp.asarray(draw.standard_normal((1, 8, 10)), jnp.float32),
+        "lengths": jnp.array([8]),
+        "labels": jnp.asarray(draw.integers(0, 5, (1, 8))),
+        "mask": jnp.ones((1, 8), bool),
+    }
+    found = context_gradient(arch, params, [batch], MaskedPrediction((5,)), normalise=False)
+    assert list(found) == ["layers/0/attention/heads"]
+    assert (found["layers/0/attention/heads"] > 1e-4).all()
+
+
+def test_what_is_not_there_is_not_listed():
+    paths = {matrix.path for matrix in matrices(STUDENT)}
+    assert {"layers/0/attention/q", "layers/1/attention/v"} <= paths
+    assert not paths & {"project", "layers/1/attention/q", "layers/1/attention/k"}
+    assert {path.rsplit("/", 1)[0] for group in entries(STUDENT) for path in group} == paths
+
+
+def test_moments_are_means_over_frames_before_and_after_reduction(key):
+    arch = replace(BASE, layers=(Layer(1, 2),), time_reduction=2, head=None)
+    params, batch = lively(arch), (noise(arch, key), jnp.array([1220, 820]))  # 30 and 20 frames
+    found = moments(arch, params, [batch])
+    heard, lengths = jax.jit(lambda p: map_inputs(arch, p, *batch))(params)
+    assert lengths.tolist() == [15, 10]
+    for path, counts in (("project", (30, 20)), ("layers/0/ffn/fc1", (15, 10))):
+        x = np.concatenate([np.asarray(heard[path][row, :n], np.float64) for row, n in enumerate(counts)])
+        np.testing.assert_allclose(found[path], x.T @ x / len(x), rtol=1e-3, atol=1e-4)
+
+
+def test_frames_are_the_encoders():
+    assert [STUDENT.frames(n) for n in (60, 99, 100, 1220)] == [0, 0, 1, 15]
+    assert STUDENT.frames(np.array([1220, 820])).tolist() == [15, 10]
+    assert replace(MEL, front=LogMel(), time_reduction=3).frames(16_000) == 16
+    reads = _front(STUDENT)
+    assert (reads.field, reads.hop) == (100, 80)
+    assert [(n - reads.field) // reads.hop + 1 for n in range(20, 1300)] == [STUDENT.frames(n) for n in range(20, 1300)]
+    assert (_front(replace(MEL, time_reduction=3)).field, _front(replace(MEL, time_reduction=3)).hop) == (3, 3)
+
+
+def test_an_arch_written_before_all_this_is_read():
+    values = to_json(BASE)
+    for name in ("project", "time_reduction"):
+        del values[name]
+    del values["front"]["feature_norm"]
+    for layer in values["layers"]:
+        del layer["reuse"]
+    assert from_json(values) == BASE
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": (R, A)}, "layers/0: reuses attention maps, and no layer is before it"),
+        ({"layers": (A, replace(R, heads=3))}, "layers/1: 3 heads reuse the maps of 4 in layers/0"),
+        ({"layers": (A, replace(R, ranks=Ranks(q=2)))}, "layers/1: .*no q and k"),
+        ({"layers": (A, replace(R, packed=Packed(k=(4, 1))))}, "layers/1: .*no q and k"),
+        ({"project": False}, "features 10 wide, width 16"),
+        ({"time_reduction": 0}, "time_reduction 0"),
+    ],
+)
+def test_an_impossible_arch_is_refused(change, message, key):
+    with pytest.raises(InputError, match=message):
+        init(replace(MEL, **change), key)
+
+
+def test_maps_that_lost_their_layer_are_missed():
+    with pytest.raises(InputError, match="layers/0: reuses attention maps"):
+        describe(REUSING, keep_layers(lively(REUSING), (1, 2)))
+
+
+def test_too_few_frames_to_reduce_are_refused():
+    arch = replace(MEL, time_reduction=4)
+    with pytest.raises(InputError, match="3 frames are too few to make one of 4"):
+        apply(arch, lively(arch), jnp.zeros((1, 3, 10)))
+    with pytest.raises(InputError, match="60 samples are too few"):
+        apply(STUDENT, lively(STUDENT), jnp.zeros((1, 60)))
