@@ -56,14 +56,15 @@ class MaskedPrediction:
         _check(output, labels, self.clusters)
         valid = frame_mask(output.lengths, labels.shape[1])
         value, sums = jnp.zeros((), jnp.float32), dict[str, tuple[Array, Array]]()
-        for i, logits in enumerate(_sets(output, self.clusters)):
+        assert output.logits is not None
+        for i, logits in enumerate(by_set(output.logits, self.clusters)):
             target = labels[..., i]
             counted = valid & (target >= 0)
-            surprise, correct = _surprise(logits, target)
+            missed, correct = surprise(logits, target)
             weights = jnp.where(mask, self.masked, self.unmasked) * counted.astype(jnp.float32)
             count = (weights > 0).sum().astype(jnp.float32)
-            value = value + _ratio((weights * surprise).sum(), count)
-            sums |= _sums(f"_{i}" if i else "", surprise, correct, counted & mask, counted & ~mask)
+            value = value + ratio((weights * missed).sum(), count)
+            sums |= _sums(f"_{i}" if i else "", missed, correct, counted & mask, counted & ~mask)
         if self.penalty and output.extracted is not None:
             value = value + self.penalty * self._square(output)
         return value, {"loss": (value, jnp.ones((), jnp.float32)), **sums}
@@ -77,6 +78,23 @@ class MaskedPrediction:
         return jnp.square(x).mean(where=valid)
 
 
+def masked_by_row(output: Output, labels: Array, mask: Array, clusters: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Sum −log p of the labels of hidden frames, and how many were right, in each row; label sets add up.
+
+    Arguments as `MaskedPrediction`. Returns the sums, the right ones and the frames counted, each (batch,) float32.
+    """
+    assert output.logits is not None
+    labels = labels[..., None] if labels.ndim == 2 else labels
+    valid = frame_mask(output.lengths, labels.shape[1]) & mask
+    total = [jnp.zeros(labels.shape[0])] * 3
+    for i, logits in enumerate(by_set(output.logits, clusters)):
+        missed, correct = surprise(logits, labels[..., i])
+        counted = valid & (labels[..., i] >= 0)
+        each = missed.sum(1, where=counted), (correct & counted).sum(1), counted.sum(1)
+        total = [one + more.astype(jnp.float32) for one, more in zip(total, each, strict=True)]
+    return total[0], total[1], total[2]
+
+
 def means(sums: Mapping[str, tuple[Array, Array]]) -> dict[str, float]:
     """Divide each sum by its count; what was never counted is left out."""
     return {name: float(total) / float(count) for name, (total, count) in sums.items() if float(count) > 0}
@@ -87,32 +105,32 @@ def add(one: Mapping[str, tuple[Array, Array]], two: Mapping[str, tuple[Array, A
     return {name: (one[name][0] + two[name][0], one[name][1] + two[name][1]) for name in one}
 
 
-def _sets(output: Output, clusters: tuple[int, ...]) -> list[Array]:
-    assert output.logits is not None
+def by_set(logits: Array, clusters: tuple[int, ...]) -> list[Array]:
+    """Split `logits: (batch, time, clusters)` into those of each label set, in float32."""
     bounds = np.cumsum(clusters)[:-1].tolist()
-    return jnp.split(output.logits.astype(jnp.float32), bounds, -1)
+    return jnp.split(logits.astype(jnp.float32), bounds, -1)
 
 
-def _surprise(logits: Array, target: Array) -> tuple[Array, Array]:
+def surprise(logits: Array, target: Array) -> tuple[Array, Array]:
     """Return −log p of each target, and whether it was the likeliest; both (batch, frames)."""
     target = jnp.maximum(target, 0)[..., None]
     logs = jax.nn.log_softmax(logits)
-    surprise = -jnp.take_along_axis(logs, target, -1)[..., 0]
-    return surprise, logits.argmax(-1) == target[..., 0]
+    missed = -jnp.take_along_axis(logs, target, -1)[..., 0]
+    return missed, logits.argmax(-1) == target[..., 0]
 
 
-def _sums(suffix: str, surprise: Array, correct: Array, masked: Array, unmasked: Array) -> Sums:
+def _sums(suffix: str, missed: Array, correct: Array, masked: Array, unmasked: Array) -> Sums:
     def over(values: Array, frames: Array) -> tuple[Array, Array]:
         return values.astype(jnp.float32).sum(where=frames), frames.sum().astype(jnp.float32)
 
     return {
-        f"masked_loss{suffix}": over(surprise, masked),
+        f"masked_loss{suffix}": over(missed, masked),
         f"masked_accuracy{suffix}": over(correct, masked),
         f"unmasked_accuracy{suffix}": over(correct, unmasked),
     }
 
 
-def _ratio(total: Array, count: Array) -> Array:
+def ratio(total: Array, count: Array) -> Array:
     """Divide; 0 where nothing was counted."""
     return total / jnp.maximum(count, 1)
 

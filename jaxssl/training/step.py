@@ -22,6 +22,7 @@ from jaxssl.training.optimizer import skipped
 Arrays = Mapping[str, Array]  # inputs, lengths, labels, mask; as `jaxssl.data.batches.Batch` names them
 Loss = Callable[[Output, Array, Array], tuple[Array, Sums]]
 View = Callable[[Any, Any], Params]
+Objective = Callable[[Any, Any, Arrays, Array | None], tuple[Array, Sums]]  # params, held, batch, dropout key
 
 
 @jax.tree_util.register_dataclass
@@ -124,6 +125,19 @@ class Step:
         return state, total | more
 
 
+def predicting(
+    arch: Arch, loss: Loss, *, view: View = as_seen, dtype: Any = jnp.float32, stack: Stack = "unroll"
+) -> Objective:
+    """Return the objective `loss(apply(arch, view(params), batch))`; arguments as `make_step`."""
+
+    def objective(params: Any, held: Any, batch: Arrays, key: Array | None) -> tuple[Array, Sums]:
+        seen, mask = view(params, held), batch["mask"]
+        output = apply(arch, seen, batch["inputs"], batch["lengths"], mask=mask, key=key, dtype=dtype, stack=stack)
+        return loss(output, batch["labels"], mask)
+
+    return objective
+
+
 def make_step(
     arch: Arch,
     loss: Loss,
@@ -145,14 +159,17 @@ def make_step(
         stack: see `apply`.
         shardings: where the state lives, when it is spread over devices.
     """
+    return compile_step(predicting(arch, loss, view=view, dtype=dtype, stack=stack), optimizer, shardings=shardings)
+
+
+def compile_step(
+    objective: Objective, optimizer: optax.GradientTransformation, *, shardings: State | None = None
+) -> Step:
+    """Build the update `params ← optimizer(∇ objective(params, held, batch, key))`; arguments as `make_step`."""
 
     def value(params: Any, state: State, batch: Arrays) -> tuple[Array, Sums]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.batches)
-        seen = view(params, state.held)
-        output = apply(
-            arch, seen, batch["inputs"], batch["lengths"], mask=batch["mask"], key=key, dtype=dtype, stack=stack
-        )
-        return loss(output, batch["labels"], batch["mask"])
+        return objective(params, state.held, batch, key)
 
     def gradient(state: State, batch: Arrays, total: Any, share: float) -> tuple[Any, Sums]:
         found, sums = jax.grad(value, has_aux=True)(state.params, state, batch)
@@ -190,14 +207,12 @@ def make_evaluation(
     arch: Arch, loss: Loss, *, view: View = as_seen, dtype: Any = jnp.float32
 ) -> Callable[[Any, Any, Arrays], Sums]:
     """Build `evaluate(params, held, batch) -> sums`, without dropout."""
+    return compile_evaluation(predicting(arch, loss, view=view, dtype=dtype))
 
-    @jax.jit
-    def evaluate(params: Any, held: Any, batch: Arrays) -> Sums:
-        seen = view(params, held)
-        output = apply(arch, seen, batch["inputs"], batch["lengths"], mask=batch["mask"], dtype=dtype)
-        return loss(output, batch["labels"], batch["mask"])[1]
 
-    return evaluate
+def compile_evaluation(objective: Objective) -> Callable[[Any, Any, Arrays], Sums]:
+    """Build `evaluate(params, held, batch) -> sums` of any objective, without dropout."""
+    return jax.jit(lambda params, held, batch: objective(params, held, batch, None)[1])
 
 
 def _added(one: tuple[Array, Array] | None, two: tuple[Array, Array]) -> tuple[Array, Array]:
