@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from compress.errors import InputError
 from experiments.settings import Training
@@ -20,9 +21,10 @@ from jaxssl.data.logmel import Stats
 from jaxssl.data.masking import HUBERT, MELHUBERT_10MS, MELHUBERT_20MS, Spans
 from jaxssl.data.quality import entropy
 from jaxssl.data.study import read_study
-from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
-from jaxssl.models.model import Params
-from jaxssl.training.losses import MaskedPrediction, Sums, add, means
+from jaxssl.models.arch import SAMPLE_RATE, Arch, ClusterHead, CosineHead, LogMel
+from jaxssl.models.model import Params, apply
+from jaxssl.training.losses import MaskedPrediction, Sums, add, masked_by_row, means
+from jaxssl.training.probe import interval
 from jaxssl.training.sharding import global_batch, make_mesh, place, shardings
 from jaxssl.training.step import Loss, make_evaluation
 
@@ -91,12 +93,75 @@ def pretraining_loss(arch: Arch, data: Data) -> MaskedPrediction:
     return MaskedPrediction((data.clusters,), penalty=0.0 if isinstance(arch.front, LogMel) else 10.0)
 
 
+def predicted(arch: Arch) -> int:
+    """Count the clusters that a model's output layer tells apart."""
+    match arch.head:
+        case ClusterHead(clusters):
+            return clusters
+        case CosineHead() as head:
+            return sum(head.codewords)
+        case None:
+            return 0
+
+
 def evaluate(arch: Arch, params: Params, data: Data, training: Training) -> dict[str, float]:
     """Return a model's mean loss and accuracies on held-out speech, masks fixed."""
     mesh = make_mesh(fsdp=1)
     run = _evaluation(arch, pretraining_loss(arch, data), training.dtype)
     placed = place(params, shardings(params, mesh))
     return means(total(run(placed, (), arrays(batch, mesh)) for batch in held_out(data, training)))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model made of each held-out utterance, in the order of their numbers.
+
+    Attributes:
+        losses: sum of −log p over its hidden frames, (utterances,).
+        correct: hidden frames that were right, (utterances,).
+        frames: hidden frames, (utterances,).
+    """
+
+    losses: np.ndarray
+    correct: np.ndarray
+    frames: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """Return loss (nats) and accuracy on hidden frames, each with its 95 % bootstrap interval over utterances."""
+        found: dict[str, float] = {}
+        for name, sums in (("valid_loss", self.losses), ("masked_accuracy", self.correct)):
+            low, high = interval(sums, self.frames, seed=0)
+            found |= {name: float(sums.sum() / self.frames.sum()), f"{name}_low": low, f"{name}_high": high}
+        return found
+
+
+def hear(arch: Arch, params: Params, data: Data, training: Training) -> HeldOut:
+    """Let a model predict each held-out utterance, masks fixed; in one process.
+
+    Raises:
+        InputError: no held-out frame is hidden.
+    """
+    mesh, found = make_mesh(fsdp=1), list[np.ndarray]()
+    run = _by_row(arch, data.clusters, training.dtype)
+    placed = place(params, shardings(params, mesh))
+    for batch in held_out(data, training):
+        found.append(np.stack([batch.index, *map(np.asarray, run(placed, arrays(batch, mesh)))]))
+    index, *columns = np.concatenate(found, axis=1)
+    kept = np.flatnonzero((index >= 0) & (columns[2] > 0))
+    if not len(kept):
+        raise InputError(f"none of {len(index)} held-out utterances has a hidden frame with a label; give longer ones")
+    order = kept[np.argsort(index[kept])]
+    return HeldOut(*(column[order].astype(np.float64) for column in columns))
+
+
+@lru_cache(maxsize=4)
+def _by_row(arch: Arch, clusters: int, dtype: str) -> Callable[[Any, Any], tuple[Array, Array, Array]]:
+    @jax.jit
+    def run(params: Any, batch: Any) -> tuple[Array, Array, Array]:
+        output = apply(arch, params, batch["inputs"], batch["lengths"], mask=batch["mask"], dtype=jnp.dtype(dtype))
+        return masked_by_row(output, batch["labels"], batch["mask"], (clusters,))
+
+    return run
 
 
 @lru_cache(maxsize=4)  # a compressed model is evaluated before training and after it

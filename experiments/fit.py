@@ -5,7 +5,6 @@ does, while data, checkpoints and telemetry go on. `fit` is the run of one model
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ import numpy as np
 from compress.errors import InputError
 from experiments.cli import Preempted, console, updates
 from experiments.corpus import Data, arrays, evaluate, held_out, loader, pretraining_loss, total
+from experiments.lesson import Give, Lesson
 from experiments.settings import Training, optimizer
 from jaxssl.data.batches import Loader
 from jaxssl.data.buckets import Watch
@@ -29,12 +29,13 @@ from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel, to_json
 from jaxssl.models.model import Params
 from jaxssl.training import distributed, pictures
+from jaxssl.training.distillation import distilling, student
 from jaxssl.training.loop import Hook, every, termination, train
 from jaxssl.training.losses import Sums, means
 from jaxssl.training.optimizer import skipped
 from jaxssl.training.resume import Checkpoints
 from jaxssl.training.sharding import check_rows, fetch, make_mesh, place, shardings
-from jaxssl.training.step import Loss, State, Step, View, as_seen, make_evaluation, make_step, start
+from jaxssl.training.step import Loss, State, Step, View, as_seen, compile_step, make_evaluation, make_step, start
 from jaxssl.training.telemetry import Journal, Meter, read_journal
 
 Tell = Callable[[int, str], None]
@@ -60,12 +61,16 @@ class Programs:
         view: how the loss sees the parameters.
         step: one update.
         check: what the loss reports on held-out speech.
+        lesson: how the model learns from a teacher; None: it has none.
+        give: adds to a batch what the teacher says of it; knows the batch by its position in the data.
     """
 
     arch: Arch
     view: View
     step: Step
     check: Callable[[Any, Any, Any], Sums]
+    lesson: Lesson | None = None
+    give: Give = lambda batch, position: batch
 
 
 @dataclass(frozen=True)
@@ -109,12 +114,33 @@ class Run:
         placed = place(state, shardings(state, self.mesh))
         return placed if self.found is None else self.saves.restore(self.found.number, placed)
 
-    def programs(self, arch: Arch, state: State, *, loss: Loss | None = None, view: View = as_seen) -> Programs:
-        """Build what trains and validates models of that shape; `loss` None is the family's pre-training loss."""
+    def programs(
+        self,
+        arch: Arch,
+        state: State,
+        *,
+        loss: Loss | None = None,
+        view: View = as_seen,
+        lesson: Lesson | None = None,
+    ) -> Programs:
+        """Build what trains and validates models of that shape.
+
+        Args:
+            arch: what `view(params)` is.
+            state: which the programs are for.
+            loss: what to minimise; None is the family's pre-training loss. It validates in any case.
+            view: how the loss sees the parameters.
+            lesson: train on what a teacher says instead.
+        """
         loss, dtype = loss or pretraining_loss(arch, self.data), jnp.dtype(self.training.dtype)
-        build, places = optimizer(self.training).build(), shardings(state, self.mesh)
-        step = make_step(arch, loss, build, view=view, dtype=dtype, stack=self.training.stack, shardings=places)
-        return Programs(arch, view, step, make_evaluation(arch, loss, view=view, dtype=dtype))
+        build, places, stack = optimizer(self.training).build(), shardings(state, self.mesh), self.training.stack
+        check = make_evaluation(arch, loss, view=student(view), dtype=dtype)
+        if lesson is None:
+            step = make_step(arch, loss, build, view=view, dtype=dtype, stack=stack, shardings=places)
+            return Programs(arch, view, step, check)
+        goal = distilling(arch, lesson.loss(arch), view=view, dtype=dtype, stack=stack)
+        step = compile_step(goal, build, shardings=places)
+        return Programs(arch, student(view), step, check, lesson, lesson.give(arch))
 
     def train(
         self,
@@ -155,7 +181,7 @@ class Run:
         state = train(
             programs.step,
             state,
-            _stream(self, programs.arch),
+            _stream(self, programs),
             steps=last,
             hooks=hooks,
             stop=lambda number: pause() or stopped(number),
@@ -275,24 +301,32 @@ def _find(saves: Checkpoints, feed: Loader) -> Found | None:
     return Found(number, record)
 
 
-def _stream(run: Run, arch: Arch) -> Iterator[Sequence[dict[str, Any]]]:
+def _stream(run: Run, programs: Programs) -> Iterator[Sequence[dict[str, Any]]]:
     """Give each update's batches, on the devices; count speech and multiplications on the way."""
     watch, per_second = Watch(len(run.feed.shapes())), run.data.per_second
     for drawn in itertools.count():
         if drawn == 1:
             run.meter.read()  # the first update compiled; rates are of those after it
-        batches = [next(run.feed) for _ in range(run.training.accumulate)]
-        for batch in batches:
-            if note := watch.see(batch.inputs.shape):
+        places, batches = [], []
+        for _ in range(run.training.accumulate):
+            places.append(run.feed.state())
+            batches.append(next(run.feed))
+            if note := watch.see(batches[-1].inputs.shape):
                 console.print(f"note: {note}", markup=False)
         lengths = np.concatenate([batch.lengths for batch in batches])
-        macs = sum(_macs(arch, round(int(n) / per_second * SAMPLE_RATE)) for n in lengths)
+        macs = sum(_macs(programs, round(int(n) / per_second * SAMPLE_RATE)) for n in lengths)
         run.meter.count(audio=float(lengths.sum()) / per_second, macs=macs)  # before the update: a reading counts it
-        yield [arrays(batch, run.mesh) for batch in batches]
+        yield [programs.give(arrays(b, run.mesh), at) for b, at in zip(batches, places, strict=True)]
+
+
+def _macs(programs: Programs, samples: int) -> float:
+    """Count a forward pass of the student, of which an update takes three, and a third of one of the teacher."""
+    teacher = 0.0 if programs.lesson is None else _forward(programs.lesson.arch, samples) / 3
+    return _forward(programs.arch, samples) + teacher
 
 
 @lru_cache(maxsize=4096)
-def _macs(arch: Arch, samples: int) -> float:
+def _forward(arch: Arch, samples: int) -> float:
     return cost.macs(arch, samples).total
 
 
@@ -314,7 +348,9 @@ def _give_up(state: State) -> None:
 
 def _line(number: int, values: dict[str, float], steps: int) -> str:
     left = max(steps - number, 0) / max(values["updates_per_s"], 1e-9)
-    words = f"loss {values['loss']:.3f}, masked accuracy {values.get('masked_accuracy', math.nan):.1%}"
+    words = f"loss {values['loss']:.3f}"
+    if (accuracy := values.get("masked_accuracy")) is not None:  # not of distillation
+        words += f", masked accuracy {accuracy:.1%}"
     words += f", {values['updates_per_s']:.2f} updates/s, {values['audio_s_per_s']:.0f} s of speech/s"
     return f"{words}, MFU {values['mfu']:.0%}, {left // 60:.0f}:{left % 60:02.0f} left"
 

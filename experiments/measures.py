@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -13,6 +14,7 @@ QUALITY = {
     "masked_accuracy": "masked accuracy",
     "phone_accuracy": "phones by frame, accuracy",
     "speaker_accuracy": "speakers by frame, accuracy",
+    "output_error": "relative error of the output, before training",
 }
 CONTROL = {"valid_loss": "control_loss", "masked_accuracy": "control_accuracy"}  # of the dense model trained as long
 BEFORE = {"valid_loss": "loss_before"}  # right after pruning
@@ -24,12 +26,39 @@ def number(row: Row, *keys: str) -> float | None:
     return next((float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)), None)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a point costs, as an axis of a picture.
+
+    Attributes:
+        key: names it in files and links.
+        label: of the axis, with the unit.
+        read: finds it in a row.
+        nominal: finds what it would be if zeros cost nothing; None where that means nothing.
+    """
+
+    key: str
+    label: str
+    read: Reading
+    nominal: Reading | None = None
+
+
+def lower_is_better(key: str) -> bool:
+    """Tell whether a measure of quality is a loss or an error."""
+    return key.endswith(("loss", "error"))
+
+
 def measured(key: str) -> Reading:
-    """Read a measure and its interval, where it has one: `phone_low` and `phone_high` of `phone_accuracy`."""
-    stem = key.rsplit("_", 1)[0]
+    """Read a measure and its interval, where it has one.
+
+    The interval goes by the measure's whole name, `valid_loss_low` and `valid_loss_high`; an accuracy's may go by what
+    it is of, `phone_low` and `phone_high` of `phone_accuracy`.
+    """
+    names = (key, key.removesuffix("_accuracy"))
 
     def read(row: Row) -> Span | None:
-        value, low, high = number(row, key), number(row, f"{stem}_low", key), number(row, f"{stem}_high", key)
+        value = number(row, key)
+        low, high = (number(row, *(f"{name}_{end}" for name in names), key) for end in ("low", "high"))
         return None if value is None or low is None or high is None else (value, low, high)
 
     return read
@@ -79,20 +108,52 @@ def pareto(points: Sequence[tuple[float, float]], *, lower: bool) -> list[bool]:
     return [not any(o != p and o[0] <= p[0] and o[1] <= p[1] for o in signed) for p in signed]
 
 
+def controls(rows: Sequence[Row], key: str, cost: Reading) -> list[tuple[float, float]]:
+    """Return (cost, quality) of the dense model after as much training as the run's last point had, where known."""
+    own = [row for row in rows if row["name"] == "control"]
+    found = number(own[-1], key) if own else number(rows[-1], CONTROL.get(key, ""))
+    at = cost((own or rows)[0])
+    return [] if found is None or at is None else [(at[0], found)]
+
+
+def saves(rows: Sequence[Row], cost: Cost) -> bool:
+    """Tell whether a run would cost less by more than 1 % anywhere if zeros cost nothing."""
+    nominal = cost.nominal
+    return nominal is not None and any((x := cost.read(r)) and (y := nominal(r)) and y[0] < 0.99 * x[0] for r in rows)
+
+
+def _in_turns(row: Row) -> Span | None:
+    """Read the real-time factor where its quartiles tell that it was timed in turns with all others."""
+    return measured("real_time_factor")(row) if number(row, "real_time_factor_low") is not None else None
+
+
 NONZERO = value("nonzero", "parameters", scale=1e-6)
 NOMINAL = value("nominal_macs_g_per_s", "macs_g_per_s")
-COSTS: dict[str, Reading] = {
-    "measured time relative to dense": relative_time,
-    "MACs by weights not zero (G / s of speech)": NOMINAL,
-    "parameters not zero (million)": NONZERO,
-    "smallest encoding (MB)": value("encoded_bytes", "bytes", scale=1e-6),
-}
+PARAMETERS = Cost("parameters", "parameters (million)", value("parameters", scale=1e-6), NONZERO)
+MACS = Cost("macs", "MACs (G / s of speech)", value("macs_g_per_s"), NOMINAL)
+TIME = Cost("time", "measured time relative to dense", relative_time)
+BYTES = Cost("bytes", "smallest encoding (MB)", value("encoded_bytes", "bytes", scale=1e-6))
+OVERVIEW = (
+    TIME,
+    Cost("nominal_macs", "MACs by weights not zero (G / s of speech)", NOMINAL),
+    Cost("nonzero", "parameters not zero (million)", NONZERO),
+    BYTES,
+)
+COSTS = (
+    PARAMETERS,
+    MACS,
+    TIME,
+    Cost("real_time_factor", "real-time factor, all timed in turns", _in_turns),
+    BYTES,
+    Cost("memory", "memory of a forward pass (MB)", value("memory_bytes", scale=1e-6)),
+)
 
 
-def plain(dense: Row) -> dict[str, tuple[Reading, Reading | None]]:
-    """Return costs as computed, and as they would be if zeros cost nothing."""
-    return {
-        "parameters (million)": (value("parameters", scale=1e-6), NONZERO),
-        "MACs (G / s of speech)": (value("macs_g_per_s"), NOMINAL),
-        "real-time factor, measured in turns": (real_time(dense), None),
-    }
+def known_costs(rows: Sequence[Row]) -> tuple[Cost, ...]:
+    """Return the costs that some row tells."""
+    return tuple(cost for cost in COSTS if any(cost.read(row) for row in rows))
+
+
+def plain(dense: Row) -> tuple[Cost, ...]:
+    """Return costs as computed, and as they would be if zeros cost nothing, beside the real-time factor."""
+    return PARAMETERS, MACS, Cost("real_time_factor", "real-time factor, measured in turns", real_time(dense))

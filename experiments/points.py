@@ -2,6 +2,7 @@
 
 out/points.json         the finished points, which a broken-off run need not measure again
 out/curve.csv, .png     all of them so far
+out/held-out/NAME.npz   what a point's model made of each held-out utterance, for paired comparisons
 out/models/NAME/        the model of a point
 
 A point that is there is whole; what a broken-off run had begun of the next one is measured again.
@@ -22,10 +23,10 @@ import numpy as np
 
 from compress.address import flatten, unflatten
 from compress.encoding import decode, encode
-from compress.sparse import Masks, apply_masks
+from compress.sparse import Masks, apply_masks, zero_masks
 from experiments import report
 from experiments.cli import console, progress
-from experiments.corpus import Data, evaluate
+from experiments.corpus import Data, HeldOut, hear
 from experiments.probing import Probes
 from experiments.settings import Training
 from experiments.source import Model
@@ -34,8 +35,10 @@ from jaxssl.latency import Load, Program, compile_forward, race, speedup
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer
 from jaxssl.models.model import Params, shapes
+from jaxssl.models.sites import matrices
 
 Row = dict[str, Any]
+PRUNED = 1e-3  # share of an array's entries that must be zero for its zeros to be meant
 FAIR = 0.8  # share of the promised speed-up below which the report says where the rest went
 
 
@@ -57,6 +60,12 @@ class Subject:
     def seen(self) -> Params:
         """The parameters as the model runs with them."""
         return apply_masks(self.params, self.masks) if self.masks else self.params
+
+
+def with_zeros(arch: Arch, params: Params) -> Subject:
+    """Take a model up: weights that were pruned stay zero."""
+    masks = {path: mask for path, mask in zero_masks(params, matrices(arch)).items() if np.mean(mask) < 1 - PRUNED}
+    return Subject(arch, params, masks)
 
 
 @dataclass(frozen=True)
@@ -111,9 +120,11 @@ class Bench:
     programs: dict[Arch, Program] = field(default_factory=dict)
 
     def quality(self, subject: Subject) -> dict[str, float]:
-        """Return `valid_loss` (nats, masked frames) and `masked_accuracy` on held-out speech."""
-        found = evaluate(subject.arch, subject.seen, self.data, self.training)
-        return {"valid_loss": found["masked_loss"], "masked_accuracy": found["masked_accuracy"]}
+        """Return `valid_loss` (nats, masked frames) and `masked_accuracy` on held-out speech, with intervals."""
+        return self._hear(subject).summary()
+
+    def _hear(self, subject: Subject) -> HeldOut:
+        return hear(subject.arch, subject.seen, self.data, self.training)
 
     def rows(self) -> list[Row]:
         """Read the points that are finished."""
@@ -141,7 +152,9 @@ class Bench:
         if self.has(name):
             return
         console.print(f"measuring {name}", markup=False)
-        row = {"name": name, "level": level, "step": step, **_sizes(subject), **self.quality(subject), **told}
+        heard = self._hear(subject)
+        report.write_arrays(self.out / "held-out" / f"{name}.npz", vars(heard))
+        row = {"name": name, "level": level, "step": step, **_sizes(subject), **heard.summary(), **told}
         if control := self.controls.get(step):
             row |= {"control_loss": control["valid_loss"], "control_accuracy": control["masked_accuracy"]}
         fast = self.fast(subject)
@@ -152,10 +165,19 @@ class Bench:
         row["bytes"] = self._save(name, subject, fast)
         self._record(row)
 
+    def read(self, name: str) -> Subject:
+        """Load the model of a finished point."""
+        return with_zeros(*checkpoint.load(self.out / "models" / name))
+
+    def heard(self, name: str) -> HeldOut:
+        """Read what a finished point's model made of each held-out utterance."""
+        with np.load(self.out / "held-out" / f"{name}.npz", allow_pickle=False) as arrays:
+            return HeldOut(**arrays)
+
     def _time(self, name: str, fast: Fast) -> Row:
         """Time the dense model, what stays of it without heads and units, and this one, in turns."""
         dense = self.model.arch, self.model.params
-        programs = {"dense": self._program(*dense), "bare": self._program(*_bare(*dense))}
+        programs = {"dense": self.program(*dense), "bare": self.program(*_bare(*dense))}
         if name != "dense":
             programs["point"] = compile_forward(fast.arch, fast.params, self.load, dtype=self.dtype)
         with progress("timing side by side", self.rounds + 2) as tick:
@@ -173,7 +195,7 @@ class Bench:
             **{f"{each}_ms": timing.median * 1e3 for each, timing in timings.items()},
         }
 
-    def _program(self, arch: Arch, params: Params) -> Program:
+    def program(self, arch: Arch, params: Params) -> Program:
         """Compile what every point is timed beside once."""
         if arch not in self.programs:
             self.programs[arch] = compile_forward(arch, params, self.load, dtype=self.dtype)
@@ -219,6 +241,8 @@ QUALITY = {
     "step": "updates",
     "loss_before:.3f": "loss before training",
     "valid_loss:.3f": "held-out loss",
+    "valid_loss_low:.3f": "from",
+    "valid_loss_high:.3f": "to",
     "control_loss:.3f": "dense, as long",
     "masked_accuracy:.1%": "masked accuracy",
     "control_accuracy:.1%": "dense, as long",

@@ -5,96 +5,27 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compress.sparse import zero_masks
 from experiments import report
 from experiments.cli import console
 from experiments.corpus import Data
+from experiments.curve import Curve, Pruning
 from experiments.fit import open_run
-from experiments.points import Bench, Fast, Subject, show, where_the_rest_went
+from experiments.lesson import Lesson, check_teacher, soft_labels
+from experiments.points import Bench, Fast, Subject, show, where_the_rest_went, with_zeros
 from experiments.probing import log_mel, open_probes
 from experiments.recovery import speech_with_targets
-from experiments.schedule import Schedule, Timing
+from experiments.schedule import Schedule
 from experiments.settings import Training, claim
 from experiments.source import Model, Speech, load_model, load_speech
 from experiments.sweep import Act, Event, begin, subject_of, sweep
 from jaxssl.latency import Load, machine
-from jaxssl.models.sites import matrices
 from jaxssl.specialise import unpacked
-
-PRUNED = 1e-3  # share of an array's entries that must be zero for its zeros to be meant
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruning(Timing):
-    """Settings that weights, heads and rows share."""
-
-    model: str | None = None
-    """model folder, run folder, preset or checkpoint, compressed in whatever way; default: the trained model that comes
-    with the package"""
-    audio: tuple[str, ...] = ()
-    """speech to train on, labelled by the model that makes its targets; default: the embedded corpus"""
-    held_out: tuple[str, ...] = ()
-    """speech of others to validate on, labelled likewise; default: a part of --audio"""
-    corpus: Path | None = None
-    """folder of experiments.prepare, instead of --audio"""
-    labels: str | None = None
-    """name of the labels in --corpus, where there are several"""
-    valid: Path | None = None
-    """another such folder, of held-out speech; default: a part of the training corpus"""
-    batch: int | None = None
-    """utterances of a batch; default: 8, with --schedule paper 4"""
-    crop: float | None = None
-    """longest stretch of an utterance, in seconds; default: 3, with --schedule paper 15"""
-    shortest: float | None = None
-    """utterances below that are left out, in seconds; default: 1, with --schedule paper 3.2"""
-    learning_rate: float | None = None
-    """of Adam, constant; default: 2e-4, with --schedule paper 1e-5"""
-    reset: bool = False
-    """forget Adam's moments at each event, as the study does for heads and rows; else they are cut with the weights"""
-    control: bool = True
-    """train the dense model as long, to compare with"""
-    probes: bool = True
-    """probe every point for phones and speakers (embedded corpus)"""
-    speakers: Path | None = None
-    """folder of speech with known speakers, ten utterances of each, for the probe"""
-    save_every: int = 100
-    """updates between two checkpoints, besides those at events"""
-    stack: Literal["unroll", "scan", "remat"] = "scan"
-    """how equal layers run in training, see experiments.pretrain"""
-    seconds: float = 5.0
-    """length of the utterance that is timed, in seconds"""
-    rounds: int = 15
-    """timed runs of each model, in turns with the dense one"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the computation, in training and timing"""
-    seed: int = 0
-    """of order, crops, masks, dropout and random weights"""
-
-    def training(self, schedule: Schedule) -> Training:
-        """Return the settings of the run's updates."""
-        paper = self.schedule == "paper"
-        return Training(
-            steps=max(schedule.calendar.last, 1),
-            batch=self.batch or (4 if paper else 8),
-            crop=self.crop or (15.0 if paper else 3.0),
-            shortest=(3.2 if paper else 1.0) if self.shortest is None else self.shortest,
-            learning_rate=self.learning_rate or (1e-5 if paper else 2e-4),
-            warmup=0.0,
-            decay="constant",
-            buckets=8 if paper else 1,
-            dtype=self.dtype,
-            stack=self.stack,
-            seed=self.seed,
-            valid_every=max(schedule.calendar.last, 1) + 1,  # points are what is validated
-            save_every=self.save_every,
-            log_every=1000 if paper else max(self.every // 2, 1),
-        )
 
 
 @dataclass(frozen=True)
@@ -109,31 +40,37 @@ class Job:
         training: settings of the updates.
         data: labelled speech.
         speech: some of it as audio, for calibration and for proofs.
+        lesson: how models learn from a teacher; None: they are trained on masked prediction.
+        reset: start the optimiser anew at each event.
     """
 
-    config: Pruning
+    config: Curve
     model: Model
     subject: Subject
     schedule: Schedule
     training: Training
     data: Data
     speech: Speech
+    lesson: Lesson | None = None
+    reset: bool = False
 
 
-def open_model(config: Pruning) -> tuple[Model, Subject]:
+def open_model(config: Curve) -> tuple[Model, Subject]:
     """Load the model, packed maps unpacked; weights that were pruned before stay zero."""
     model = load_model(config.model, seed=config.seed)
     arch, params = unpacked(model.arch, model.params)
     model = replace(model, arch=arch, params=params)
-    masks = {p: mask for p, mask in zero_masks(params, matrices(arch)).items() if np.mean(mask) < 1 - PRUNED}
-    if masks:
+    subject = with_zeros(arch, params)
+    if masks := subject.masks:
         count = sum(int(np.size(mask) - np.count_nonzero(mask)) for mask in masks.values())
         note = f"{count:,} weights in {len(masks)} arrays are zero and stay zero"
         model = replace(model, notes=(*model.notes, note))
-    return model, Subject(arch, params, masks)
+    return model, subject
 
 
-def open_job(config: Pruning, model: Model, subject: Subject, schedule: Schedule, *, out: Path) -> Job:
+def open_job(
+    config: Curve, model: Model, subject: Subject, schedule: Schedule, training: Training, *, out: Path
+) -> Job:
     """Take the run folder and prepare the speech; what can be refused has been refused before."""
     claim(out, config, free=())
     shared = out.parent  # the runs of one place prepare the same speech once
@@ -151,7 +88,21 @@ def open_job(config: Pruning, model: Model, subject: Subject, schedule: Schedule
     if model.stats is None:
         model = replace(model, stats=data.stats)
     speech = load_speech(config.audio, limit=8)
-    return Job(config, model, subject, schedule, config.training(schedule), data, speech)
+    return Job(config, model, subject, schedule, training, data, speech)
+
+
+def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Schedule, *, out: Path) -> Job:
+    """Open a job of weights, heads or rows, with the teacher that models recover by, if they are to."""
+    teacher = load_model(config.teacher, seed=config.seed) if config.teacher else model
+    job = open_job(config, model, subject, schedule, config.training(schedule), out=out)
+    job = replace(job, reset=config.reset)
+    if config.recover == "predict":
+        return job
+    check_teacher(teacher, job.model, job.data, logits=True)
+    choose = soft_labels(job.data, temperature=config.temperature, alpha=config.alpha)
+    lesson = Lesson(teacher.arch, teacher.params, choose, job.training, kept=out.parent / "taught")
+    lesson.heads(subject.arch, seed=config.seed)  # refuses what cannot be learned
+    return replace(job, lesson=lesson)
 
 
 def prune(
@@ -171,23 +122,46 @@ def prune(
         job: what to do.
         act: what an event does.
         out: the run's folder.
-        technique: weights, heads or rows.
+        technique: weights, heads, rows or distil.
         label: of the curve, in pictures of several runs.
         now: the model's own level.
         fast: puts a point into the form that is timed; None: as it is.
         notes: lines a reader of the report should see.
     """
+
+    def points(bench: Bench) -> None:
+        acting = _telling(act, bench) if job.schedule.calendar.last else act
+        if not job.schedule.once:
+            return _iterate(job, bench, acting)
+        for number in range(len(job.schedule.levels)):
+            _once(job, bench, acting, number)
+
+    draw(
+        job, points, ends=job.schedule.ends, out=out, technique=technique, label=label, now=now, fast=fast, notes=notes
+    )
+
+
+def draw(
+    job: Job,
+    points: Callable[[Bench], None],
+    *,
+    ends: Sequence[int],
+    out: Path,
+    technique: str,
+    label: str,
+    now: float,
+    fast: Callable[[Subject], Fast] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Measure the dense model, train the control, let `points` measure the others, and report.
+
+    `ends` are the updates that the points are trained with, rising; the other arguments are as `prune`'s.
+    """
     bench = _bench(job, out, technique, label, fast)
     bench.point("dense", job.subject, level=now, step=0, told={})
-    if job.config.control and job.schedule.calendar.last:
-        _control(job, bench)
-    if job.schedule.calendar.last:
-        act = _telling(act, bench)
-    if job.schedule.once:
-        for number in range(len(job.schedule.levels)):
-            _once(job, bench, act, number)
-    else:
-        _iterate(job, bench, act)
+    if job.config.control and any(ends):
+        _control(job, bench, ends)
+    points(bench)
     _report(job, bench, [*job.model.notes, *job.speech.notes, *notes])
 
 
@@ -208,37 +182,29 @@ def _telling(act: Act, bench: Bench) -> Act:
     return acting
 
 
-def _control(job: Job, bench: Bench) -> None:
+def _control(job: Job, bench: Bench, ends: Sequence[int]) -> None:
     """Train the dense model as long as every point was, and remember its quality at each of their updates.
 
     Runs of one place with the same model, speech, settings and updates share it.
     """
-    folder, last = bench.out.parent / f"control-{_control_digest(job)}", job.schedule.calendar.last
-    path, subject = folder / "quality.json", _dropping(job.subject)
-    if path.is_file():
+    folder, subject = bench.out.parent / f"control-{_control_digest(job, ends)}", _dropping(job.subject)
+    if (path := folder / "quality.json").is_file():
         bench.controls.update({int(step): found for step, found in json.loads(path.read_text()).items()})
-    if last in bench.controls:
+    if all(end in bench.controls for end in ends):
         return
     console.print("training the dense model as long, to compare with", markup=False)
-
-    def measure(number: int, subject: Subject, step: int, told: Mapping[str, Any]) -> None:
-        bench.controls[step] = bench.quality(subject)
-        report.write_json(path, bench.controls)
-
-    if job.schedule.once:
-        measure(0, _trained(job, folder, subject), last, {})
-        return
-    calendar = replace(job.schedule.calendar, gate=None)
     with open_run(folder, job.data, job.training) as run:
-        nothing = replace(job.schedule, calendar=calendar)
-        sweep(run, subject, nothing, lambda subject, *_: Event(subject.masks), measure, reset=False)
+        state, programs = begin(run, subject)
+        for end in (end for end in ends if end not in bench.controls):
+            state = run.train(programs, state, last=end)
+            bench.controls[end] = bench.quality(subject_of(programs.arch, state))
+            report.write_json(path, bench.controls)
 
 
-def _control_digest(job: Job) -> str:
+def _control_digest(job: Job, ends: Sequence[int]) -> str:
     digest = hashlib.sha256()
-    events = () if job.schedule.once else job.schedule.calendar.events
     speech = (job.config.audio, job.config.held_out, job.config.corpus, job.config.labels, job.config.valid)
-    digest.update(repr((job.training, events, speech)).encode())
+    digest.update(repr((job.training, tuple(ends), speech)).encode())
     for leaf in jax.tree.leaves((job.subject.params, _dropping(job.subject).masks)):
         digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()[:8]
@@ -256,7 +222,7 @@ def _iterate(job: Job, bench: Bench, act: Act) -> None:
         bench.point(names[number], subject, level=job.schedule.levels[number], step=step, told=told)
 
     with open_run(bench.out, job.data, job.training) as run:
-        sweep(run, job.subject, job.schedule, act, measure, reset=job.config.reset)
+        sweep(run, job.subject, job.schedule, act, measure, reset=job.reset, lesson=job.lesson)
 
 
 def _once(job: Job, bench: Bench, act: Act, number: int) -> None:
@@ -267,14 +233,15 @@ def _once(job: Job, bench: Bench, act: Act, number: int) -> None:
     event = act(job.subject, level, number)
     pruned = event.after(job.subject)
     if steps:
-        pruned = _trained(job, bench.out / "once" / name, pruned)
+        pruned = trained(job, bench.out / "once" / name, pruned, job.lesson, steps)
     bench.point(name, pruned, level=level, step=steps, told=event.told)
 
 
-def _trained(job: Job, folder: Path, subject: Subject) -> Subject:
-    with open_run(folder, job.data, job.training) as run:
-        state, programs = begin(run, subject)
-        return subject_of(programs.arch, run.train(programs, state, last=job.schedule.calendar.last))
+def trained(job: Job, folder: Path, subject: Subject, lesson: Lesson | None, steps: int) -> Subject:
+    """Train a model in a folder of its own, or go on there; `lesson` None is masked prediction."""
+    with open_run(folder, job.data, replace(job.training, steps=steps)) as run:
+        state, programs = begin(run, subject, lesson)
+        return subject_of(programs.arch, run.train(programs, state, last=steps))
 
 
 def _report(job: Job, bench: Bench, notes: Sequence[str]) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from compress.errors import InputError
 from experiments import prepare
-from experiments.corpus import Data, evaluate, load_data
+from experiments.corpus import Data, evaluate, hear, load_data, predicted
 from experiments.fit import fit
 from experiments.settings import Training
 from experiments.source import Model
-from jaxssl.models.arch import Arch, ClusterHead, CosineHead
+from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params
 
 
@@ -30,9 +30,8 @@ class Recovery:
     folder: Path
 
     def quality(self, arch: Arch, params: Params) -> dict[str, float]:
-        """Return `valid_loss` (nats) and `masked_accuracy` on held-out speech."""
-        found = evaluate(arch, params, self.data, self.training)
-        return {"valid_loss": found["masked_loss"], "masked_accuracy": found["masked_accuracy"]}
+        """Return `valid_loss` (nats) and `masked_accuracy` on held-out speech, with their intervals."""
+        return hear(arch, params, self.data, self.training).summary()
 
     def __call__(self, name: str, arch: Arch, params: Params) -> Params:
         """Train a compressed model on, and return its new parameters."""
@@ -127,7 +126,7 @@ def speech_with_targets(
         corpus = _prepared(out, model.targets, audio)
         valid = _prepared(out, model.targets, held_out, valid=0.0) if held_out else valid
     data = load_data(corpus, model.arch.front, labels=labels, valid=valid, stats=model.stats)
-    if (found := width(model.arch)) != data.clusters:
+    if (found := predicted(model.arch)) != data.clusters:
         raise InputError(f"{corpus}: {data.clusters} clusters, the output layer of {model.name} has {found}")
     return data
 
@@ -139,14 +138,3 @@ def _prepared(out: Path, targets: str, audio: Sequence[str], *, valid: float = 0
     config = prepare.Config(audio=tuple(audio), out=folder, labels=(f"{targets}:own",), name="own", valid=valid)
     prepare.run(config)
     return folder
-
-
-def width(arch: Arch) -> int:
-    """Count the clusters that a model's output layer tells apart."""
-    match arch.head:
-        case ClusterHead(clusters):
-            return clusters
-        case CosineHead() as head:
-            return sum(head.codewords)
-        case None:
-            return 0

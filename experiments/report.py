@@ -17,26 +17,33 @@ from experiments.cli import console
 from experiments.measures import (
     BEFORE,
     CONTROL,
-    COSTS,
     NONZERO,
+    OVERVIEW,
     QUALITY,
+    Cost,
     Reading,
     Row,
     Span,
+    controls,
+    lower_is_better,
     measured,
     number,
     pareto,
     plain,
+    saves,
 )
+from experiments.paper import Published
 
 LEVELS = {
     "weights": "share of the prunable weights that are zero",
     "heads": "heads kept in a layer (on average), or the budget",
     "rows": "units kept in a layer (on average), or the budget",
 }
-CAPTION = "time: 1 / speed-up over the dense model, timed in turns, bars are quartiles; probes: 95 % bootstrap"
+CAPTION = "time: 1 / speed-up over the dense model, timed in turns, bars are quartiles; of quality 95 % bootstrap"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#8c564b")  # Okabe and Ito
 STAR = "dense, trained as long as the run's last point"
+LIGHTER = "lighter: counting only what is not zero"
+HOLLOW = {"markerfacecolor": "w"}
 MARKERS = "osD^vPX<"
 
 
@@ -86,6 +93,14 @@ def write_json(path: Path, values: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text so that the file appears whole or not at all."""
     _whole(path).write_text(text)
+    os.replace(_whole(path), path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as .npz so that the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(path).open("wb") as file:
+        np.savez(file, **arrays)
     os.replace(_whole(path), path)
 
 
@@ -155,52 +170,110 @@ def draw_curve(path: Path, rows: Sequence[Row], *, level: str, title: str, capti
     figure = _figure(11, 1.4 + 2.5 * len(present))
     panels = figure.subplots(max(len(present), 1), len(costs), sharex="col", sharey="row", squeeze=False)
     for line, key in zip(panels, present, strict=False):
-        for panel, (cost, nominal) in zip(line, costs.values(), strict=True):
-            _draw_run(panel, rows, key, cost, nominal)
+        for panel, cost in zip(line, costs, strict=True):
+            _draw_run(panel, rows, key, cost)
         line[0].set_ylabel(QUALITY[key])
         _number_points(line[0], rows, key)
-    for panel, label in zip(panels[-1], costs, strict=True):
-        panel.set_xlabel(label)
+    for panel, cost in zip(panels[-1], costs, strict=True):
+        panel.set_xlabel(cost.label)
     if (dense := number(rows[0], "real_time_factor")) is not None:
         _show_around(panels[0, -1], dense)
     _finish(figure, path, f"{title}\nnumbers at points: {LEVELS.get(level, level)}", caption)
 
 
 def draw_curves(
-    path: Path, runs: Mapping[str, Sequence[Row]], *, quality: Sequence[str], title: str, caption: str
+    path: Path,
+    runs: Mapping[str, Sequence[Row]],
+    *,
+    quality: Sequence[str],
+    costs: Sequence[Cost] = OVERVIEW,
+    title: str,
+    caption: str,
 ) -> None:
-    """Draw several pruning runs: each measure of quality against relative time, MACs, parameters and bytes.
+    """Draw several runs: a row of panels for each measure of quality, a column for each cost.
 
     Points that no other point beats in both are on the Pareto front and have a ring.
 
     Args:
         path: of the picture.
-        runs: points of each run in the order of pruning, by label.
+        runs: points of each run in the order of compression, by label.
         quality: the measures, keys of `QUALITY`.
+        costs: of the columns.
         title: above it.
         caption: below the title; may be empty.
     """
-    figure = _figure(3.6 * len(COSTS), 1.6 + 2.6 * len(quality))
-    panels = figure.subplots(len(quality), len(COSTS), sharex="col", sharey="row", squeeze=False)
+    figure = _figure(3.6 * len(costs), 1.6 + 2.6 * len(quality))
+    panels = figure.subplots(len(quality), len(costs), sharex="col", sharey="row", squeeze=False)
     for line, key in zip(panels, quality, strict=True):
-        for panel, cost in zip(line, COSTS.values(), strict=True):
+        for panel, cost in zip(line, costs, strict=True):
             _draw_runs(panel, runs, key, cost)
-        line[0].axvline(1, color="0.6", linestyle="--", linewidth=1, zorder=0)
         line[0].set_ylabel(QUALITY[key])
-    for panel, label in zip(panels[-1], COSTS, strict=True):
-        panel.set_xlabel(label)
-    _show_around(panels[0, 0], 1)
+    for column, cost in zip(panels.T, costs, strict=True):
+        column[-1].set_xlabel(cost.label)
+        if cost.key == "time":
+            _show_around(column[0], 1)
     _finish(figure, path, title, f"{CAPTION}\n{caption}")
 
 
-def _draw_run(panel: Any, rows: Sequence[Row], key: str, cost: Reading, nominal: Reading | None) -> None:
+def draw_published(path: Path, curves: Sequence[Published], *, title: str, caption: str) -> None:
+    """Draw the paper's points, PER against parameters and MACs, in grey: no axis of theirs is one of ours."""
+    figure = _figure(11, 5)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for i, curve in enumerate(curves):
+        style = {"marker": MARKERS[i % len(MARKERS)], "linestyle": "-" if curve.joined else "", "label": curve.label}
+        for panel, xs in ((left, "parameters_m"), (right, "macs_g_per_s")):
+            x = [getattr(point, xs) for point in curve.points]
+            shade = str(0.3 + 0.08 * (i % 5))
+            panel.plot(x, [p.per for p in curve.points], color=shade, markersize=5, linewidth=1, **style)
+    left.set(xlabel="parameters (million)", ylabel="phone error rate (%), SUPERB", yscale="log")
+    right.set(xlabel="MACs (G / s of speech)", yscale="log")
+    for panel in (left, right):
+        panel.set_yticks((7, 8, 10, 15, 20, 40), (7, 8, 10, 15, 20, 40))
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    _finish(figure, path, title, caption)
+
+
+def draw_atlas(path: Path, heads: Sequence[tuple[Row, np.ndarray]], *, title: str, caption: str) -> None:
+    """Draw each head's map as bright as it gets, a line for each layer.
+
+    Args:
+        path: of the picture.
+        heads: rows with `layer`, `head`, `diagonality` and `survived`, at how many of how many points of prunings the
+            head was kept, which makes its frame; and maps (size, size).
+        title: above it.
+        caption: below the title; may be empty.
+    """
+    layers = list(dict.fromkeys(row["layer"] for row, _ in heads))
+    columns = 1 + max(row["head"] for row, _ in heads)
+    figure = _figure(max(1.15 * columns + 0.6, 5), 1.5 * len(layers) + 0.8)
+    panels = figure.subplots(len(layers), columns, squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    for row, pixels in heads:
+        panel = panels[layers.index(row["layer"]), row["head"]]
+        panel.set_axis_on()
+        panel.imshow(np.sqrt(pixels / pixels.max()), cmap="magma", vmin=0, vmax=1)
+        panel.set(xticks=(), yticks=())
+        panel.set_title(f"head {row['head']}: {row['diagonality']:.3f}".replace("-", "−"), fontsize=8, pad=4)
+        if row["head"] == 0:
+            panel.set_ylabel(f"layer {row['layer']}", fontsize=9)
+        kept, points = row["survived"]
+        if points:
+            panel.set_xlabel(f"kept at {kept} of {points}", fontsize=7, labelpad=4)
+        for side in panel.spines.values():
+            side.set(linewidth=4 * kept / points if kept else 0.5, edgecolor=COLOURS[2] if kept else "0.7")
+    _finish(figure, path, title, caption)
+
+
+def _draw_run(panel: Any, rows: Sequence[Row], key: str, cost: Cost) -> None:
     """Draw a run's quality against one cost, and against what the cost would be if zeros were free, if that differs."""
     control, before, after = (measured(keys.get(key, "")) for keys in (CONTROL, BEFORE, {key: key}))
-    if nominal and any((x := cost(row)) and (y := nominal(row)) and y[0] < 0.99 * x[0] for row in rows):
-        _line(panel, rows, nominal, after, "o--", COLOURS[0], "counting only what is not zero", markerfacecolor="w")
-    _line(panel, rows, cost, control, "x:", "0.5", "dense, trained as long as the point", bars=False)
-    _line(panel, rows, cost, before, "^:", "C1", "before training", bars=False)
-    _line(panel, rows, cost, after, "o-", COLOURS[0], "model")
+    if cost.nominal and saves(rows, cost):
+        _line(panel, rows, cost.nominal, after, "o--", COLOURS[0], "counting only what is not zero", **HOLLOW)
+    _line(panel, rows, cost.read, control, "x:", "0.5", "dense, trained as long as the point", bars=False)
+    _line(panel, rows, cost.read, before, "^:", "C1", "before training", bars=False)
+    _line(panel, rows, cost.read, after, "o-", COLOURS[0], "model")
     panel.grid(alpha=0.3)
     panel.margins(0.1)
 
@@ -209,7 +282,7 @@ def _number_points(panel: Any, rows: Sequence[Row], key: str) -> None:
     """Write levels beside points, about eight of them, on the side where the curve leaves room."""
     read = measured(key)
     shown = [(x[0], y[0], row["level"]) for row in rows if (x := NONZERO(row)) and (y := read(row)) and "level" in row]
-    side = 5 if key.endswith("loss") else -10
+    side = 5 if lower_is_better(key) else -10
     for left, height, level in shown[:: -(-len(shown) // 8) or 1]:
         panel.annotate(f"{level:g}", (left, height), textcoords="offset points", xytext=(4, side), fontsize=7)
 
@@ -220,28 +293,24 @@ def _show_around(panel: Any, dense: float) -> None:
     panel.set_xlim(min(low, 0.8 * dense), max(high, 1.1 * dense))
 
 
-def _draw_runs(panel: Any, runs: Mapping[str, Sequence[Row]], key: str, cost: Reading) -> None:
+def _draw_runs(panel: Any, runs: Mapping[str, Sequence[Row]], key: str, cost: Cost) -> None:
     """Draw several runs' quality against one cost, and the Pareto front of their points."""
     found = []
     for i, (label, rows) in enumerate(runs.items()):
-        colour, dash = COLOURS[i % len(COLOURS)], ("-", "--")[i // len(COLOURS) % 2]
-        pruned = [row for row in rows if row["name"] != "control"]
-        found += _line(panel, pruned, cost, measured(key), MARKERS[i % len(MARKERS)] + dash, colour, label)
-        for x, y in _controls(rows, key, cost):
+        colour, fmt = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)] + ("-", "--")[i // len(COLOURS) % 2]
+        points = [row for row in rows if row["name"] != "control"]
+        if cost.nominal and saves(points, cost):
+            _line(panel, points, cost.nominal, measured(key), fmt, colour, LIGHTER, alpha=0.4, bars=False, **HOLLOW)
+        found += _line(panel, points, cost.read, measured(key), fmt, colour, label)
+        for x, y in controls(rows, key, cost.read):
             panel.plot(x, y, "*", color=colour, markersize=10, alpha=0.7, label=STAR)
-    front = [point for point, best in zip(found, pareto(found, lower=key.endswith("loss")), strict=True) if best]
+    front = [point for point, best in zip(found, pareto(found, lower=lower_is_better(key)), strict=True) if best]
     ring = {"marker": "o", "linestyle": "", "color": "0.2", "markerfacecolor": "none", "markersize": 10}
     panel.plot([x for x, _ in front], [y for _, y in front], **ring, markeredgewidth=0.8, label="Pareto front")
+    if cost.key == "time":
+        panel.axvline(1, color="0.6", linestyle="--", linewidth=1, zorder=0)
     panel.grid(alpha=0.3)
     panel.margins(0.08)
-
-
-def _controls(rows: Sequence[Row], key: str, cost: Reading) -> list[tuple[float, float]]:
-    """Return the dense model's point after as much training as the run's last point had; none where it is not known."""
-    own = [row for row in rows if row["name"] == "control"]
-    value = number(own[-1], key) if own else number(rows[-1], CONTROL.get(key, ""))
-    at = cost((own or rows)[0])
-    return [] if value is None or at is None else [(at[0], value)]
 
 
 def _line(
@@ -286,7 +355,9 @@ def _finish(figure: Any, path: Path, title: str, caption: str) -> None:
     lines = [part for line in f"{title}\n{caption}".splitlines() for part in textwrap.wrap(line, width)]
     figure.suptitle("\n".join(lines), fontsize=9)
     if names:
-        figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+        room = int(figure.get_figwidth() / (0.6 + 0.075 * max(map(len, names))))  # inches; of a letter about 0.075
+        style = {"loc": "outside lower center", "fontsize": 9, "frameon": False}
+        figure.legend(names.values(), names.keys(), ncols=min(max(room, 1), 5), **style)
     _save(figure, path)
 
 

@@ -44,6 +44,11 @@ class Schedule:
         """Whether each level is a run of its own."""
         return not self.calendar.events
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Updates at which points are measured, when nothing is held: before each further event, and at the end."""
+        return (*self.calendar.events[1:], self.calendar.last)
+
 
 def plan(
     timing: Timing,

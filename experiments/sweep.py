@@ -17,6 +17,7 @@ import numpy as np
 from compress.address import Tree, get
 from compress.sparse import Masks, apply_masks
 from experiments.fit import Programs, Run
+from experiments.lesson import Lesson
 from experiments.points import Subject
 from experiments.schedule import Schedule
 from experiments.settings import optimizer
@@ -24,6 +25,7 @@ from jaxssl.models.arch import Arch, from_json
 from jaxssl.models.describe import describe
 from jaxssl.models.model import shapes
 from jaxssl.training.calendar import Progress, end, update
+from jaxssl.training.distillation import joined, split
 from jaxssl.training.losses import Sums, means
 from jaxssl.training.sharding import fetch, place, shardings
 from jaxssl.training.step import State, as_seen, change, start
@@ -80,7 +82,16 @@ class Trail:
         return Trail(**{**values, "progress": Progress(**values["progress"])})
 
 
-def sweep(run: Run, subject: Subject, schedule: Schedule, act: Act, measure: Measure, *, reset: bool) -> None:
+def sweep(
+    run: Run,
+    subject: Subject,
+    schedule: Schedule,
+    act: Act,
+    measure: Measure,
+    *,
+    reset: bool,
+    lesson: Lesson | None = None,
+) -> None:
     """Train and prune by the calendar, from wherever the run stands; each event's model is measured before the next.
 
     Args:
@@ -90,12 +101,13 @@ def sweep(run: Run, subject: Subject, schedule: Schedule, act: Act, measure: Mea
         act: what an event does.
         measure: called with the event's number, the model that was trained since, the update, and what the event told.
         reset: start the optimiser anew at each event.
+        lesson: how the model learns from a teacher; None: masked prediction.
     """
     calendar, trail = schedule.calendar, Trail(list(subject.masks))
     if run.found is not None:
         trail = Trail.read(run.found.record["trail"])
         subject = _blank(from_json(run.found.record["arch"]), trail.masked)
-    state, programs = begin(run, subject)
+    state, programs = begin(run, subject, lesson)
 
     def note(number: int, sums: Sums) -> None:
         loss = means(sums)["loss"] if calendar.gate else None
@@ -125,32 +137,35 @@ def _fire(
     run: Run, programs: Programs, state: State, schedule: Schedule, act: Act, trail: Trail, *, reset: bool
 ) -> tuple[State, Programs]:
     """Let the event happen that is due."""
+    masked = bool(state.held)
     event = act(subject_of(programs.arch, state), schedule.levels[trail.done], trail.done)
     state = change(
         state, event.edit, held=_arrays(event.masks), reset=optimizer(run.training).build() if reset else None
     )
-    arch = describe(programs.arch, state.params)
+    arch = describe(programs.arch, split(state.params)[0])
     state = place(state, shardings(state, run.mesh))
     trail.due, trail.masked, trail.told = False, list(event.masks), dict(event.told)
-    if arch != programs.arch or bool(event.masks) != (programs.view is apply_masks):
-        programs = _programs(run, arch, state)
+    if arch != programs.arch or bool(event.masks) != masked:
+        programs = _programs(run, arch, state, programs.lesson)
     return state, programs
 
 
-def begin(run: Run, subject: Subject) -> tuple[State, Programs]:
+def begin(run: Run, subject: Subject, lesson: Lesson | None = None) -> tuple[State, Programs]:
     """Put a model on the devices to be trained, or the run's newest checkpoint of such a model; compile for it."""
-    build = optimizer(run.training).build()
-    state = run.begin(start(subject.params, build, seed=run.training.seed, held=_arrays(subject.masks)))
-    return state, _programs(run, subject.arch, state)
+    build, params = optimizer(run.training).build(), subject.params
+    if lesson is not None:
+        params = joined(params, lesson.heads(subject.arch, seed=run.training.seed))
+    state = run.begin(start(params, build, seed=run.training.seed, held=_arrays(subject.masks)))
+    return state, _programs(run, subject.arch, state, lesson)
 
 
-def _programs(run: Run, arch: Arch, state: State) -> Programs:
-    return run.programs(arch, state, view=apply_masks if state.held else as_seen)
+def _programs(run: Run, arch: Arch, state: State, lesson: Lesson | None) -> Programs:
+    return run.programs(arch, state, view=apply_masks if state.held else as_seen, lesson=lesson)
 
 
 def subject_of(arch: Arch, state: State) -> Subject:
     """Bring a state's model to the host: the state's own memory is reused by the next update."""
-    return Subject(arch, fetch(state.params), fetch(state.held))
+    return Subject(arch, fetch(split(state.params)[0]), fetch(state.held))
 
 
 def _blank(arch: Arch, masked: Sequence[str]) -> Subject:

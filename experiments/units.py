@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from compress.select import Keep, highest, highest_overall, round_keep, within_b
 from compress.sparse import Masks
 from experiments.cli import console
 from experiments.corpus import loader, pretraining_loss
+from experiments.curve import Pruning
 from experiments.points import Subject
-from experiments.pruning import Job, Pruning, open_job, open_model, prune
+from experiments.pruning import Job, open_model, open_pruning, prune
 from experiments.schedule import Schedule, plan
 from experiments.sweep import Event
 from experiments.targets import parse
@@ -64,7 +65,7 @@ def run_units(config: Units, kind: Kind, *, out: Path, technique: str, paper: Sc
     """Carry out a pruning run on one kind of units."""
     model, subject = open_model(config)
     schedule = schedule_of(config, subject.arch, kind, paper=paper)
-    job = open_job(config, model, subject, schedule, out=out)
+    job = open_pruning(config, model, subject, schedule, out=out)
     notes = [_rounding_cost(job, kind)] if config.round > 1 else []
     label = f"{technique}, {config.score} by {'budget' if config.budget else config.select}"
 
@@ -104,6 +105,8 @@ def schedule_of(config: Units, arch: Arch, kind: Kind, *, paper: Schedule) -> Sc
 def unit_event(job: Job, subject: Subject, kind: Kind, level: float, number: int) -> Event:
     """Choose what stays, and show that the cut model computes what the masked one does.
 
+    The event tells by axis which heads of the model before it are kept.
+
     Raises:
         RuntimeError: it does not.
     """
@@ -121,7 +124,10 @@ def unit_event(job: Job, subject: Subject, kind: Kind, level: float, number: int
         raise RuntimeError(f"{kind} at {level:g}: masked and slim model differ by {error:.1e}, more than {EQUAL:.0e}")
     counts = " ".join(str(len(keeps[axis.name])) for axis in mine)
     console.print(f"{kind} kept by layer: {counts}; slim equals masked to {error:.1e} on speech", markup=False)
-    return Event(_cut_masks(subject.masks, mine, keeps), edit, {"masked_equals_slim": error})
+    told: dict[str, Any] = {"masked_equals_slim": error}
+    if kind == "heads":  # so that experiments.heads_atlas need not guess; units are too many for a line of a table
+        told["kept"] = {axis.name: list(keeps[axis.name]) for axis in mine}
+    return Event(_cut_masks(subject.masks, mine, keeps), edit, told)
 
 
 def choose(job: Job, subject: Subject, mine: Sequence[Axis], kind: Kind, level: float, number: int) -> dict[str, Keep]:
@@ -156,7 +162,10 @@ def score(job: Job, subject: Subject, mine: Sequence[Axis], kind: Kind, number: 
             seen = moments(subject.arch, params, job.speech.calibration, stats=job.model.stats)
             maps = {matrix.path: matrix for matrix in matrices(subject.arch)}
             alive = [axis for axis in mine if axis.size]
-            found = {axis.name: contribution(params, maps[axis.into], axis, seen[axis.into]) for axis in alive}
+            found = {  # a head that another layer reuses adds to the stream twice
+                axis.name: reduce(np.hypot, [contribution(params, maps[p], axis, seen[p]) for p in axis.feeds])
+                for axis in alive
+            }
         case "gradient":
             found = _gradient(job, subject, kind, number)
     return {axis.name: found.get(axis.name, np.zeros(0)) for axis in mine}

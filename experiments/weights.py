@@ -32,13 +32,15 @@ from compress.address import Matrix, get
 from compress.errors import InputError
 from compress.sparse import Masks, block_masks, check_sparsity, entry_masks, n_of_m_masks
 from experiments.cli import console, main, progress
+from experiments.curve import Curve, Pruning
 from experiments.points import Fast, Subject
-from experiments.pruning import Job, Pruning, open_job, open_model, prune
+from experiments.pruning import Job, open_model, open_pruning, prune
 from experiments.schedule import Schedule, plan
 from experiments.sweep import Event
 from jaxssl.calibration import distance
-from jaxssl.latency import Load
+from jaxssl.latency import Load, compile_forward, race, speedup
 from jaxssl.models.arch import Arch
+from jaxssl.models.model import Params
 from jaxssl.models.sites import entries, matrices
 from jaxssl.specialise import specialise
 from jaxssl.training.calendar import Gate
@@ -49,6 +51,7 @@ QUICK = {
     "blocks": (0.25, 0.5, 0.625, 0.75, 0.8125, 0.875),
     "groups": (0.25, 0.5, 0.75),
 }
+Model = tuple[Arch, Params]
 EQUAL = 1e-5  # largest relative difference between the block-sparse and the masked model's output
 
 
@@ -101,7 +104,7 @@ def run(config: Config) -> None:
     for level in {schedule.levels[0], schedule.levels[-1]}:
         _masks(config, subject, level)  # refuses what cannot be, sizes that do not divide among it, before any work
     subject = replace(subject, masks={**_open(config, subject), **subject.masks})
-    job = open_job(config, model, subject, schedule, out=config.out)
+    job = open_pruning(config, model, subject, schedule, out=config.out)
     prune(
         job,
         lambda subject, level, number: act(config, subject, level),
@@ -155,13 +158,23 @@ def block_sparse(job: Job, subject: Subject) -> Fast:
             subject.arch, seen, load, sizes=sizes, rounds=config.rounds, dtype=jnp.dtype(config.dtype)
         )
         tick()
-    if arch == subject.arch:
-        return Fast(arch, params, rows)
+    if arch == subject.arch or not _gains((subject.arch, seen), (arch, params), load, config):
+        return Fast(subject.arch, seen, rows)
     pair = (subject.arch, seen), (arch, params)
     error = distance(*pair, job.speech.held_out, stats=job.model.stats, dtype=jnp.dtype(config.dtype)).relative[-1]
     if config.dtype == "float32" and not error <= EQUAL:
         raise RuntimeError(f"block-sparse and masked model differ by {error:.1e}, more than {EQUAL:.0e}")
     return Fast(arch, params, rows, error)
+
+
+def _gains(masked: Model, packed: Model, load: Load, config: Curve) -> bool:
+    """Time both whole models in turns: maps that pay alone may not pay where the others leave less of the cache."""
+    programs = {
+        name: compile_forward(*model, load, dtype=jnp.dtype(config.dtype))
+        for name, model in (("masked", masked), ("packed", packed))
+    }
+    timings = race(programs, rounds=config.rounds)
+    return speedup(timings["masked"], timings["packed"]).median > 1
 
 
 def _masks(config: Config, subject: Subject, level: float) -> Masks:

@@ -229,7 +229,9 @@ def test_more_shapes_than_announced_are_told(place, monkeypatch, capsys):
             run = SimpleNamespace(data=data, training=settings, mesh=mesh, feed=feed, meter=fit_module.Meter(peak=1.0))
             with monkeypatch.context() as patch:
                 patch.setattr(Loader, "shapes", lambda self: shapes[:announced])
-                stream = fit_module._stream(run, arch)
+                stream = fit_module._stream(
+                    run, SimpleNamespace(arch=arch, lesson=None, give=lambda batch, place: batch)
+                )
                 for _ in range(2 * feed.steps):
                     next(stream)
         lines = capsys.readouterr().out.splitlines()
