@@ -1,0 +1,241 @@
+"""Combine techniques: a plan of stages, each with recovery, every stage a point of the curve.
+
+    python -m experiments.combine
+    python -m experiments.combine --plan layers=3@60:distil heads=6 heads=4 rows=512
+    python -m experiments.combine --plan rank=96 rows=512:distil weights=0.5 --every 30
+    python -m experiments.combine --file plan.txt --model melhubert-20ms --corpus PREPARED
+
+A stage is KIND=VALUE: `layers` (the first so many stay), `heads` and `rows` of each layer (the lowest by weight go),
+`rank` of each dense map (activation-aware; `svd` is the plain one; where it makes the map smaller), `weights` (share of
+zeros, over the whole model). @N trains N updates after it, :distil lets the model recover by what the dense one says
+of each frame and :predict by masked prediction. A file has one stage a line; what follows a # is a remark.
+
+Without a plan it is the study's winner in proportion to the model: half the layers, distilled, then heads to three
+quarters and a half, then rows to a sixth in five steps ("Is Smaller Always Faster?", arXiv 2211.09949). Each stage's
+model is saved, evaluated, probed, counted and timed, Adam starts anew at each, and a run that was broken off goes on
+with the same command, in the stage it was in.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+from compress.address import Matrix, flatten
+from compress.depth import keep_layers
+from compress.errors import InputError
+from compress.lowrank import check_rank, decompose, factorise
+from compress.sparse import Masks, check_sparsity
+from experiments import weights
+from experiments.cli import console, main
+from experiments.curve import Curve
+from experiments.lesson import Lesson, check_teacher, soft_labels
+from experiments.points import Bench, Subject
+from experiments.pruning import Job, draw, open_job, open_model, trained
+from experiments.schedule import Schedule
+from experiments.units import Units, unit_event
+from jaxssl.calibration import moments
+from jaxssl.models.arch import Arch
+from jaxssl.models.describe import describe
+from jaxssl.models.sites import matrices
+from jaxssl.training.calendar import Calendar
+
+Kind = Literal["layers", "heads", "rows", "rank", "svd", "weights"]
+STAGE = re.compile(r"(?P<kind>layers|heads|rows|rank|svd|weights)=(?P<value>[0-9.]+)(@(?P<steps>\d+))?(:(?P<how>\w+))?")
+ROUND = 64  # rows of the default plan are multiples, where there are enough of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Curve):
+    """Compress a model stage by stage."""
+
+    plan: tuple[str, ...] = ()
+    """stages as KIND=VALUE, @UPDATES and :distil or :predict after it; default: the study's winner, in proportion"""
+    file: Path | None = None
+    """file with a stage on each line, instead of --plan"""
+    every: int = 30
+    """updates after each stage that does not say itself"""
+    recover: Literal["predict", "distil"] = "predict"
+    """how the model recovers after each stage that does not say itself"""
+    out: Path = Path("runs/combine")
+    """folder of the run"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a plan."""
+
+    kind: Kind
+    value: float
+    steps: int
+    distil: bool
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.value:g}"
+
+
+def run(config: Config) -> None:
+    """Carry out the experiment."""
+    model, subject = open_model(config)
+    stages = stages_of(config, subject.arch)
+    check(stages, subject.arch)
+    ends = tuple(accumulate(stage.steps for stage in stages))
+    schedule = Schedule(Calendar((), ends[-1]), tuple(map(float, range(1, len(stages) + 1))))
+    training = config.settings(ends[-1], paper=False, log_every=max(config.every // 2, 1))
+    job = open_job(config, model, subject, schedule, training, out=config.out)
+    if any(stage.distil for stage in stages):
+        check_teacher(job.model, job.model, job.data, logits=True)
+    numbered = [f"{number}-{stage}" for number, stage in enumerate(stages, start=1)]
+
+    def points(bench: Bench) -> None:
+        now = job.subject
+        for number, stage in enumerate(stages):
+            now = _stage(job, bench, now, stage, numbered[number], step=ends[number])
+
+    draw(job, points, ends=ends, out=config.out, technique="combine", label=f"combined: {_told(stages)}", now=0)
+
+
+def stages_of(config: Config, arch: Arch) -> list[Stage]:
+    """Read the plan.
+
+    Raises:
+        InputError: a stage that is not written as one, both --plan and --file, or a file that cannot be read.
+    """
+    if config.plan and config.file:
+        raise InputError("--plan and --file both say what to do; give one of them")
+    words: Sequence[str] = config.plan or default_plan(arch)
+    if config.file is not None:
+        try:
+            lines = config.file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{config.file}: the plan cannot be read ({error})") from None
+        words = [word for line in lines if (word := line.partition("#")[0].strip())]
+    if not words:
+        raise InputError(f"{config.file}: no stage is in it; write one a line, as rows=512")
+    return [_parse(config, word) for word in words]
+
+
+def default_plan(arch: Arch) -> list[str]:
+    """Return the study's winner in proportion: 6 of 12 layers, heads 12 → 9 → 6, rows 3072 → 2560 → … → 512."""
+    depth, heads, rows = len(arch.layers), arch.layers[0].heads, arch.layers[0].ffn
+    plan = [f"layers={max(depth // 2, 1)}:distil"]
+    plan += [f"heads={count}" for count in dict.fromkeys((round(heads * 3 / 4), heads // 2)) if 0 < count < heads]
+    multiple = ROUND if rows >= 6 * ROUND else 1
+    return plan + [f"rows={max(round(rows * part / 6 / multiple), 1) * multiple}" for part in (5, 4, 3, 2, 1)]
+
+
+def check(stages: Sequence[Stage], arch: Arch) -> None:
+    """Refuse what cannot be done before any training.
+
+    Raises:
+        InputError: a stage keeps more than there is by then, or is out of range.
+    """
+    layer = max(arch.layers, key=lambda layer: layer.ffn)
+    left = {"layers": len(arch.layers), "heads": max(each.heads for each in arch.layers), "rows": layer.ffn}
+    zeros = 0.0
+    for stage in stages:
+        if stage.steps < 1:
+            raise InputError(f"--plan {stage}: {stage.steps} updates after it; give 1 or more")
+        match stage.kind:
+            case "weights":
+                check_sparsity(stage.value)
+                if stage.value <= zeros:
+                    raise InputError(f"--plan {stage}: {zeros:g} of the weights are zero by then; ask for more")
+                zeros = stage.value
+            case "rank" | "svd":
+                for matrix in inner(arch):
+                    if matrix.max_rank:
+                        check_rank(replace(matrix, rank=None), int(stage.value))
+            case kind:
+                least = 1 if kind == "layers" else 0
+                if not least <= stage.value <= left[kind] or stage.value != int(stage.value):
+                    raise InputError(
+                        f"--plan {stage}: {left[kind]} {kind} are left by then; keep {least} to {left[kind]}"
+                    )
+                left[kind] = int(stage.value)
+
+
+def apply(job: Job, subject: Subject, stage: Stage, number: int) -> Subject:
+    """Compress a model by one stage, without training."""
+    value = int(stage.value)
+    match stage.kind:
+        case "layers":
+            return _first_layers(subject, value)
+        case "heads" | "rows":
+            kind: Any = "heads" if stage.kind == "heads" else "hidden"
+            return unit_event(replace(job, config=Units()), subject, kind, value, number).after(subject)
+        case "rank" | "svd":
+            return factorised(job, subject, value, aware=stage.kind == "rank")
+        case "weights":
+            return weights.act(weights.Config(), subject, stage.value).after(subject)
+
+
+def factorised(job: Job, subject: Subject, rank: int, *, aware: bool) -> Subject:
+    """Factorise every dense map of the layers where that makes it smaller; its mask goes.
+
+    `aware` leaves the least error in the outputs on calibration speech, else in the weights.
+    """
+    params = subject.seen
+    seen = moments(subject.arch, params, job.speech.calibration, stats=job.model.stats) if aware else {}
+    for matrix in inner(subject.arch):
+        if matrix.max_rank and matrix.pays(rank):
+            params = factorise(params, decompose(params, matrix, seen.get(matrix.path)), rank)
+    left = flatten(params)
+    masks = {path: mask for path, mask in subject.masks.items() if path in left and mask.shape == left[path].shape}
+    return Subject(describe(subject.arch, params), params, masks)
+
+
+def inner(arch: Arch) -> list[Matrix]:
+    """List the dense maps of the layers."""
+    return [matrix for matrix in matrices(arch) if matrix.path.startswith("layers/")]
+
+
+def _stage(job: Job, bench: Bench, subject: Subject, stage: Stage, name: str, *, step: int) -> Subject:
+    """Compress, train, measure; of a finished stage only read the model."""
+    if bench.has(name):
+        return bench.read(name)
+    changed = apply(job, subject, stage, int(step))
+    before = bench.quality(changed)["valid_loss"]
+    lesson = _lesson(job) if stage.distil else None
+    console.print(f"{name}: {stage.steps} updates of {'distillation' if lesson else 'masked prediction'}", markup=False)
+    after = trained(job, bench.out / "stages" / name, changed, lesson, stage.steps)
+    bench.point(name, after, level=float(name.partition("-")[0]), step=step, told={"loss_before": before})
+    return bench.read(name)  # as a run that was broken off goes on
+
+
+def _lesson(job: Job) -> Lesson:
+    choose = soft_labels(job.data, temperature=1.0, alpha=1.0)
+    assert isinstance(job.config, Config)
+    return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=job.config.out.parent / "taught")
+
+
+def _first_layers(subject: Subject, count: int) -> Subject:
+    params = keep_layers(subject.params, range(count))
+    masks: Masks = {p: mask for p, mask in subject.masks.items() if not _layer(p) or int(p.split("/")[1]) < count}
+    return Subject(describe(subject.arch, params), params, masks)
+
+
+def _layer(path: str) -> bool:
+    return path.startswith("layers/")
+
+
+def _parse(config: Config, word: str) -> Stage:
+    found = STAGE.fullmatch(word)
+    if found is None or found["how"] not in (None, "distil", "predict") or found["value"].count(".") > 1:
+        raise InputError(
+            f"--plan {word}: write KIND=VALUE with layers, heads, rows, rank, svd or weights, then @UPDATES and "
+            ":distil or :predict if wanted, as rows=512@30:distil"
+        )
+    kind: Any = found["kind"]
+    steps = int(found["steps"] or config.every)
+    return Stage(kind, float(found["value"]), steps, (found["how"] or config.recover) == "distil")
+
+
+def _told(stages: Sequence[Stage]) -> str:
+    return " → ".join(map(str, stages))
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)

@@ -1,0 +1,148 @@
+"""Plans of stages: read, refused, carried out, resumed."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from compress.address import flatten
+from compress.errors import InputError
+from experiments import combine, corpus, fit
+from jaxssl.models import checkpoint, cost
+from jaxssl.models.arch import melhubert, melhubert_mini
+from jaxssl.training.sharding import make_mesh
+from tests.experiments import small
+
+QUICK = {"every": 2, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly():
+    """What is tested here depends neither on how well XLA optimises nor on how many devices share the work."""
+    one = make_mesh(devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (fit, corpus):
+            patch.setattr(module, "make_mesh", lambda fsdp: one)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("combine"), layers=2, dropout=0.0)
+
+
+def config(place, out, **changes):
+    return combine.Config(model=str(place.model), corpus=place.corpus, out=out, **{**QUICK, **changes})
+
+
+PLAN = ("layers=1@1:distil", "heads=3", "rank=4", "rows=10@3", "weights=0.5")
+
+
+def points(out):
+    return json.loads((out / "report.json").read_text())["points"]
+
+
+def test_stages_follow_each_other(place, tmp_path):
+    """Half the layers by distillation, then heads; the control is as old as each point."""
+    out = tmp_path / "combine"
+    combine.run(config(place, out, plan=("layers=1@1:distil", "heads=3@1")))
+    _, *rows = points(out)
+    assert [(row["name"], row["step"], row["heads"]) for row in rows] == [("1-layers-1", 1, [4]), ("2-heads-3", 2, [3])]
+    assert rows[0]["control_loss"] != rows[1]["control_loss"]
+
+
+@pytest.mark.slow
+def test_every_stage_is_a_point_and_a_broken_run_goes_on(place, tmp_path, monkeypatch):
+    """Five kinds one after the other; broken off in the fourth, the last model is the unbroken run's to the bit."""
+    whole, broken = tmp_path / "whole/combine", tmp_path / "broken/combine"
+    combine.run(config(place, whole, plan=PLAN))
+    _, *rows = points(whole)
+    assert [row["name"] for row in rows] == ["1-layers-1", "2-heads-3", "3-rank-4", "4-rows-10", "5-weights-0.5"]
+    assert [row["step"] for row in rows] == [1, 3, 5, 8, 10]
+    for row in rows:
+        arch, params = checkpoint.load(whole / "models" / row["name"])
+        assert cost.parameters(arch) == row["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+        assert np.isfinite([row["loss_before"], row["valid_loss"], row["control_loss"]]).all()
+    assert (len(arch.layers), arch.layers[0].heads, arch.layers[0].ffn, arch.layers[0].ranks.fc1) == (1, 3, 10, 4)
+    layer = [
+        np.asarray(leaf) for path, leaf in flatten(params).items() if path.startswith("layers/") and "norm" not in path
+    ]
+    assert sum((leaf == 0).sum() for leaf in layer) == pytest.approx(0.5 * sum(leaf.size for leaf in layer), abs=1)
+
+    real = combine.trained
+
+    def killed(job, folder, *given):
+        if "rows" in folder.name:
+            raise KeyboardInterrupt
+        return real(job, folder, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(combine, "trained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            combine.run(config(place, broken, plan=PLAN))
+    combine.run(config(place, broken, plan=PLAN))
+    one, two = (flatten(checkpoint.load(run / "models/5-weights-0.5")[1]) for run in (whole, broken))
+    assert all(np.array_equal(one[path], two[path]) for path in one)
+
+
+def test_the_studys_winner_is_the_default():
+    study = melhubert()
+    assert combine.default_plan(study) == [
+        "layers=6:distil",
+        "heads=9",
+        "heads=6",
+        *(f"rows={512 * part}" for part in (5, 4, 3, 2, 1)),
+    ]
+    stages = combine.stages_of(combine.Config(), melhubert_mini())
+    combine.check(stages, melhubert_mini())
+    assert stages[0].distil
+    assert not stages[1].distil
+
+
+def test_a_plan_is_read_from_a_file(place, tmp_path):
+    path = tmp_path / "plan.txt"
+    path.write_text("# half of it\nlayers=1@7:distil\n\nrows=12  # as narrow as it gets\n")
+    stages = combine.stages_of(config(place, None, file=path), melhubert_mini())
+    assert [(str(stage), stage.steps, stage.distil) for stage in stages] == [
+        ("layers-1", 7, True),
+        ("rows-12", 2, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (("layers=3",), "2 layers are left by then"),
+        (("layers=1", "layers=2"), "1 layers are left by then"),
+        (("layers=0",), "keep 1 to 2"),
+        (("heads=2.5",), "4 heads are left"),
+        (("rows=99",), "24 rows are left"),
+        (("rank=400",), "rank 400"),
+        (("weights=37",), "37"),
+        (("weights=0.5", "weights=0.5"), "0.5 of the weights are zero"),
+        (("rows=9@0",), "0 updates"),
+        (("rows:9",), "write KIND=VALUE"),
+        (("rows=9:guess",), "write KIND=VALUE"),
+        (("rows=1.2.3",), "write KIND=VALUE"),
+    ],
+)
+def test_impossible_plans_are_refused(place, tmp_path, plan, words):
+    with pytest.raises(InputError, match=words) as caught:
+        combine.run(config(place, tmp_path / "run", plan=plan))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_plans_that_cannot_be_read_are_refused(place, tmp_path):
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    for changes, words in (
+        ({"file": tmp_path / "none.txt"}, "cannot be read"),
+        ({"file": tmp_path / "empty.txt"}, "no stage"),
+        ({"file": tmp_path / "empty.txt", "plan": ("rows=9",)}, "give one of them"),
+    ):
+        with pytest.raises(InputError, match=words):
+            combine.run(replace(config(place, tmp_path / "run"), **changes))

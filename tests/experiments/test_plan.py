@@ -1,0 +1,179 @@
+"""Plans for a budget: what is simulated is what is built, what is chosen fits, and the verdict is a paired one."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from experiments import corpus, fit, options, plan
+from experiments.corpus import HeldOut
+from experiments.options import Option
+from experiments.points import Subject
+from jaxssl.models import checkpoint, cost
+from jaxssl.models.model import apply, init
+from jaxssl.training.sharding import make_mesh
+from tests.archs import MEL, noise
+from tests.experiments import small
+
+QUICK = {"steps": 2, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
+QUICK |= {"control": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly():
+    """What is tested here depends neither on how well XLA optimises nor on how many devices share the work."""
+    one = make_mesh(devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (fit, corpus):
+            patch.setattr(module, "make_mesh", lambda fsdp: one)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("plan"), layers=2, dropout=0.0)
+
+
+def config(place, out, **changes):
+    return plan.Config(model=str(place.model), corpus=place.corpus, out=out, **{**QUICK, **changes})
+
+
+@pytest.fixture(scope="module")
+def planned(place, tmp_path_factory):
+    """A budget that is counted, so that nothing hangs on the clock."""
+    out = tmp_path_factory.mktemp("runs") / "plan"
+    plan.run(config(place, out, budget=("params=80%",)))
+    return out
+
+
+def test_the_plan_and_its_rivals_fit_the_budget(planned, place):
+    told = json.loads((planned / "report.json").read_text())
+    dense, auto = told["points"]
+    assert auto["name"] == "auto-params=80%"
+    rivals = json.loads((planned / "uniform/points.json").read_text())
+    assert {row["name"] for row in rivals} >= {"layers-params=80%", "rows-params=80%", "heads-and-rows-params=80%"}
+    for folder, row in ((planned, auto), *((planned / "uniform", row) for row in rivals)):
+        arch, _ = checkpoint.load(folder / "models" / row["name"])
+        assert cost.parameters(arch) == row["parameters"] <= 0.8 * dense["parameters"]
+        assert np.isfinite([row["loss_before"], row["valid_loss"]]).all()
+    assert any(note.startswith("auto-params=80%: ") and "best uniform plan" in note for note in told["notes"])
+
+
+def test_what_was_measured_is_read_again(planned, place, monkeypatch):
+    """A run that goes on measures no sensitivity anew: the plan would be another."""
+    before = json.loads((planned / "sensitivity.json").read_text())
+    assert [row[0] for row in before["losses"]] == [0.0] * 4  # two layers, two blocks: as they are, nothing is lost
+    monkeypatch.setattr(plan, "sensitivity", lambda *_, **__: pytest.fail("measured again"))
+    plan.run(config(place, planned, budget=("params=80%",)))
+
+
+def test_a_measured_budget_is_met_by_the_timing(place, tmp_path):
+    out = tmp_path / "plan"
+    plan.run(config(place, out, budget=("rtf=90%",), uniform=False))
+    assert [row["name"] for row in json.loads((out / "report.json").read_text())["points"]][1] == "auto-rtf=90%"
+
+
+@pytest.fixture(scope="module")
+def known():
+    params = init(MEL, jax.random.key(3))
+    found = {axis.name: axis for axis in options.axes(MEL)}
+    scores = {name: np.arange(axis.size)[::-1].astype(float) for name, axis in found.items()}
+    maps = {m.path: options.decompose(params, m) for m in options.matrices(MEL) if m.path.startswith("layers/")}
+    return params, options.Known(found, scores, maps)
+
+
+def test_simulated_is_built(known, key):
+    """Options of every kind, one in each block: the model in its own shapes computes what the built one does."""
+    params, knows = known
+    groups = options.groups_of(MEL)
+    picked = [(g, g.options[i % len(g.options)]) for i, g in enumerate(groups, start=1)]
+    picked[0] = (groups[0], Option("rank", 3))
+    picked[1] = (groups[1], Option("units", 0))
+    seen = params
+    for group, option in picked:
+        seen = options.simulate(seen, group, option, knows)
+    built = options.realise(Subject(MEL, params, {}), picked, knows)
+    x = noise(MEL, key)
+    one, two = apply(MEL, seen, x).last, apply(built.arch, built.params, x).last
+    np.testing.assert_allclose(one, two, atol=2e-5)
+    assert built.arch.layers[0].ranks.q == 3
+    assert built.arch.layers[0].ffn == 0
+    assert options.with_option(MEL, 0, "attention", Option("rank", 3)).layers[0].ranks == built.arch.layers[0].ranks
+
+
+def test_uniform_plans_fall(known):
+    params, knows = known
+    for family in options.FAMILIES:
+        sizes = [
+            cost.parameters(found.arch) for found in options.uniform_plans(Subject(MEL, params, {}), family, knows)
+        ]
+        assert sizes == sorted(set(sizes), reverse=True), family
+        assert sizes[0] < cost.parameters(MEL)
+    smallest = options.uniform_plans(Subject(MEL, params, {}), "heads and rows", knows)[-1].arch
+    assert all((layer.heads, layer.ffn) == (0, 0) for layer in smallest.layers)
+
+
+@pytest.mark.parametrize(("shift", "word"), [(-0.2, "beats"), (0.2, "is beaten by"), (0.0, "cannot be told from")])
+def test_the_verdict_pairs_utterances(shift, word):
+    """Utterances differ by far more than the models do; only pairing tells."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(20, 60, 80).astype(float)
+    theirs = frames * rng.normal(4, 1, 80)
+    mine = theirs + frames * (shift + rng.normal(0, 0.2, 80))
+    bench = Judged("auto-rtf=50%", HeldOut(mine, frames, frames))
+    rivals = Judged("rows-rtf=50%", HeldOut(theirs, frames, frames))
+    budget = plan.Budget("rtf=50%", "rtf", 0.0, 0.5)
+    assert f"auto-rtf=50%: {word} the best uniform plan, rows-rtf=50%: " in plan.verdict(bench, rivals, budget)
+    other = replace(budget, text="rtf=40%")
+    assert plan.verdict(bench, rivals, other) == "auto-rtf=40%: no uniform plan fits this budget"
+
+
+class Judged:
+    """What `verdict` reads of a bench with one point."""
+
+    def __init__(self, name, held):
+        self.name, self.held = name, held
+
+    def rows(self):
+        return [{"name": self.name, "budget": "rtf=50%", "valid_loss": self.held.losses.sum() / self.held.frames.sum()}]
+
+    def heard(self, name):
+        assert name == self.name
+        return self.held
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": ("time=1",)}, "write rtf=50%"),
+        ({"budget": ("rtf=-5%",)}, "write rtf=50%"),
+        ({"budget": ("params=nan",)}, "write rtf=50%"),
+        ({"budget": ("params=1e12",)}, "no more than that already"),
+        ({"budget": ("macs=100%",)}, "no more than that already"),
+        ({"steps": 0}, "--steps 0"),
+    ],
+)
+def test_impossible_budgets_are_refused(place, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        plan.run(config(place, tmp_path / "run", **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_below_what_must_stay_is_refused(place, tmp_path, planned):
+    with pytest.raises(InputError, match="cheapest options cost"):
+        plan.run(config(place, tmp_path / "run", budget=("params=1",), uniform=False))
+
+
+def test_a_masked_model_is_refused(place, tmp_path):
+    arch, params = checkpoint.load(place.model)
+    params["layers"]["0"]["ffn"]["fc1"]["kernel"] = jnp.zeros_like(params["layers"]["0"]["ffn"]["fc1"]["kernel"])
+    checkpoint.save(tmp_path / "masked", arch, params)
+    with pytest.raises(InputError, match="plan first"):
+        plan.run(replace(config(place, tmp_path / "run"), model=str(tmp_path / "masked")))
