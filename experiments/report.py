@@ -239,8 +239,8 @@ def draw_atlas(path: Path, heads: Sequence[tuple[Row, np.ndarray]], *, title: st
 
     Args:
         path: of the picture.
-        heads: rows with `layer`, `head`, `diagonality` and `survived`, at how many of how many points of prunings the
-            head was kept, which makes its frame; and maps (size, size).
+        heads: rows with `layer`, `head`, `diagonality` and `survived`, at how many of `points` of prunings the head was
+            kept, which makes its frame; and maps (size, size).
         title: above it.
         caption: below the title; may be empty.
     """
@@ -258,7 +258,7 @@ def draw_atlas(path: Path, heads: Sequence[tuple[Row, np.ndarray]], *, title: st
         panel.set_title(f"head {row['head']}: {row['diagonality']:.3f}".replace("-", "−"), fontsize=8, pad=4)
         if row["head"] == 0:
             panel.set_ylabel(f"layer {row['layer']}", fontsize=9)
-        kept, points = row["survived"]
+        kept, points = row["survived"], row["points"]
         if points:
             panel.set_xlabel(f"kept at {kept} of {points}", fontsize=7, labelpad=4)
         for side in panel.spines.values():
