@@ -106,6 +106,8 @@ def run(config: Config) -> None:
         search = Search.begin(job, bench, config)
         rivals = replace(bench, out=bench.out / "uniform", label="uniform plans")
         for budget in budgets:
+            search.check(budget)
+        for budget in budgets:
             _point(job, bench, f"auto-{budget.text}", lesson, budget, partial(search.plan, budget))
             if not config.uniform:
                 continue
@@ -190,6 +192,16 @@ class Search:
         losses, seconds = ([np.array(row) for row in told[key]] for key in ("losses", "seconds"))
         return Search(job.subject, groups, tuple(losses), tuple(seconds), told["rest"], told["dense"], known, bench)
 
+    def check(self, budget: Budget) -> None:
+        """Refuse a budget that what no option takes away exceeds alone."""
+        rest, allowed = self._costs(budget.measure)[1], self._allowed(budget)
+        if allowed <= rest:
+            unit = {"rtf": "seconds", "macs": "MACs a second", "params": "parameters"}[budget.measure]
+            raise InputError(
+                f"--budget {budget.text}: without any head or unit the model takes {rest:g} {unit}, the budget is "
+                f"{allowed:g}; raise it"
+            )
+
     def plan(self, budget: Budget) -> Subject:
         """Choose, build and, for a measured budget, time and tighten until it fits."""
         target = allowed = self._allowed(budget)
@@ -265,7 +277,13 @@ def _point(job: Job, bench: Bench, name: str, lesson: Lesson | None, budget: Bud
     before = bench.quality(subject)["valid_loss"]
     steps = job.schedule.calendar.last
     after = trained(job, bench.out / "recovery" / name, subject, lesson, steps)
-    bench.point(name, after, level=budget.share, step=steps, told={"loss_before": before, "budget": budget.text})
+    bench.point(
+        name,
+        after,
+        level=budget.share if math.isfinite(budget.share) else budget.value,
+        step=steps,
+        told={"loss_before": before, "budget": budget.text},
+    )
 
 
 def _lesson(job: Job, config: Config) -> Lesson | None:

@@ -36,7 +36,11 @@ def describe(base: Arch, params: Params) -> Arch:
 
 
 def _front(base: Waveform | LogMel, params: Params) -> Waveform | LogMel:
-    return replace(base, feature_norm="norm" in params["front"]) if isinstance(base, Waveform) else base
+    if not isinstance(base, Waveform):
+        return base
+    kernels = [params["front"]["convs"][str(i)]["conv"]["kernel"] for i in range(len(base.convs))]
+    convs = [replace(conv, channels=kernel.shape[2]) for conv, kernel in zip(base.convs, kernels, strict=True)]
+    return replace(base, convs=tuple(convs), feature_norm="norm" in params["front"])
 
 
 def _rank(dense: Params) -> int | None:

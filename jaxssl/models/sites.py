@@ -5,7 +5,7 @@ Declared once, here, next to the modules; `compress` works on whatever is declar
 
 from compress.address import Axis, Matrix
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.arch import Arch, Layer, Waveform
 
 
 def axes(arch: Arch) -> tuple[Axis, ...]:
@@ -19,6 +19,28 @@ def axes(arch: Arch) -> tuple[Axis, ...]:
     """
     _check_unpacked(arch)
     return tuple(axis for i in range(len(arch.layers)) for axis in (*_heads(arch, i), _hidden(i, arch.layers[i])))
+
+
+def channels(arch: Arch) -> tuple[Axis, ...]:
+    """List the prunable channels of a waveform extractor: `front/convs/<i>/channels`, first to last.
+
+    Only where a channel can go without a trace: with a norm over the channels of a frame (Large's extractor, and the
+    norm of the features, which the last convolution feeds) the others would change with it. Log-Mel has none.
+    """
+    front = arch.front
+    if not isinstance(front, Waveform) or front.norm == "layer":
+        return ()
+    last = () if front.feature_norm or not arch.project else (f"project/{_input(arch.project_rank)}",)
+    readers = [(f"front/convs/{i}/conv/kernel", 1) for i in range(1, len(front.convs))] + [(path, 0) for path in last]
+    return tuple(_channels(front, i, reader) for i, reader in enumerate(readers))
+
+
+def _channels(front: Waveform, index: int, reader: tuple[str, int]) -> Axis:
+    at = f"front/convs/{index}"
+    norm = ((f"{at}/norm/scale", 0), (f"{at}/norm/bias", 0)) if index == 0 else ()
+    bias = ((f"{at}/conv/bias", 0),) if front.bias else ()
+    leaves = ((f"{at}/conv/kernel", 2), *bias, *norm, reader)
+    return Axis(f"{at}/channels", front.convs[index].channels, leaves, reader[0].rpartition("/")[0])
 
 
 def sharing(arch: Arch, index: int) -> range:

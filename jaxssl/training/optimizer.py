@@ -25,6 +25,7 @@ class Optimizer:
         clip: largest global norm of a gradient; None does not clip.
         betas: decay rates of the two moments.
         epsilon: added to the root of the second moment.
+        rates: top-level names of parameters that learn at a rate of their own, constant, and these rates.
     """
 
     kind: Literal["adam", "adamw"] = "adam"
@@ -36,6 +37,7 @@ class Optimizer:
     clip: float | None = 10.0
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+    rates: tuple[tuple[str, float], ...] = ()
 
     def schedule(self) -> optax.Schedule:
         """Return the learning rate as a function of the update, counted from 0.
@@ -62,7 +64,11 @@ class Optimizer:
         scale = optax.scale_by_adam(first, second, self.epsilon)
         decay = [optax.add_decayed_weights(self.weight_decay)] if self.kind == "adamw" else []
         clip = [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
-        chain = optax.chain(*clip, scale, *decay, optax.scale_by_learning_rate(self.schedule()))
+        rate = optax.scale_by_learning_rate(self.schedule())
+        if self.rates:
+            own = {name: optax.scale_by_learning_rate(value) for name, value in self.rates}
+            rate = optax.partition({"": rate, **own}, lambda tree: {k: k if k in own else "" for k in tree})
+        chain = optax.chain(*clip, scale, *decay, rate)
         return optax.apply_if_finite(chain, ENDLESS)
 
 

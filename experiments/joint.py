@@ -1,0 +1,186 @@
+"""Distil and prune at once: the student begins as the teacher, and learns which of its units may go (DPHuBERT).
+
+    python -m experiments.joint
+    python -m experiments.joint --target 0.3 0.5 0.7 --steps 200 --after 100
+    python -m experiments.joint --model hubert-base --corpus PREPARED --target 0.75 --channels
+
+Every head and every feed-forward unit has a gate, and with --channels those of a waveform extractor's channels that can
+go without a trace. While the student learns the teacher's hidden layers (input, a third, two thirds and the end; L1
+minus the cosine), an augmented Lagrangian brings the expected share of parameters that go to the target, which rises
+from 0 over the first part of the updates. Then units whose gates have closed are cut, the gates of the others become
+part of the weights, and the slim model is distilled again (Peng et al. 2023).
+
+Each target is a run of its own from the teacher, and a point: saved, evaluated, probed, counted, timed in turns with
+the dense model. A run that was broken off goes on with the same command. The gates decide how many stay: the point's
+row says what share of the parameters went, beside the target.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from compress.address import Axis, Tree
+from compress.edit import cut
+from compress.errors import InputError
+from experiments.cli import console, main
+from experiments.curve import Curve
+from experiments.fit import Programs, Run, open_run
+from experiments.lesson import Lesson, check_teacher
+from experiments.points import Bench, Subject
+from experiments.pruning import Job, draw, open_job, open_model, trained
+from experiments.schedule import Schedule
+from experiments.settings import optimizer
+from jaxssl.models import cost
+from jaxssl.models.arch import Arch
+from jaxssl.models.describe import describe
+from jaxssl.models.sites import axes, channels
+from jaxssl.training import gates
+from jaxssl.training.calendar import Calendar
+from jaxssl.training.distillation import joined, student
+from jaxssl.training.hidden_states import dphubert
+from jaxssl.training.sharding import fetch, shardings
+from jaxssl.training.step import State, as_seen, compile_step, start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Curve):
+    """Distil and prune at once; --model is the teacher and where the student begins."""
+
+    target: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """shares of the parameters that are to go, rising, one point each"""
+    channels: bool = False
+    """let channels of a waveform extractor go as well"""
+    steps: int = 105
+    """updates with gates"""
+    ramp: float = 0.5
+    """share of these updates over which the target rises from 0"""
+    after: int = 60
+    """updates of the slim model"""
+    gate_rate: float = 0.2
+    """learning rate of gates and multipliers; the published 0.02 is for some 50,000 updates"""
+    out: Path = Path("runs/joint")
+    """folder of the run"""
+
+
+def run(config: Config) -> None:
+    """Carry out the experiment."""
+    model, subject = open_model(config)
+    check(config, subject)
+    total = config.steps + config.after
+    schedule = Schedule(Calendar((), total), config.target)
+    training = config.settings(total, paper=False, log_every=max(config.steps // 5, 1))
+    job = open_job(config, model, subject, schedule, training, out=config.out)
+    check_teacher(job.model, job.model, job.data, logits=False)
+    lesson = Lesson(model.arch, subject.seen, dphubert, training, kept=config.out.parent / "taught")
+
+    def points(bench: Bench) -> None:
+        for target in config.target:
+            _point(job, bench, lesson, target)
+
+    draw(job, points, ends=(total,), out=config.out, technique="joint", label="distilled and pruned at once", now=0.0)
+
+
+def check(config: Config, subject: Subject) -> None:
+    """Refuse what cannot be before any work.
+
+    Raises:
+        InputError: targets that do not rise or exceed what has gates, weights that masks hold at zero, no update.
+    """
+    if subject.masks:
+        raise InputError("weights that are zero stay zero, and gates keep no masks; prune weights afterwards")
+    if min(config.steps, config.after) < 1 or not 0 < config.ramp <= 1 or not config.gate_rate > 0:
+        given = (
+            f"--steps {config.steps}, --after {config.after}, --ramp {config.ramp:g}, --gate-rate {config.gate_rate:g}"
+        )
+        raise InputError(f"{given}; give 1 or more, 1 or more, a share above 0, and a rate above 0")
+    mine = axes_of(config, subject.arch)
+    dense = cost.parameters(subject.arch)
+    most = 1 - gates.size(subject.arch, mine, {axis.name: 0 for axis in mine}) / dense
+    if not config.target or list(config.target) != sorted(set(config.target)):
+        raise InputError(f"--target {' '.join(map(str, config.target))}: name rising shares")
+    for target in (config.target[0], config.target[-1]):
+        if not 0 < target < most:
+            raise InputError(f"--target {target:g}: all that has gates is {most:.3f} of the parameters; stay below it")
+
+
+def axes_of(config: Config, arch: Arch) -> tuple[Axis, ...]:
+    """List the axes whose units have gates."""
+    inner = tuple(axis for axis in axes(arch) if axis.size)
+    return (*channels(arch), *inner) if config.channels else inner
+
+
+def slim(subject: Subject, mine: Sequence[Axis], logits: Mapping[str, Any]) -> Subject:
+    """Cut the units whose gates have closed, and make the others' gates part of the weights; a channel stays at least.
+
+    The cut model computes what the gated one did.
+    """
+    z = {name: np.asarray(gates.settled(jnp.asarray(values))) for name, values in logits.items()}
+    keeps = {axis.name: tuple(np.flatnonzero(z[axis.name]).tolist()) for axis in mine}
+    for axis in mine:
+        if axis.name.endswith("/channels") and not keeps[axis.name]:
+            keeps[axis.name] = (int(np.argmax(logits[axis.name])),)
+    seen: Tree = gates.gated(subject.seen, mine, {name: jnp.asarray(values) for name, values in z.items()})
+    params = reduce(lambda tree, axis: cut(tree, axis, keeps[axis.name]), mine, seen)
+    return Subject(describe(subject.arch, params), params, {})
+
+
+def _point(job: Job, bench: Bench, lesson: Lesson, target: float) -> None:
+    """Learn the gates, cut, distil again, measure."""
+    if bench.has(name := bench.name(target)):
+        return
+    config = job.config
+    assert isinstance(config, Config)
+    cut_model, told = _learned(job, bench.out / "gates" / name, lesson, target)
+    before = bench.quality(cut_model)["valid_loss"]
+    after = trained(job, bench.out / "after" / name, cut_model, lesson, config.after)
+    bench.point(name, after, level=target, step=config.steps + config.after, told={"loss_before": before, **told})
+
+
+def _learned(job: Job, folder: Path, lesson: Lesson, target: float) -> tuple[Subject, dict[str, float]]:
+    """Train with gates, and cut."""
+    config, subject = job.config, job.subject
+    assert isinstance(config, Config)
+    mine = axes_of(config, subject.arch)
+    training = replace(job.training, steps=config.steps)
+    with open_run(folder, job.data, training) as run:
+        heads = lesson.heads(subject.arch, seed=training.seed)
+        build = replace(optimizer(training), rates=((gates.GATES, config.gate_rate),)).build()
+        tree = {**joined(subject.params, heads), gates.GATES: gates.fresh(mine)}
+        state = run.begin(start(tree, build, seed=training.seed))
+        programs = _programs(run, subject.arch, state, lesson, mine, build, config, target)
+        state = run.train(programs, state, last=config.steps)
+        params = fetch(state.params)
+    logits = params[gates.GATES]["open"]
+    trained_ = Subject(subject.arch, programs.view(params, ()), {})
+    found = slim(trained_, mine, logits)
+    gone = 1 - cost.parameters(found.arch) / cost.parameters(subject.arch)
+    console.print(f"gates have closed on {gone:.1%} of the parameters, {target:.1%} was the target", markup=False)
+    return found, {"target": target, "gone": gone}
+
+
+def _programs(
+    run: Run, arch: Arch, state: State, lesson: Lesson, mine: Sequence[Axis], build: Any, config: Config, target: float
+) -> Programs:
+    """Compile what learns gates; validation hears the student with its gates as they are."""
+    goal = gates.gating(arch, lesson.loss(arch), mine, dtype=jnp.dtype(config.dtype), stack=config.stack)
+    steps, give, rise = run.feed.steps, lesson.give(arch), max(config.ramp * config.steps, 1)
+
+    def given(batch: Any, position: Mapping[str, int]) -> Any:
+        number = position["epoch"] * steps + position["step"]
+        return {**give(batch, position), gates.TARGET: jnp.float32(target * min((number + 1) / rise, 1.0))}
+
+    def view(params: Any, held: Any) -> Any:
+        return {name: part for name, part in student(as_seen)(params, held).items() if name != gates.GATES}
+
+    plain = run.programs(arch, state, view=view)
+    step = compile_step(goal, build, shardings=shardings(state, run.mesh))
+    return replace(plain, step=step, lesson=lesson, give=given)
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)

@@ -1,0 +1,115 @@
+"""Gates: what they count, what they draw, that closed ones are a cut, and that the target is reached."""
+
+from dataclasses import replace
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compress.edit import cut, mask
+from jaxssl.models import cost
+from jaxssl.models.arch import Dropout
+from jaxssl.models.describe import describe
+from jaxssl.models.model import apply, init
+from jaxssl.models.sites import axes, channels
+from jaxssl.training import gates
+from jaxssl.training.distillation import TAUGHT, joined, teach
+from jaxssl.training.hidden_states import dphubert
+from jaxssl.training.losses import means
+from jaxssl.training.optimizer import Optimizer
+from jaxssl.training.step import compile_step, start
+from tests.archs import ARCHS, BASE, LARGE, MEL, noise
+
+STILL = replace(MEL, layers=MEL.layers[:2], dropout=Dropout(0.0, 0.0))
+FREE = replace(BASE, front=replace(BASE.front, feature_norm=False, bias=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly():
+    """What is tested here does not depend on how well XLA optimises."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("arch", [BASE, FREE], ids=["base", "no feature norm"])
+def test_masked_channels_are_cut_channels(arch, key):
+    """On every convolution at once, and `describe` reads the smaller extractor back."""
+    params, x, found = init(arch, key), noise(arch, key), channels(arch)
+    assert len(found) == len(arch.front.convs) - arch.front.feature_norm
+    keeps = {axis.name: tuple(range(i % 2, axis.size, 2)) for i, axis in enumerate(found)}
+    masked = reduce(lambda tree, axis: mask(tree, axis, keeps[axis.name]), found, params)
+    slim = reduce(lambda tree, axis: cut(tree, axis, keeps[axis.name]), found, params)
+    small = describe(arch, slim)
+    assert [conv.channels for conv in small.front.convs] == [6] * len(found) + [12] * arch.front.feature_norm
+    np.testing.assert_allclose(apply(arch, masked, x).last, apply(small, slim, x).last, atol=1e-5)
+
+
+def test_channels_that_others_depend_on_are_not_offered():
+    assert channels(LARGE) == ()
+    assert channels(MEL) == ()
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_size_is_what_a_cut_model_has(name):
+    """Of axes that share tensors, too: a convolution's weights go with both its sides."""
+    arch = ARCHS[name]
+    found = (*channels(arch), *(axis for axis in axes(arch) if axis.size))
+    assert gates.size(arch, found, {axis.name: axis.size for axis in found}) == cost.parameters(arch)
+    counts = {axis.name: max(axis.size // 2, 1) for axis in found}
+    slim = jax.eval_shape(
+        lambda: reduce(
+            lambda tree, axis: cut(tree, axis, range(counts[axis.name])), found, init(arch, jax.random.key(0))
+        )
+    )
+    assert gates.size(arch, found, counts) == sum(leaf.size for leaf in jax.tree.leaves(slim))
+
+
+def test_draws_open_as_often_as_expected():
+    """Over many draws; a gate that is nearly always open settles open, one that is nearly always closed closed."""
+    logits = jnp.array([-6.0, -1.0, 0.0, 2.0, 6.0])
+    z = jax.vmap(lambda key: gates.drawn(logits, key))(jax.random.split(jax.random.key(0), 20_000))
+    assert float(z.min()) == 0.0
+    assert float(z.max()) == 1.0
+    np.testing.assert_allclose((z > 0).mean(0), gates.chance(logits), atol=0.012)
+    assert gates.settled(logits)[0] == 0.0
+    assert gates.settled(logits)[-1] == 1.0
+    hand = 1 / (1 + np.exp(-(2.0 - 2 / 3 * np.log(0.1 / 1.1))))
+    np.testing.assert_allclose(gates.chance(jnp.array([2.0])), hand, rtol=1e-6)
+
+
+def test_closed_gates_are_a_mask(key):
+    """Gates of 0 and 1 on every kind of unit."""
+    params, x = init(BASE, key), noise(BASE, key)
+    found = (*channels(BASE), *axes(BASE))
+    keeps = {axis.name: tuple(range(1, axis.size, 2)) for axis in found}
+    z = {axis.name: jnp.zeros(axis.size).at[jnp.array(keeps[axis.name])].set(1.0) for axis in found}
+    masked = reduce(lambda tree, axis: mask(tree, axis, keeps[axis.name]), found, params)
+    seen = gates.gated(params, found, z)
+    np.testing.assert_allclose(apply(BASE, seen, x).last, apply(BASE, masked, x).last, atol=1e-5)
+
+
+def test_the_lagrangian_reaches_the_target():
+    """In 105 updates, the target rising over the first half, a third closes; the weights learn at their own rate."""
+    params, found = init(STILL, jax.random.key(1, impl="rbg")), axes(STILL)
+    mask_ = jax.random.bernoulli(jax.random.key(1), 0.5, (2, 30))
+    batch = {"inputs": noise(STILL, jax.random.key(1)), "lengths": jnp.array([30, 30]), "mask": mask_}
+    batch |= {"labels": jnp.zeros((2, 30), int)}
+    loss = dphubert(STILL, STILL)
+    batch |= {TAUGHT: teach(STILL, loss.wanted)(params, batch, None)}
+    heads = loss.heads(STILL, STILL, jax.random.key(2))
+    optimizer = Optimizer(learning_rate=1e-4, rates=((gates.GATES, 0.2),)).build()
+    state = start({**joined(params, heads), gates.GATES: gates.fresh(found)}, optimizer, seed=0)
+    step, told = compile_step(gates.gating(STILL, loss, found), optimizer), []
+    for number in range(105):
+        state, sums = step(state, [batch | {gates.TARGET: jnp.float32(0.33 * min(number / 52, 1.0))}])
+        told.append(means(sums))
+    assert told[0]["gone"] < 0.02
+    assert told[-1]["gone"] == pytest.approx(0.33, abs=0.06)
+    moved = np.abs(state.params["layers"]["0"]["ffn"]["fc2"]["bias"] - params["layers"]["0"]["ffn"]["fc2"]["bias"])
+    assert 0 < moved.max() < 105 * 1.5e-4  # the gates' rate is theirs alone
+    assert (
+        float(state.params[gates.GATES]["multipliers"][1]) > gates.STIFF
+    )  # it climbs, whatever the sign of what is off
