@@ -38,6 +38,10 @@ LEVELS = {
     "weights": "share of the prunable weights that are zero",
     "heads": "heads kept in a layer (on average), or the budget",
     "rows": "units kept in a layer (on average), or the budget",
+    "distil": "layers of the student",
+    "combine": "stage of the plan",
+    "plan": "budget as a share of the dense model",
+    "joint": "share of the parameters that was to go",
 }
 CAPTION = "time: 1 / speed-up over the dense model, timed in turns, bars are quartiles; of quality 95 % bootstrap"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#8c564b")  # Okabe and Ito

@@ -32,6 +32,14 @@ def key():
     return jax.random.key(0, impl="rbg")
 
 
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """Compile quickly rather than well: for what does not depend on how well XLA optimises."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real speech, checkpoints and golden arrays, kept outside this repository; CI insists on it."""

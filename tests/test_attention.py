@@ -13,19 +13,13 @@ from jaxssl.models.arch import Waveform
 from jaxssl.models.model import shapes
 from tests.archs import ARCHS, noise
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 FRAMES = 9
 ITSELF = np.eye(FRAMES)
 EVERYWHERE = np.full((FRAMES, FRAMES), 1 / FRAMES)
 ONE = np.eye(FRAMES)[np.full(FRAMES, 2)]  # all frames look at frame 2
 BY_HAND = np.array([[0.5, 0.5, 0.0], [0.25, 0.5, 0.25], [0.0, 0.0, 1.0]])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def drawn(seed, *, heads=4, frames=FRAMES):

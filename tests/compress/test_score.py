@@ -73,7 +73,7 @@ def test_contribution_is_what_zeroing_a_unit_changes(arch):
     """The root mean square over frames of the change of the map's output, with inputs that go together."""
     params, draw = lively(arch), np.random.default_rng(1)
     maps = {matrix.path: matrix for matrix in matrices(arch)}
-    for axis, path in ((axis, path) for axis in axes(arch) if axis.size for path in axis.feeds):
+    for axis, path in [(each, path) for each in axes(arch) if each.size for path in each.feeds]:
         matrix, feeds = maps[path], replace(axis, leaves=tuple(leaf for leaf in axis.leaves if path in leaf[0]))
         flat = draw.standard_normal((50, matrix.fan_in)) @ draw.standard_normal((matrix.fan_in, matrix.fan_in))
         x = flat.reshape(50, *matrix.shape[: matrix.inputs])

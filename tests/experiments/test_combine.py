@@ -9,25 +9,13 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
-from experiments import combine, corpus, fit
+from experiments import combine
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import melhubert, melhubert_mini
-from jaxssl.training.sharding import make_mesh
 from tests.experiments import small
 
+pytestmark = pytest.mark.usefixtures("one_device")
 QUICK = {"every": 2, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here depends neither on how well XLA optimises nor on how many devices share the work."""
-    one = make_mesh(devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (fit, corpus):
-            patch.setattr(module, "make_mesh", lambda fsdp: one)
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

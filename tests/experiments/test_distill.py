@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,24 +19,12 @@ from jaxssl.models.arch import ClusterHead, melhubert_tiny
 from jaxssl.models.model import apply
 from jaxssl.training.distillation import TAUGHT
 from jaxssl.training.losses import MaskedPrediction, means
-from jaxssl.training.sharding import make_mesh
 from tests.experiments import small
 
+pytestmark = pytest.mark.usefixtures("one_device")
 QUICK = {"steps": 3, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
 QUICK |= {"control": False}
 OTHERS = ("distilhubert", "fithubert", "armhubert", "starhubert")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here depends neither on how well XLA optimises nor on how many devices share the work."""
-    one = make_mesh(devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (fit, corpus):
-            patch.setattr(module, "make_mesh", lambda fsdp: one)
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

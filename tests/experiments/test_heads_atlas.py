@@ -13,7 +13,7 @@ import pytest
 
 from compress.edit import cut
 from compress.errors import InputError
-from experiments import corpus, heads, heads_atlas, report
+from experiments import heads, heads_atlas, report
 from experiments.points import Subject
 from experiments.pruning import Job
 from experiments.source import load_model, load_speech, with_stats
@@ -23,24 +23,14 @@ from jaxssl.attention import attention_maps, measure
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Layer, hubert_base, melhubert
 from jaxssl.models.describe import describe
-from jaxssl.training.sharding import make_mesh
 from jaxssl.upstream import mel_inputs
 from tests.archs import ARCHS
 from tests.experiments import small
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 KEPT = {"layers/0/attention/heads": (0, 2, 3), "layers/1/attention/heads": (1, 3)}
 LESS = {"layers/0/attention/heads": (2,), "layers/1/attention/heads": ()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here depends neither on how well XLA optimises nor on how many devices share the work."""
-    one = make_mesh(devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "make_mesh", lambda fsdp: one)
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

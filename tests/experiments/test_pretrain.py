@@ -27,6 +27,8 @@ from jaxssl.training.lifeline import LOST
 from jaxssl.training.telemetry import read_journal
 from tests.experiments.small import Small, make, reach
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ROOT = Path(__file__).resolve().parents[2]
 SAVE_EVERY = 3
 SETTINGS = {
@@ -66,14 +68,6 @@ class Place:
 
     def interrupt(self, out, number, how):
         return self.small.interrupt("experiments.pretrain", out, number, how, **SETTINGS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

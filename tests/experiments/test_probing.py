@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,17 +16,11 @@ from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
 from tests.experiments.test_card import ARCH, HUMS, utterance
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STATS = Stats(np.zeros(40, np.float32), np.full(40, 5, np.float32))
 FRONT = log_mel(ARCH)
 WORDS = ["abcacb", "cabbac", "bcacab", "acbcba", "cbabca", "bacabc", "abacbc", "cbcaba", "bcbaca"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

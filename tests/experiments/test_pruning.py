@@ -12,7 +12,7 @@ import pytest
 from compress.address import flatten
 from compress.encoding import decode
 from compress.errors import InputError
-from experiments import corpus, fit, heads, lowrank, rows, weights
+from experiments import heads, lowrank, rows, weights
 from experiments.points import Subject
 from experiments.source import load_model
 from experiments.units import schedule_of
@@ -20,25 +20,13 @@ from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import melhubert
 from jaxssl.models.model import shapes
 from jaxssl.training.paper import PAPER_SPARSITIES, PAPER_WEIGHTS
-from jaxssl.training.sharding import make_mesh
 from jaxssl.training.telemetry import read_journal
 from tests.experiments import small
 
+pytestmark = pytest.mark.usefixtures("one_device")
 RATES = {"updates_per_s", "audio_s_per_s", "mfu"}
 TIMES = {"real_time_factor", "speedup", "speedup_low", "speedup_high", "dense_ms", "point_ms", "bare_ms"}
 QUICK = {"every": 3, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here depends neither on how well XLA optimises nor on how many devices share the work."""
-    one = make_mesh(devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (fit, corpus):
-            patch.setattr(module, "make_mesh", lambda fsdp: one)
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -20,15 +20,9 @@ from jaxssl.saliency import context_gradient
 from jaxssl.training.losses import MaskedPrediction
 from tests.archs import BASE, MEL, REUSING, STUDENT, noise
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 A, R = Layer(4, 24), Layer(4, 24, reuse=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def lively(arch, seed=0):

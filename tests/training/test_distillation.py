@@ -37,19 +37,12 @@ from tests.archs import MEL, noise
 from tests.training import golden
 from tools.convert_torch import read
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 STILL = replace(MEL, dropout=Dropout(0.0, 0.0))
 RECIPES = {"distilhubert": distilhubert, "fithubert": fithubert, "armhubert": armhubert, "starhubert": starhubert}
 RECIPES |= {"dphubert": dphubert}
 FRAMES = 151  # of the longest batch
 FIXED = [(kind, t, a) for kind in ("nomasked", "masked") for t, a in ((1, "1"), (2, "1"), (2, "0.5"))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

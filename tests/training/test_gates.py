@@ -22,16 +22,9 @@ from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import compile_step, start
 from tests.archs import ARCHS, BASE, LARGE, MEL, noise
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 STILL = replace(MEL, layers=MEL.layers[:2], dropout=Dropout(0.0, 0.0))
 FREE = replace(BASE, front=replace(BASE.front, feature_norm=False, bias=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("arch", [BASE, FREE], ids=["base", "no feature norm"])

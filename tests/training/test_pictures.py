@@ -10,17 +10,11 @@ from jaxssl.models.model import map_inputs, shapes
 from jaxssl.training.pictures import attention, masked_features, tile
 from tests.archs import ARCHS, noise
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LAYERS = [
     (name, i) for name, arch in ARCHS.items() for i, layer in enumerate(arch.layers) if layer.heads and not layer.reuse
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,8 @@ from jaxssl.training.sharding import (
 from jaxssl.training.step import make_step, start
 from tests.archs import MEL, noise
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STILL = replace(MEL, dropout=Dropout(0.0, 0.0), layers=MEL.layers[:1])
 
 
@@ -68,14 +70,6 @@ def test_nearly_all_of_a_large_model_is_spread():
     leaves = jax.tree.leaves(shapes(hubert_large()))
     here = [leaf.size // (1 if sharded_axis(leaf.shape, 8) is None else 8) for leaf in leaves]
     assert sum(here) < 1.02 * sum(leaf.size for leaf in leaves) / 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

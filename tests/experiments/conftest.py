@@ -1,0 +1,17 @@
+"""What tests of whole runs share."""
+
+import jax
+import pytest
+
+from experiments import corpus, fit
+from jaxssl.training.sharding import make_mesh
+
+
+@pytest.fixture(scope="module")
+def one_device(compiled_quickly):
+    """What these tests are about depends neither on how well XLA optimises nor on how many devices share the work."""
+    one = make_mesh(devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (fit, corpus):
+            patch.setattr(module, "make_mesh", lambda fsdp: one)
+        yield
