@@ -254,11 +254,13 @@ def _rounding_cost(job: Job, kind: Kind) -> str:
     timings = race(programs, rounds=config.rounds)
     round_, uneven = timings[str(count)], timings[str(max(count - 1, 0))]
     ratio = speedup(uneven, round_)
-    return (
-        f"un-rounded shapes: {max(count - 1, 0)} {kind} in each layer take {uneven.median * 1e3:.2f} ms, {count} (a "
-        f"multiple of {config.round} columns) {round_.median * 1e3:.2f} ms, {ratio.median:.2f} of the time of fewer "
-        f"(quartiles {ratio.low:.2f} to {ratio.high:.2f}), {load}"
+    line = (
+        f"un-rounded shapes: {max(count - 1, 0)} {kind} in each layer take {ratio.median:.2f} (quartiles "
+        f"{ratio.low:.2f} to {ratio.high:.2f}) of the time of {count}, a multiple of {config.round} columns; "
+        f"{uneven.median * 1e3:.1f} and {round_.median * 1e3:.1f} ms, {load}"
     )
+    console.print(line, markup=False)
+    return line
 
 
 def _with(arch: Arch, kind: Kind, count: int) -> Arch:
