@@ -10,12 +10,16 @@ A student takes layers of the teacher, its first ones, every second or whichever
 ones, and may be narrower in heads, feed-forward units and ranks; or it is any compressed model. It learns the teacher's
 clusters (the study's way: the divergence of the cluster probabilities) or its hidden layers (DistilHuBERT, FitHuBERT,
 ARMHuBERT, STaRHuBERT, DPHuBERT; the output layer then learns the clusters by itself, and what it learns changes nothing
-below it). The teacher runs without dropout and without gradients. What it
-says of each batch is kept beside the run, so that it runs once for all students.
+below it). The teacher runs without dropout and without gradients. What it says of each batch is kept beside the run, so
+that it runs once for all students. The study's own settings are --batch 32 --crop 15 --learning-rate 1e-4 --layers 6 2
+of melhubert-20ms.
 
 Every point is saved as a model of its own, evaluated, probed, counted and timed in turns with the dense one, and a run
-that was broken off goes on with the same command. The study's own settings are --batch 32 --crop 15 --learning-rate
-1e-4 --layers 6 2 of melhubert-20ms.
+that was broken off goes on with the same command.
+
+A student takes about two minutes on two CPU cores. Expected, with --masked on 52 minutes of LibriSpeech: four and three
+layers of six know held-out clusters as well as the teacher did (3.443 and 3.470 nats to its 3.473, or 3.347 when it
+trains on as long by itself) and as many phones (0.618 and 0.625 to 0.620), at 1.4 and 1.7 times its speed.
 """
 
 from collections.abc import Sequence
