@@ -118,14 +118,14 @@ def equalised(corpus: Corpus) -> Corpus:
     return replace(corpus, name="equalised", signals=signals, whole=False)
 
 
-def batches(signals: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Pad signals to few shapes; give which they are, and samples and lengths.
+def batches(signals: Sequence[np.ndarray], *, buckets: Sequence[int] = BUCKETS) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Pad signals to few shapes, the lengths `buckets`; give which they are, and samples and lengths.
 
     Signals of one bucket fill batches of one size; where there are too few, the first is repeated at the end.
     """
-    bucket = np.searchsorted(BUCKETS, [len(signal) for signal in signals])
-    for number, longest in enumerate(BUCKETS):
-        members, size = np.flatnonzero(bucket == number), BATCH // longest
+    bucket = np.searchsorted(buckets, [len(signal) for signal in signals])
+    for number, longest in enumerate(buckets):
+        members, size = np.flatnonzero(bucket == number), max(BATCH // longest, 1)
         for start in range(0, len(members), size):
             rows = members[start : start + size]
             filled = [*rows, *[rows[0]] * (size - len(rows))]

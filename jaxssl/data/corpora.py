@@ -1,10 +1,13 @@
 """Finding a corpus: tables, LibriSpeech's folders, any folder or glob of audio, with texts and phones that lie beside.
 
+In VoxCeleb (`id10001/1zcIwhmdeo4/00001.wav`) the folder named like a speaker is the speaker, wherever it lies.
+
 What is looked for beside each audio file: `*.trans.txt` in its folder (LibriSpeech: a line is an id and its words),
 and a TextGrid of the same name with a tier `phones` (Montreal Forced Aligner, Praat).
 """
 
 import glob
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,9 @@ from compress.errors import InputError
 from jaxssl.data.alignments import read_phones, read_textgrid
 from jaxssl.data.audio import SUFFIXES, find
 from jaxssl.data.manifest import Manifest, Segment, Utterance, header_length, identities, read_table, unique
+
+VOXCELEB = re.compile(r"id\d{5}")  # a speaker's folder
+PARTS = {"1": "train", "2": "valid", "3": "test"}  # of VoxCeleb's identification split
 
 
 def read(
@@ -81,11 +87,52 @@ def _from_files(files: Sequence[Path], root: Path, tick: Callable[[], object]) -
     relative = [file.relative_to(root) for file in files]
     utterances = []
     for file, below, identity in zip(files, relative, identities(relative), strict=True):
-        speaker = below.parts[0] if len(below.parts) > 1 else ""
+        speaker = _speaker(below)
         text = texts.get((file.parent, file.stem), "")
         utterances.append(Utterance(identity, file, header_length(file), speaker, text, phones=_textgrid(file)))
         tick()
     return utterances
+
+
+def _speaker(below: Path) -> str:
+    """Take the uppermost folder, or the one that is named as VoxCeleb names speakers; empty where there is none."""
+    folders = below.parts[:-1]
+    return next((name for name in folders if VOXCELEB.fullmatch(name)), next(iter(folders), ""))
+
+
+def with_parts(manifest: Manifest, table: str | Path) -> Manifest:
+    """Split a corpus as VoxCeleb's identification split says (`iden_split.txt`).
+
+    Its lines are `1 id10001/1zcIwhmdeo4/00001.wav`; 1 is `train`, 2 `valid`, 3 `test`. What it does not name is in no
+    part.
+
+    Raises:
+        InputError: the file cannot be read, a line is none of these, or it names nothing of the corpus.
+    """
+    named = dict(_part(line, number, table) for number, line in enumerate(_lines(Path(table)), 1) if line.strip())
+    keys = ["/".join(u.path.parts[-3:]) for u in manifest.utterances]
+    if not any(key in named for key in keys):
+        raise InputError(
+            f"{table}: 0 of its {len(named)} files are in the corpus, whose first is {keys[0]}; use its own"
+        )
+    pairs = zip(manifest.utterances, keys, strict=True)
+    return Manifest(tuple(replace(u, split=named.get(key, "")) for u, key in pairs))
+
+
+def _part(line: str, number: int, table: str | Path) -> tuple[str, str]:
+    part, _, name = line.strip().partition(" ")
+    if part not in PARTS or not name:
+        raise InputError(
+            f"{table}, line {number}: {line!r} is no part (1, 2, 3) and file, as 3 id10001/VIDEO/00001.wav"
+        )
+    return "/".join(Path(name.strip()).parts[-3:]), PARTS[part]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a split of VoxCeleb: {error}; it must be UTF-8 text") from error
 
 
 def _transcripts(folders: Iterable[Path]) -> dict[tuple[Path, str], str]:
