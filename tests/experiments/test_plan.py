@@ -40,6 +40,7 @@ def planned(place, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_plan_and_its_rivals_fit_the_budget(planned, place):
     told = json.loads((planned / "report.json").read_text())
     dense, auto = told["points"]
@@ -53,6 +54,7 @@ def test_the_plan_and_its_rivals_fit_the_budget(planned, place):
     assert any(note.startswith("auto-params=80%: ") and "best uniform plan" in note for note in told["notes"])
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_read_again(planned, place, monkeypatch):
     """A run that goes on measures no sensitivity anew: the plan would be another."""
     before = json.loads((planned / "sensitivity.json").read_text())
@@ -154,7 +156,7 @@ def test_impossible_budgets_are_refused(place, tmp_path, changes, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_budget_below_what_must_stay_is_refused(place, tmp_path, planned):
+def test_a_budget_below_what_must_stay_is_refused(place, tmp_path):
     with pytest.raises(InputError, match="the model takes .* parameters, the budget is 1; raise it"):
         plan.run(config(place, tmp_path / "run", budget=("params=1",), uniform=False))
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import jiwer
 import numpy as np
 import pytest
@@ -25,17 +24,11 @@ from jaxssl.training.ctc import (
 from jaxssl.training.error_rates import Rate, error_rate, paired
 from jaxssl.training.probe import Difference, interval
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SYMBOLS, WIDTH, LONGEST = 5, 6, 24
 SCALE = Scale(np.zeros((2, WIDTH), np.float32), np.ones((2, WIDTH), np.float32))
 QUICK = Recipe(updates=150, batch=8, learning_rate=3e-2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def spoken(seed, count=20, informative=1, noise=0.1):
