@@ -133,6 +133,7 @@ class SoftLabels:
         if not self.temperature > 0 or not 0 <= self.alpha <= 1:
             given = f"temperature {self.temperature:g} and alpha {self.alpha:g}"
             raise InputError(f"distillation: {given}; give more than 0 and a share from 0 to 1")
+        check_frames(student, teacher, 1)
         return {}
 
     def __call__(self, heads: Params, output: Output, taught: Taught, labels: Array, mask: Array) -> tuple[Array, Sums]:
