@@ -31,9 +31,9 @@ from compress.sparse import Masks, check_sparsity
 from experiments import weights
 from experiments.cli import console, main
 from experiments.curve import Curve
-from experiments.lesson import Lesson, check_teacher, soft_labels
+from experiments.lesson import Lesson
 from experiments.points import Bench, Subject
-from experiments.pruning import Job, draw, open_job, open_model, trained
+from experiments.pruning import Job, dense_teaches, draw, open_job, open_model, trained
 from experiments.schedule import Schedule
 from experiments.units import Units, unit_event
 from jaxssl.calibration import moments
@@ -85,14 +85,13 @@ def run(config: Config) -> None:
     schedule = Schedule(Calendar((), ends[-1]), tuple(map(float, range(1, len(stages) + 1))))
     training = config.settings(ends[-1], paper=False, log_every=max(config.every // 2, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    if any(stage.distil for stage in stages):
-        check_teacher(job.model, job.model, job.data, logits=True)
+    lesson = dense_teaches(job, config.out) if any(stage.distil for stage in stages) else None
     numbered = [f"{number}-{stage}" for number, stage in enumerate(stages, start=1)]
 
     def points(bench: Bench) -> None:
         now = job.subject
         for number, stage in enumerate(stages):
-            now = _stage(job, bench, now, stage, numbered[number], step=ends[number])
+            now = _stage(job, bench, now, stage, lesson, name=numbered[number], step=ends[number])
 
     draw(job, points, ends=ends, out=config.out, technique="combine", label=f"combined: {_told(stages)}", now=0)
 
@@ -157,7 +156,7 @@ def check(stages: Sequence[Stage], arch: Arch) -> None:
                 left[kind] = int(stage.value)
 
 
-def apply(job: Job, subject: Subject, stage: Stage, number: int) -> Subject:
+def apply(job: Job, subject: Subject, stage: Stage) -> Subject:
     """Compress a model by one stage, without training."""
     value = int(stage.value)
     match stage.kind:
@@ -165,7 +164,7 @@ def apply(job: Job, subject: Subject, stage: Stage, number: int) -> Subject:
             return _first_layers(subject, value)
         case "heads" | "rows":
             kind: Any = "heads" if stage.kind == "heads" else "hidden"
-            return unit_event(replace(job, config=Units()), subject, kind, value, number).after(subject)
+            return unit_event(replace(job, config=Units()), subject, kind, value, 0).after(subject)
         case "rank" | "svd":
             return factorised(job, subject, value, aware=stage.kind == "rank")
         case "weights":
@@ -192,23 +191,19 @@ def inner(arch: Arch) -> list[Matrix]:
     return [matrix for matrix in matrices(arch) if matrix.path.startswith("layers/")]
 
 
-def _stage(job: Job, bench: Bench, subject: Subject, stage: Stage, name: str, *, step: int) -> Subject:
+def _stage(
+    job: Job, bench: Bench, subject: Subject, stage: Stage, lesson: Lesson | None, *, name: str, step: int
+) -> Subject:
     """Compress, train, measure; of a finished stage only read the model."""
     if bench.has(name):
         return bench.read(name)
-    changed = apply(job, subject, stage, int(step))
+    changed = apply(job, subject, stage)
     before = bench.quality(changed)["valid_loss"]
-    lesson = _lesson(job) if stage.distil else None
+    lesson = lesson if stage.distil else None
     console.print(f"{name}: {stage.steps} updates of {'distillation' if lesson else 'masked prediction'}", markup=False)
     after = trained(job, bench.out / "stages" / name, changed, lesson, stage.steps)
     bench.point(name, after, level=float(name.partition("-")[0]), step=step, told={"loss_before": before})
     return bench.read(name)  # as a run that was broken off goes on
-
-
-def _lesson(job: Job) -> Lesson:
-    choose = soft_labels(job.data, temperature=1.0, alpha=1.0)
-    assert isinstance(job.config, Config)
-    return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=job.config.out.parent / "taught")
 
 
 def _first_layers(subject: Subject, count: int) -> Subject:

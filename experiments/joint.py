@@ -38,13 +38,14 @@ from experiments.settings import optimizer
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.models.describe import describe
+from jaxssl.models.model import Params
 from jaxssl.models.sites import axes, channels
 from jaxssl.training import gates
 from jaxssl.training.calendar import Calendar
-from jaxssl.training.distillation import joined, student
+from jaxssl.training.distillation import joined, split
 from jaxssl.training.hidden_states import dphubert
 from jaxssl.training.sharding import fetch, shardings
-from jaxssl.training.step import State, as_seen, compile_step, start
+from jaxssl.training.step import State, compile_step, start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +156,7 @@ def _learned(job: Job, folder: Path, lesson: Lesson, target: float) -> tuple[Sub
         programs = _programs(run, subject.arch, state, lesson, mine, build, config, target)
         state = run.train(programs, state, last=config.steps)
         params = fetch(state.params)
-    logits = params[gates.GATES]["open"]
-    trained_ = Subject(subject.arch, programs.view(params, ()), {})
-    found = slim(trained_, mine, logits)
+    found = slim(Subject(subject.arch, _plain(params), {}), mine, params[gates.GATES]["open"])
     gone = 1 - cost.parameters(found.arch) / cost.parameters(subject.arch)
     console.print(f"gates have closed on {gone:.1%} of the parameters, {target:.1%} was the target", markup=False)
     return found, {"target": target, "gone": gone}
@@ -175,11 +174,18 @@ def _programs(
         return {**give(batch, position), gates.TARGET: jnp.float32(target * min((number + 1) / rise, 1.0))}
 
     def view(params: Any, held: Any) -> Any:
-        return {name: part for name, part in student(as_seen)(params, held).items() if name != gates.GATES}
+        z = {name: gates.settled(values) for name, values in params[gates.GATES]["open"].items()}
+        return gates.gated(_plain(params), mine, z)
 
     plain = run.programs(arch, state, view=view)
     step = compile_step(goal, build, shardings=shardings(state, run.mesh))
     return replace(plain, step=step, lesson=lesson, give=given)
+
+
+def _plain(params: Params) -> Params:
+    """Leave out what is trained beside the student: heads and gates."""
+    student, _ = split(params)
+    return {name: part for name, part in student.items() if name != gates.GATES}
 
 
 if __name__ == "__main__":

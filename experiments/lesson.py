@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -74,9 +75,10 @@ class Lesson:
             if self.kept is None:
                 return {**batch, TAUGHT: ask(self._placed, batch, key)}
             path = self.kept / self._digest(wanted, position) / f"{position['epoch']}-{position['step']}.npz"
-            if not path.is_file():
+            if (kept := _read(path, wanted)) is None:
                 _keep(path, ask(self._placed, batch, key))
-            return {**batch, TAUGHT: _read(path, wanted)}
+                kept = _read(path, wanted)
+            return {**batch, TAUGHT: kept}
 
         return give
 
@@ -138,9 +140,13 @@ def _keep(path: Path, taught: Taught) -> None:
     report.write_arrays(path, arrays)
 
 
-def _read(path: Path, wanted: Wanted) -> Taught:
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: jnp.asarray(stored[name]) for name in stored.files}
+def _read(path: Path, wanted: Wanted) -> Taught | None:
+    """Read an answer; None where there is none, or none that is whole."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:  # NumPy leaves a damaged one open
+            arrays = {name: jnp.asarray(stored[name]) for name in stored.files}
+    except (OSError, EOFError, ValueError, BadZipFile):
+        return None
 
     def said(name: str) -> Said:
         mine = {place.removeprefix(f"{name}/"): leaf for place, leaf in arrays.items() if place.startswith(f"{name}/")}

@@ -31,7 +31,7 @@ from compress.knapsack import knapsack
 from experiments import report
 from experiments.cli import console, main
 from experiments.curve import Curve
-from experiments.lesson import Lesson, check_teacher, soft_labels
+from experiments.lesson import Lesson
 from experiments.options import (
     FAMILIES,
     Group,
@@ -46,7 +46,7 @@ from experiments.options import (
     with_option,
 )
 from experiments.points import Bench, Subject
-from experiments.pruning import Job, draw, open_job, open_model, trained
+from experiments.pruning import Job, dense_teaches, draw, open_job, open_model, trained
 from experiments.schedule import Schedule
 from jaxssl.latency import race
 from jaxssl.models import cost
@@ -99,7 +99,7 @@ def run(config: Config) -> None:
     schedule = Schedule(Calendar((), config.steps), tuple(budget.share for budget in budgets))
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    lesson = _lesson(job, config)
+    lesson = dense_teaches(job, config.out) if config.recover == "distil" else None
     notes: list[str] = []
 
     def points(bench: Bench) -> None:
@@ -284,14 +284,6 @@ def _point(job: Job, bench: Bench, name: str, lesson: Lesson | None, budget: Bud
         step=steps,
         told={"loss_before": before, "budget": budget.text},
     )
-
-
-def _lesson(job: Job, config: Config) -> Lesson | None:
-    if config.recover == "predict":
-        return None
-    check_teacher(job.model, job.model, job.data, logits=True)
-    choose = soft_labels(job.data, temperature=1.0, alpha=1.0)
-    return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=config.out.parent / "taught")
 
 
 def _counted(arch: Arch, measure: Measure) -> float:

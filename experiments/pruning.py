@@ -105,6 +105,17 @@ def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Sche
     return replace(job, lesson=lesson)
 
 
+def dense_teaches(job: Job, out: Path) -> Lesson:
+    """Let models recover by what the dense one says of each frame; the answers are kept beside the run's folder.
+
+    Raises:
+        InputError: the dense model has no output layer, or another number of clusters than the speech.
+    """
+    check_teacher(job.model, job.model, job.data, logits=True)
+    choose = soft_labels(job.data, temperature=1.0, alpha=1.0)
+    return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=out.parent / "taught")
+
+
 def prune(
     job: Job,
     act: Act,

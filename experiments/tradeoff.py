@@ -88,12 +88,12 @@ def run(config: Config) -> None:
     _check(config)
     curves = distinct([curve for folder in dict.fromkeys(config.runs) for curve in read_curves(folder)])
     report.claim(config.out)
+    settings = {**vars(config), "runs": list(map(str, config.runs)), "out": str(config.out)}
+    report.write_json(config.out / "config.json", settings)
     if config.zoo:
         _show_zoo(config, curves)
     if not curves:
         return
-    settings = {**vars(config), "runs": list(map(str, config.runs)), "out": str(config.out)}
-    report.write_json(config.out / "config.json", settings)
     curves, notes = _timed_again(config, curves) if config.retime else (curves, [])
     notes += differences(curves)
     for note in notes:

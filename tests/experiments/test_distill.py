@@ -61,7 +61,7 @@ def test_a_student_is_a_model_that_learned(distilled, place):
     assert 0 < apart.max() < 0.01  # the teacher's weights, some small steps on
 
 
-def test_what_the_teacher_said_is_kept_and_read(distilled, place, monkeypatch):
+def test_what_the_teacher_said_is_kept_and_read(distilled, place, tmp_path, monkeypatch):
     """Another student of the same batches asks nothing; what is read equals what would be said."""
     kept = sorted((distilled.parent / "taught").rglob("*.npz"))
     assert len(kept) == 3
@@ -78,6 +78,12 @@ def test_what_the_teacher_said_is_kept_and_read(distilled, place, monkeypatch):
     np.testing.assert_allclose(again.give(model.arch)(arrays, position)[TAUGHT].plain.logits, said, atol=1e-5)
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         replace(again, dropout=True).give(model.arch)(arrays, position)
+    broken = tmp_path / "taught"
+    for path in kept:
+        (broken / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (broken / path.parent.name / path.name).write_bytes(path.read_bytes()[:100])
+    with pytest.raises(pytest.fail.Exception, match="asked again"):  # half an answer is none
+        replace(again, kept=broken).give(model.arch)(arrays, position)
 
 
 @pytest.mark.parametrize("loss", ["dphubert", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])

@@ -15,6 +15,7 @@ from jaxssl.models import checkpoint, cost
 from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes, channels
 from jaxssl.training import gates
+from jaxssl.training.telemetry import read_journal
 from tests.archs import BASE, noise
 from tests.experiments import small
 
@@ -42,6 +43,8 @@ def test_a_point_is_slim_and_learned(place, tmp_path):
     assert 0 < row["gone"] < 1
     assert (row["target"], row["step"]) == (0.4, 5)
     assert set(params) == {"project", "position", "norm", "layers", "head"}
+    heard = [each for each in read_journal(out / "gates/joint-0.4") if each["part"] == "valid"]
+    assert heard[-1]["masked_loss"] == pytest.approx(row["loss_before"], rel=1e-4)  # gates and all, as the cut model
 
 
 def test_the_cut_model_computes_what_the_gated_one_did(key):

@@ -1,11 +1,16 @@
 """The table of the compared systems: every figure beside ours, timed in turns, differences told."""
 
+import csv
+from dataclasses import replace
+
+import jax
 import pytest
 
 from compress.errors import InputError
-from experiments import zoo
+from experiments import report, tradeoff, zoo
 from jaxssl.latency import Load
-from jaxssl.models import cost
+from jaxssl.models import checkpoint, cost
+from jaxssl.models.model import init
 from tests.archs import MEL, REUSING
 
 
@@ -52,3 +57,19 @@ def test_archs_are_timed_in_turns_and_shown(capsys):
 def test_nothing_to_time_is_refused(archs, rounds):
     with pytest.raises(InputError, match="name one arch or more, and 1 round or more"):
         zoo.rows(archs, rounds=rounds)
+
+
+def test_the_command_puts_the_runs_own_models_into_the_table(tmp_path, monkeypatch, capsys):
+    """Twice into one folder: what is there is a folder of ours."""
+    run, arch = tmp_path / "run", replace(MEL, layers=MEL.layers[:1])
+    checkpoint.save(run / "models/heads-2", arch, init(arch, jax.random.key(0, impl="rbg")))
+    rows = [{"name": name, "speedup": 1.0, "valid_loss": 3.0, "parameters": 9} for name in ("dense", "heads-2")]
+    report.write_json(run / "report.json", {"technique": "heads", "label": "heads", "model": "m", "points": rows})
+    monkeypatch.setattr(zoo, "zoo", lambda: {"mel": MEL})
+    for runs in ((), (run,)):
+        tradeoff.run(tradeoff.Config(runs=runs, zoo=True, seconds=0.5, rounds=1, out=tmp_path / "out"))
+    with (tmp_path / "out/zoo.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["name"] for row in table] == ["mel", "heads: heads-2"]
+    assert float(table[1]["parameters_m"]) == pytest.approx(cost.parameters(arch) / 1e6)
+    assert "compared systems" in capsys.readouterr().out
