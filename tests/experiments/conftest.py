@@ -5,6 +5,7 @@ import pytest
 
 from experiments import corpus, fit
 from jaxssl.training.sharding import make_mesh
+from tests.experiments.curves import HEADS, ROWS, WEIGHTS, write
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +16,9 @@ def one_device(compiled_quickly):
         for module in (fit, corpus):
             patch.setattr(module, "make_mesh", lambda fsdp: one)
         yield
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Folders of three made-up runs."""
+    return tuple(write(tmp_path / n, rows) for n, rows in (("weights", WEIGHTS), ("heads", HEADS), ("rows", ROWS)))
