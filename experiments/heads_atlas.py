@@ -31,7 +31,7 @@ import numpy as np
 import tyro
 
 from compress.errors import InputError
-from experiments import heads, report
+from experiments import heads, pictures, report
 from experiments.cli import console, follow, main
 from experiments.points import Subject
 from experiments.pruning import Job
@@ -277,7 +277,7 @@ def _show(config: Config, atlas: Atlas) -> None:
 def _write(out: Path, atlas: Atlas) -> None:
     """Write the picture, the tables and the report."""
     name, arch = atlas.model.name, atlas.model.arch
-    report.draw_atlas(
+    pictures.draw_atlas(
         out / "atlas.png",
         [(row, atlas.maps[row["axis"]][row["head"]]) for row in atlas.rows],
         title=f"{name}: mean attention of every head; who looks downwards, what is looked at to the right",

@@ -30,7 +30,7 @@ from compress.address import Matrix
 from compress.errors import InputError
 from compress.lowrank import Decomposition, decompose, factorise, fit
 from compress.plan import match_paths
-from experiments import report
+from experiments import pictures, report
 from experiments.cli import console, follow, main, progress
 from experiments.recovery import open_recovery
 from experiments.source import Model, Speech, load_model, load_speech, with_stats
@@ -330,7 +330,7 @@ def _write(
     report.write_csv(out / "maps.csv", maps)
     report.write_csv(out / "tradeoff.csv", rows)
     caption = notes[0] if not model.trained else f"{config.dtype}, {config.seconds:g} s × 1"
-    report.draw_tradeoff(out / "tradeoff.png", rows, title=f"Low rank: {model.name}", caption=caption)
+    pictures.draw_tradeoff(out / "tradeoff.png", rows, title=f"Low rank: {model.name}", caption=caption)
     values = {"notes": notes, "model": model.name, "machine": machine(jnp.dtype(config.dtype))}
     report.write_json(out / "report.json", {**values, "models": rows, "maps": maps})
     console.print(f"wrote {out}: report.json, tradeoff.csv, maps.csv, tradeoff.png, models/", markup=False)

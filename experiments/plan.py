@@ -19,7 +19,7 @@ beats the best of them on held-out speech, with a paired bootstrap interval over
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +46,7 @@ from experiments.options import (
     with_option,
 )
 from experiments.points import Bench, Subject
-from experiments.pruning import Job, dense_teaches, draw, open_job, open_model, trained
+from experiments.pruning import Job, conclude, dense_teaches, draw, open_job, open_model, trained
 from experiments.schedule import Schedule
 from jaxssl.latency import race
 from jaxssl.models import cost
@@ -116,6 +116,8 @@ def run(config: Config) -> None:
                 _point(job, rivals, name, lesson, budget, partial(search.uniform, family, budget))
             notes.append(verdict(bench, rivals, budget))
             console.print(notes[-1], markup=False)
+        if rivals.rows():
+            conclude(job, rivals)
 
     draw(
         job,
@@ -127,6 +129,31 @@ def run(config: Config) -> None:
         now=1.0,
         notes=notes,
     )
+
+
+def like(folder: Path | None, budget: Sequence[str], out: Path) -> Config:
+    """Return settings that plan for budgets the model of a run on the speech of that run, trained and timed as there.
+
+    Args:
+        folder: of the run; None: the defaults.
+        budget: the budgets.
+        out: where the plan goes: the folder beside it that it gets its name from the budgets in.
+
+    Raises:
+        InputError: the run's config.json cannot be read, or is of a run that draws no such curve.
+    """
+    name = "plan-" + "_".join(text.replace("=", "-").replace("%", "") for text in budget)
+    if folder is None:
+        return Config(budget=tuple(budget), out=out / name)
+    path = folder / "config.json"
+    try:
+        told = json.loads(path.read_text())
+        shared = {field.name: told[field.name] for field in fields(Curve)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: does not say model and speech ({error}); plan with experiments.plan") from None
+    shared |= {key: tuple(shared[key]) for key in ("audio", "held_out")}
+    shared |= {key: Path(shared[key]) for key in ("corpus", "valid", "speakers") if shared[key]}
+    return Config(**shared, budget=tuple(budget), out=folder.parent / name)
 
 
 def budgets_of(config: Config, arch: Arch) -> list[Budget]:

@@ -24,7 +24,7 @@ import numpy as np
 from compress.address import flatten, unflatten
 from compress.encoding import decode, encode
 from compress.sparse import Masks, apply_masks, zero_masks
-from experiments import report
+from experiments import pictures, report
 from experiments.cli import console, progress
 from experiments.corpus import Data, HeldOut, hear
 from experiments.probing import Probes
@@ -222,7 +222,7 @@ class Bench:
         rows = [*self.rows(), row]
         report.write_json(self.out / "points.json", rows)
         report.write_csv(self.out / "curve.csv", rows)
-        report.draw_curve(self.out / "curve.png", rows, level=self.technique, title=self.title, caption=self.caption)
+        pictures.draw_curve(self.out / "curve.png", rows, level=self.technique, title=self.title, caption=self.caption)
         show(rows[-1:] if len(rows) > 1 else rows, self.title)
 
     @property

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import jax
 
 from compress.errors import InputError
-from experiments import prepare, report
+from experiments import pictures, prepare, report
 from experiments.cli import Preempted, console, main
 from experiments.corpus import Data, load_data
 from experiments.fit import Fitted, fit
@@ -142,7 +142,7 @@ def _finish(config: Config, arch: Arch, data: Data, fitted: Fitted) -> None:
     extra = {"stats.npy": stats_bytes(data.stats)} if isinstance(arch.front, LogMel) and data.stats else {}
     origin = {"made_by": shlex.join(["python", "-m", "experiments.pretrain", *sys.argv[1:]]), **fitted.valid}
     checkpoint.save(config.out / "models/final", arch, fitted.params, provenance=origin, extra=extra, overwrite=True)
-    report.draw_training(config.out / "training.png", fitted.rows, entropy=data.entropy, title=str(config.out))
+    pictures.draw_training(config.out / "training.png", fitted.rows, entropy=data.entropy, title=str(config.out))
     report.write_json(config.out / "report.json", {"entropy": data.entropy, "valid": fitted.valid})
     console.print(
         f"wrote {config.out}: models/final, report.json, training.png, metrics.jsonl, tensorboard/", markup=False

@@ -173,7 +173,7 @@ def draw(
     if job.config.control and any(ends):
         _control(job, bench, ends)
     points(bench)
-    _report(job, bench, [*job.model.notes, *job.speech.notes, *notes])
+    conclude(job, bench, notes)
 
 
 def _bench(job: Job, out: Path, technique: str, label: str, fast: Callable[[Subject], Fast] | None) -> Bench:
@@ -255,13 +255,18 @@ def trained(job: Job, folder: Path, subject: Subject, lesson: Lesson | None, ste
         return subject_of(programs.arch, run.train(programs, state, last=steps))
 
 
-def _report(job: Job, bench: Bench, notes: Sequence[str]) -> None:
+def conclude(job: Job, bench: Bench, notes: Sequence[str] = ()) -> None:
+    """Show all points of a finished curve, say which gained less time than promised, and write report.json."""
     rows, out = bench.rows(), bench.out
     show(rows, bench.title)
-    lines = where_the_rest_went(rows[1:])
+    lines = where_the_rest_went([row for row in rows if row["name"] != "dense"])
     for line in lines:
         console.print(line, markup=False)
     values: dict[str, Any] = {"technique": bench.technique, "label": bench.label, "model": job.model.name}
-    values |= {"machine": machine(bench.dtype), "notes": [*notes, *lines], "points": rows}
+    values |= {
+        "machine": machine(bench.dtype),
+        "notes": [*job.model.notes, *job.speech.notes, *notes, *lines],
+        "points": rows,
+    }
     report.write_json(out / "report.json", values)
     console.print(f"wrote {out}: report.json, curve.csv, curve.png, models/", markup=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import report
+from experiments import canvas, report
 from experiments.cli import console
 from jaxssl.training.error_rates import Rate, paired
 from jaxssl.training.probe import Difference, Score, difference
@@ -106,14 +106,14 @@ def draw_probes(path: Path, rows: Sequence[report.Row], *, title: str, caption: 
     """
     asked = list(dict.fromkeys((row["task"], row["measure"]) for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = report._figure(max(3.4 * len(asked), 7), 2.6 + 2.6 + 0.3 * len(models))
+    figure = canvas.figure(max(3.4 * len(asked), 7), 2.6 + 2.6 + 0.3 * len(models))
     panels = figure.subplots(2, len(asked), squeeze=False, height_ratios=(0.8 + 0.3 * len(models), 2.6))
     for (above, below), key in zip(panels.T, asked, strict=True):
         for row in (row for row in rows if (row["task"], row["measure"]) == key):
             place = models.index(row["model"])
-            colour, marker = (kinds[place % len(kinds)] for kinds in (report.COLOURS, report.MARKERS))
+            colour, marker = (kinds[place % len(kinds)] for kinds in (canvas.COLOURS, canvas.MARKERS))
             style = {"color": colour, "marker": marker, "markersize": 5}
-            value, reach = report._bars([(100 * row["value"], 100 * row["low"], 100 * row["high"])])
+            value, reach = canvas.bars([(100 * row["value"], 100 * row["low"], 100 * row["high"])])
             above.errorbar(value, [-place], xerr=reach, capsize=3, **style)
             below.plot(range(len(row["layers"])), row["layers"], label=row["model"], **style)
         above.set(title=f"{key[0]}: {key[1]}", xlabel="%", yticks=[], ylim=(0.6 - len(models), 0.6))
@@ -121,7 +121,7 @@ def draw_probes(path: Path, rows: Sequence[report.Row], *, title: str, caption: 
         above.grid(axis="x", alpha=0.3)
         below.grid(alpha=0.3)
     panels[1, 0].set_ylabel("share in the sum")
-    report._finish(figure, path, title, caption)
+    canvas.finish(figure, path, title, caption)
 
 
 def _row(task: str, model: str, answer: Answer, first: Answer, seed: int) -> dict[str, Any]:

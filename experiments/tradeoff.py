@@ -3,6 +3,7 @@
     python -m experiments.tradeoff runs/weights runs/heads runs/rows
     python -m experiments.tradeoff runs/weights runs/blocks --share 0.9 0.8 --out runs/tradeoff-weights
     python -m experiments.tradeoff runs/heads runs/lowrank --retime
+    python -m experiments.tradeoff runs/heads runs/rows --budget rtf=50% --plan auto
     python -m experiments.tradeoff --zoo --rounds 5
 
 Reads the folders that `experiments.weights`, `heads`, `rows`, `lowrank` and others of their form fill: report.json of a
@@ -26,6 +27,10 @@ held-out speech are the same; what differs is noted.
 Takes about ten seconds on two CPU cores; with --retime, five more for each model shape. Expected: weights have dashes
 at 0.9 and below, for XLA multiplies by zeros all the same; heads and rows have values down to the time of what they
 leave alone.
+
+With --plan auto the first run's model is first compressed to each --budget as `experiments.plan` does, on the same
+speech, and compared with the uniform plans of the same budget; the plan's folder lies beside that run's. On the default
+model and real speech that is a quarter of an hour.
 """
 
 import shlex
@@ -40,7 +45,7 @@ import numpy as np
 import tyro
 
 from compress.errors import InputError
-from experiments import page, paper, report, zoo
+from experiments import page, paper, pictures, plan, report, zoo
 from experiments.cli import console, main
 from experiments.measures import (
     CONTROL,
@@ -67,6 +72,10 @@ class Config:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """folders of runs, finished or not"""
+    budget: tuple[str, ...] = ()
+    """of --plan auto: what each planned model may take, as rtf=50%, macs=0.15e9 or params=3e6"""
+    plan: Literal["none", "auto"] = "none"
+    """auto: search the first run's model for the best ranks, heads, rows and depth under each --budget, and add it"""
     share: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5)
     """shares of the dense model's time to compare at"""
     retime: bool = False
@@ -86,7 +95,8 @@ class Config:
 def run(config: Config) -> None:
     """Read the runs, compare them, and write page, pictures and tables."""
     _check(config)
-    curves = distinct([curve for folder in dict.fromkeys(config.runs) for curve in read_curves(folder)])
+    folders = [*dict.fromkeys(config.runs), *_planned(config)]
+    curves = distinct([curve for folder in folders for curve in read_curves(folder)])
     report.claim(config.out)
     settings = {**vars(config), "runs": list(map(str, config.runs)), "out": str(config.out)}
     report.write_json(config.out / "config.json", settings)
@@ -116,7 +126,11 @@ def run(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-    if not (config.runs or config.zoo) or not config.share or min(config.share) <= 0:
+    if (config.plan == "auto") != bool(config.budget):
+        raise InputError(
+            f"--plan {config.plan} with {len(config.budget)} budgets; --plan auto and --budget go together"
+        )
+    if not (config.runs or config.zoo or config.budget) or not config.share or min(config.share) <= 0:
         given = f"{len(config.runs)} runs and --share {' '.join(map(str, config.share))}"
         raise InputError(f"{given}; name one run or more (or --zoo), and shares above 0")
     if config.out in config.runs:
@@ -125,6 +139,17 @@ def _check(config: Config) -> None:
         raise InputError(
             f"--seconds {config.seconds:g} and --rounds {config.rounds}: a frame needs 0.025 s, a timing 1 round"
         )
+
+
+def _planned(config: Config) -> list[Path]:
+    """Carry out the automatic plan, where one is asked for; return its folder and its uniform rivals'."""
+    if config.plan != "auto":
+        return []
+    first = config.runs[0] if config.runs else None
+    planned = plan.like(first, config.budget, config.out.parent)
+    plan.run(planned)
+    rivals = planned.out / "uniform"
+    return [planned.out, *([rivals] if (rivals / "report.json").is_file() else [])]
 
 
 def _show_zoo(config: Config, curves: Sequence[Curve]) -> None:
@@ -157,12 +182,12 @@ def _timed_again(config: Config, curves: Sequence[Curve]) -> tuple[list[Curve], 
 def _draw(out: Path, curves: Sequence[Curve], measures: Sequence[str], *, title: str, caption: str) -> None:
     """Draw the overview, a picture for each measure, and the paper's points."""
     runs = {curve.label: curve.rows for curve in curves}
-    report.draw_curves(out / "tradeoff.png", runs, quality=measures, title=title, caption=caption)
+    pictures.draw_curves(out / "tradeoff.png", runs, quality=measures, title=title, caption=caption)
     costs = known_costs([row for curve in curves for row in curve.points])
     for key in measures:
         path = out / f"tradeoff-{key}.png"
-        report.draw_curves(path, runs, quality=[key], costs=costs, title=title, caption=caption)
-    report.draw_published(out / "paper.png", paper.CURVES, title=paper.LABEL, caption=paper.SOURCE)
+        pictures.draw_curves(path, runs, quality=[key], costs=costs, title=title, caption=caption)
+    pictures.draw_published(out / "paper.png", paper.CURVES, title=paper.LABEL, caption=paper.SOURCE)
 
 
 def at_equal_time(curves: Sequence[Curve], shares: Sequence[float], key: str) -> list[dict[str, Any]]:

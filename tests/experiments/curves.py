@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import report, tradeoff
+from experiments import pictures, report, tradeoff
 
 MACHINE = {"device": "cpu", "processor": "one", "cores": 2, "dtype": "float32", "jax": "1", "XLA_FLAGS": ""}
 
@@ -51,7 +51,7 @@ def compare(tmp_path, folders, *, draw=False, **more):
     """Run the comparison; the picture, which takes longest, only where it is looked at."""
     with pytest.MonkeyPatch.context() as patch:
         if not draw:
-            patch.setattr(report, "draw_curves", lambda *_, **__: None)
-            patch.setattr(report, "draw_published", lambda *_, **__: None)
+            patch.setattr(pictures, "draw_curves", lambda *_, **__: None)
+            patch.setattr(pictures, "draw_published", lambda *_, **__: None)
         tradeoff.run(tradeoff.Config(folders, out=tmp_path / "out", **more))
     return json.loads((tmp_path / "out/report.json").read_text())

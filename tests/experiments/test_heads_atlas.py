@@ -13,7 +13,7 @@ import pytest
 
 from compress.edit import cut
 from compress.errors import InputError
-from experiments import heads, heads_atlas, report
+from experiments import canvas, heads, heads_atlas, pictures, report
 from experiments.points import Subject
 from experiments.pruning import Job
 from experiments.source import load_model, load_speech, with_stats
@@ -140,13 +140,13 @@ def test_each_point_is_tested(finished):
 def test_the_picture_has_a_panel_for_each_head(monkeypatch, tmp_path):
     """Brightest where it looks most; layers without heads leave no line."""
     figures = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(canvas, "save", lambda figure, path: figures.append(figure))
     rows = [
         {"layer": layer, "head": head, "diagonality": -0.25, "survived": head, "points": 4}
         for layer, count in ((0, 2), (3, 3))
         for head in range(count)
     ]
-    report.draw_atlas(tmp_path / "atlas.png", [(row, np.eye(3) / 4) for row in rows], title="title", caption="below")
+    pictures.draw_atlas(tmp_path / "atlas.png", [(row, np.eye(3) / 4) for row in rows], title="title", caption="below")
     panels = [panel for panel in figures[0].axes if panel.axison]
     assert len(figures[0].axes) == 6
     assert [p.get_title() for p in panels] == [f"head {row['head']}: −0.250" for row in rows]

@@ -13,6 +13,7 @@ from experiments import options, plan
 from experiments.corpus import HeldOut
 from experiments.options import Option
 from experiments.points import Subject
+from experiments.settings import claim
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.model import apply, init
 from tests.archs import MEL, noise
@@ -51,6 +52,7 @@ def test_the_plan_and_its_rivals_fit_the_budget(planned, place):
         arch, _ = checkpoint.load(folder / "models" / row["name"])
         assert cost.parameters(arch) == row["parameters"] <= 0.8 * dense["parameters"]
         assert np.isfinite([row["loss_before"], row["valid_loss"]]).all()
+    assert json.loads((planned / "uniform/report.json").read_text())["points"] == rivals
     assert any(note.startswith("auto-params=80%: ") and "best uniform plan" in note for note in told["notes"])
 
 
@@ -67,6 +69,19 @@ def test_a_measured_budget_is_met_by_the_timing(place, tmp_path):
     out = tmp_path / "plan"
     plan.run(config(place, out, budget=("rtf=90%",), uniform=False))
     assert [row["name"] for row in json.loads((out / "report.json").read_text())["points"]][1] == "auto-rtf=90%"
+
+
+def test_settings_are_read_off_a_run(place, tmp_path):
+    """`tradeoff --plan auto` plans what its first run compressed, on that run's speech."""
+    settings = config(place, tmp_path / "heads")
+    claim(settings.out, settings, free=())
+    planned = plan.like(settings.out, ["rtf=50%", "params=3e6"], tmp_path / "elsewhere")
+    expected = replace(settings, budget=("rtf=50%", "params=3e6"), steps=105, out=tmp_path / "plan-rtf-50_params-3e6")
+    assert planned == expected
+    assert plan.like(None, ["rtf=50%"], tmp_path) == plan.Config(out=tmp_path / "plan-rtf-50")
+    (settings.out / "config.json").write_text('{"model": null}')
+    with pytest.raises(InputError, match=r"config.json: does not say model and speech"):
+        plan.like(settings.out, ["rtf=50%"], tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,14 @@
 """Runs side by side, from made-up folders: what is interpolated, who wins, what is noted and what is refused."""
 
 import csv
+import json
 import sys
 from dataclasses import replace
 
 import pytest
 
 from compress.errors import InputError
-from experiments import paper, report, tradeoff
+from experiments import canvas, paper, pictures, plan, report, tradeoff
 from experiments.cli import main
 from experiments.measures import COSTS, measured, pareto, relative_time
 from jaxssl.models import cost
@@ -159,6 +160,9 @@ def test_the_command_line_names_what_is_wrong(three, tmp_path, monkeypatch, caps
         ((tmp_path / "nowhere",), "nowhere: neither"),
         ((three[0], "--retime", "--seconds", "0.01"), "a frame needs 0.025 s"),
         ((three[0], "--retime", "--rounds", "0"), "--rounds 0"),
+        ((three[0], "--plan", "auto"), "--plan auto with 0 budgets"),
+        ((three[0], "--budget", "rtf=50%"), "--plan none with 1 budgets"),
+        ((three[0], "--budget", "rtf=50%", "--plan", "auto"), "config.json: does not say model and speech"),
     ):
         monkeypatch.setattr(sys, "argv", ["tradeoff", *map(str, words)])
         with pytest.raises(SystemExit) as left:
@@ -166,6 +170,23 @@ def test_the_command_line_names_what_is_wrong(three, tmp_path, monkeypatch, caps
         assert left.value.code == 2
         assert message in capsys.readouterr().err
     assert (three[0] / "report.json").is_file()
+
+
+def test_a_plan_is_made_first_and_stands_beside_the_runs(three, tmp_path, monkeypatch):
+    """`--plan auto`: the plan of the first run's model and its uniform rivals are two more curves."""
+    for folder in three:
+        (folder / "config.json").write_text(
+            json.dumps({**vars(plan.Config()), "out": "", "speakers": None}, default=str)
+        )
+
+    def run(config):
+        write(config.out, (row("dense", 1.0, 2.0), row("auto-rtf=50%", 0.5, 2.2)), label="automatic plan")
+        write(config.out / "uniform", (row("rows-rtf=50%", 0.5, 2.7),), label="uniform plans")
+
+    monkeypatch.setattr(plan, "run", run)
+    found = compare(tmp_path, three, share=(0.5,), budget=("rtf=50%",), plan="auto")
+    assert {"automatic plan", "uniform plans"} <= {told["label"] for told in found["runs"]}
+    assert found["equal_time"][0]["wins"] == "automatic plan"
 
 
 PROBED = {
@@ -176,7 +197,7 @@ PROBED = {
 def panels(monkeypatch, draw):
     """Return the panels of the picture that `draw` makes."""
     kept = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: kept.extend(figure.axes))
+    monkeypatch.setattr(canvas, "save", lambda figure, path: kept.extend(figure.axes))
     draw()
     return kept
 
@@ -187,7 +208,7 @@ def test_pictures_have_a_panel_for_each_measure_and_cost(three, tmp_path, monkey
     measures = list(tradeoff.QUALITY)[:count]
 
     def draw():
-        report.draw_curves(tmp_path / "a.png", runs, quality=measures, title="a", caption="b")
+        pictures.draw_curves(tmp_path / "a.png", runs, quality=measures, title="a", caption="b")
 
     found = panels(monkeypatch, draw)
     assert len(found) == 4 * count
@@ -203,7 +224,7 @@ def test_a_growing_curve_is_drawn_from_its_first_point_on(tmp_path):
     rows = [row("dense", 1.0, 2.0, level=4), row("heads-3", 0.9, 2.1, level=3, loss_before=2.5, control_loss=1.9)]
     for count in (1, 2):
         path = tmp_path / f"{count}.png"
-        report.draw_curve(path, rows[:count], level="heads", title="heads", caption="")
+        pictures.draw_curve(path, rows[:count], level="heads", title="heads", caption="")
         assert path.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "2.png"]
 
@@ -212,7 +233,7 @@ def test_a_busy_machine_does_not_move_a_point(tmp_path, monkeypatch):
     """Real-time factors are those at the dense model's load: a later point that everything slowed is no slower."""
     rows = [row("dense", 1.0, 2.0), row("heads-3", 0.8, 2.1, real_time_factor=0.1)]
     found = panels(
-        monkeypatch, lambda: report.draw_curve(tmp_path / "a.png", rows, level="heads", title="", caption="")
+        monkeypatch, lambda: pictures.draw_curve(tmp_path / "a.png", rows, level="heads", title="", caption="")
     )
     (line,) = (c[0] for c in found[2].containers)
     assert list(line.get_xdata()) == pytest.approx([0.01, 0.008])
@@ -222,7 +243,7 @@ def test_a_busy_machine_does_not_move_a_point(tmp_path, monkeypatch):
 def test_a_curve_shows_control_and_loss_before_training(tmp_path, monkeypatch):
     rows = [row("dense", 1.0, 2.0), row("weights-0.5", 0.9, 2.1, loss_before=2.5, control_loss=1.9, nonzero=400)]
     found = panels(
-        monkeypatch, lambda: report.draw_curve(tmp_path / "a.png", rows, level="weights", title="", caption="")
+        monkeypatch, lambda: pictures.draw_curve(tmp_path / "a.png", rows, level="weights", title="", caption="")
     )
     assert len(found) == 3 * 2
     lines = {c.get_label(): c[0] for c in found[0].containers}
@@ -260,15 +281,15 @@ def test_one_measure_is_drawn_against_every_cost_that_is_known(three, tmp_path, 
     runs = {"weights": [{**r, "nonzero": 1000 - 300 * i} for i, r in enumerate(WEIGHTS)], "rows": ROWS}
     drawn = panels(
         monkeypatch,
-        lambda: report.draw_curves(
+        lambda: pictures.draw_curves(
             tmp_path / "a.png", runs, quality=["valid_loss"], costs=COSTS[:3], title="a", caption=""
         ),
     )
     assert [panel.get_xlabel() for panel in drawn] == [cost.label for cost in COSTS[:3]]
     lines = {c.get_label(): c[0] for c in drawn[0].containers}
     assert list(lines["weights"].get_xdata()) == pytest.approx([1e-3] * 3)
-    assert list(lines[report.LIGHTER].get_xdata()) == pytest.approx([1e-3, 7e-4, 4e-4])
-    assert lines[report.LIGHTER].get_alpha() < 0.5
+    assert list(lines[pictures.LIGHTER].get_xdata()) == pytest.approx([1e-3, 7e-4, 4e-4])
+    assert lines[pictures.LIGHTER].get_alpha() < 0.5
     rings = next(line for line in drawn[2].lines if line.get_label() == "Pareto front")
     assert sorted(rings.get_xdata()) == pytest.approx([0.5, 0.7, 0.99, 1.0])
 
@@ -276,8 +297,8 @@ def test_one_measure_is_drawn_against_every_cost_that_is_known(three, tmp_path, 
 def test_memory_is_a_cost_where_a_run_tells_it(three, tmp_path, monkeypatch):
     write(three[1], tuple({**r, "memory_bytes": 2e6} for r in HEADS))
     asked = []
-    monkeypatch.setattr(report, "draw_published", lambda *_, **__: None)
-    monkeypatch.setattr(report, "draw_curves", lambda path, *_, **more: asked.append((path.name, more)))
+    monkeypatch.setattr(pictures, "draw_published", lambda *_, **__: None)
+    monkeypatch.setattr(pictures, "draw_curves", lambda path, *_, **more: asked.append((path.name, more)))
     tradeoff.run(tradeoff.Config(three, out=tmp_path / "out"))
     assert [name for name, _ in asked] == ["tradeoff.png", "tradeoff-valid_loss.png", "tradeoff-masked_accuracy.png"]
     assert [c.key for c in asked[1][1]["costs"]] == ["parameters", "macs", "time", "bytes", "memory"]
@@ -285,7 +306,7 @@ def test_memory_is_a_cost_where_a_run_tells_it(three, tmp_path, monkeypatch):
 
 def test_the_papers_points_are_grey_and_on_axes_of_their_own(tmp_path, monkeypatch):
     drawn = panels(
-        monkeypatch, lambda: report.draw_published(tmp_path / "a.png", paper.CURVES, title=paper.LABEL, caption="")
+        monkeypatch, lambda: pictures.draw_published(tmp_path / "a.png", paper.CURVES, title=paper.LABEL, caption="")
     )
     assert "LibriSpeech 960 h" in drawn[0].figure.get_suptitle()
     for panel, key in zip(drawn, ("parameters_m", "macs_g_per_s"), strict=True):
