@@ -22,10 +22,10 @@ from experiments.tasks import BUCKETS, batches
 from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.logmel import Stats
 from jaxssl.data.padding import pad
-from jaxssl.models.arch import Arch
-from jaxssl.models.model import Params
+from jaxssl.models.arch import Arch, LogMel
+from jaxssl.models.model import Params, init
 from jaxssl.training.ctc import Scale, Source
-from jaxssl.upstream import encode
+from jaxssl.upstream import encode, mel_inputs
 
 LONGEST = 64 * SAMPLE_RATE  # samples of an utterance
 LENGTHS = (*BUCKETS, 2 * BUCKETS[-1], LONGEST)
@@ -93,6 +93,25 @@ def program(model: Model) -> Hearing:
     return partial(_layers, model.arch, model.params, moments)
 
 
+def baselines(model: Model, *, seed: int) -> list[tuple[Model, Hearing]]:
+    """Return what a model's layers are held against: the log-Mel frames at its rate, and its own shape untrained.
+
+    Raises:
+        InputError: no log-Mel frames come at the model's times.
+    """
+    moments = None if model.stats is None else (model.stats.mean, model.stats.std)
+    plain = replace(model, name="log-Mel", targets=None)  # it predicts nothing
+    fresh = replace(model, name="random weights", params=init(model.arch, jax.random.key(seed)))
+    return [(plain, partial(_features, log_mel(model.arch), moments)), (fresh, program(fresh))]
+
+
+@partial(jax.jit, static_argnums=0)
+def _features(front: LogMel, moments: Any, samples: Array, lengths: Array) -> tuple[Array, Array]:
+    features, frames = mel_inputs(front, samples, lengths, None if moments is None else Stats(*moments))
+    assert frames is not None  # for lengths were given
+    return features[None], frames
+
+
 @partial(jax.jit, static_argnums=0)
 def _layers(arch: Arch, params: Params, moments: Any, samples: Array, lengths: Array) -> tuple[Array, Array]:
     out = encode(arch, params, samples, lengths, stats=None if moments is None else Stats(*moments))
@@ -106,6 +125,7 @@ def listen(
     *,
     memory: float,
     whole: np.ndarray,
+    hear: Hearing | None = None,
 ) -> Heard:
     """Hear utterances once.
 
@@ -115,11 +135,12 @@ def listen(
         picks: under each name, places of the frames wanted of each utterance.
         memory: bytes that all frames may take.
         whole: (utterances,) bool, those of which all frames are wanted.
+        hear: what gives its layers; default: all of the model's own.
 
     Raises:
         InputError: the model's layers hold NaN or infinities.
     """
-    hear, lengths = program(model), np.array([len(signal) for signal in signals])
+    hear, lengths = hear or program(model), np.array([len(signal) for signal in signals])
     size = 4 * sum(model.arch.frames(lengths[whole]).tolist()) * (len(model.arch.layers) + 1) * model.arch.width
     keep, parts = size <= memory, list(batches(signals, buckets=LENGTHS))
     frames = np.zeros(len(signals), int)

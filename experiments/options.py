@@ -17,7 +17,6 @@ from compress.lowrank import Decomposition, decompose, factorise, truncate
 from compress.score import contribution
 from compress.select import highest
 from experiments.cli import follow, progress
-from experiments.corpus import loader, pretraining_loss
 from experiments.points import Bench, Subject
 from experiments.pruning import Job
 from jaxssl.calibration import moments
@@ -26,11 +25,10 @@ from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.model import Params, shapes
 from jaxssl.models.sites import axes, matrices
-from jaxssl.training.step import make_evaluation
 
 Block = Literal["attention", "ffn"]
 SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 0.0)  # of heads or units that an option keeps
-RANKS = (1 / 4, 1 / 8)  # of the width
+RANKS = (3 / 8, 1 / 4, 3 / 16, 1 / 8)  # of the width
 FAMILIES = ("layers", "heads", "rows", "heads and rows", "rank")  # of uniform plans
 
 
@@ -117,28 +115,6 @@ def realise(subject: Subject, picked: Sequence[tuple[Group, Option]], known: Kno
         else:
             params = reduce(lambda tree, path: factorise(tree, known.maps[path], option.value), _paths(group), params)
     return Subject(describe(subject.arch, params), params, {})
-
-
-def sensitivity(job: Job, groups: Sequence[Group], known: Known, *, batches: int) -> list[np.ndarray]:
-    """Measure how much each option alone adds to the loss on training batches, in nats; shapes stay, one program."""
-    subject = job.subject
-    run = make_evaluation(subject.arch, pretraining_loss(subject.arch, job.data))
-    with loader(job.data, job.training) as feed:
-        drawn = [feed.batch(0, i % feed.steps) for i in range(min(batches, feed.steps))]
-    fed = [{name: jnp.asarray(getattr(b, name)) for name in ("inputs", "lengths", "labels", "mask")} for b in drawn]
-
-    def loss(params: Params) -> float:
-        sums = [run(params, (), batch)["masked_loss"] for batch in fed]
-        return sum(float(total) for total, _ in sums) / sum(float(count) for _, count in sums)
-
-    dense = loss(subject.seen)
-    tried = [(group, option) for group in groups for option in group.options]
-    found = [
-        0.0 if option is group.options[0] else loss(simulate(subject.seen, group, option, known)) - dense
-        for group, option in follow(tried, "loss of each option", total=len(tried))
-    ]
-    ends = np.cumsum([len(group.options) for group in groups])[:-1]
-    return np.split(np.array(found), ends)
 
 
 def latency(arch: Arch, groups: Sequence[Group], bench: Bench) -> tuple[list[np.ndarray], float, float]:

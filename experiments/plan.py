@@ -5,11 +5,12 @@
     python -m experiments.plan --budget macs=0.15e9 params=3e6 --model MODEL
 
 A budget is rtf (real-time factor, measured on this device), macs (per second of speech) or params, as a number or as a
-share of the dense model's. For every layer and every option (fewer heads, fewer feed-forward units, none at all, maps
-of low rank) the loss on training speech is measured with that change alone; what the option saves is measured in turns
-with the dense model, or counted. Then one option for each block is chosen, least total loss under the budget, exactly
-(dynamic programming; that losses add up is the assumption), built, timed, and tightened where the timing says so. One
-recovery run follows.
+share of the dense model's. Every block of every layer has options: fewer heads, fewer feed-forward units, none at all,
+maps of low rank. What an option saves is measured in turns with the dense model, or counted. From the dense model the
+search goes down, each step the one that adds least loss on training speech for what it saves; the loss is that of the
+whole plan, simulated in the dense shapes, for losses of blocks do not add up (`compress.descent`). Within the budget
+exchanges between blocks better the plan as long as they do, it is built, timed, and tightened where the timing says so.
+One recovery run follows.
 
 Beside it stand the uniform plans of the same budget, the largest of each kind that fits by the same measure: fewer
 layers, fewer heads, fewer units, both, low rank; each recovers as long. The report says by how much the automatic plan
@@ -24,40 +25,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from compress.errors import InputError
-from compress.knapsack import knapsack
-from experiments import report
 from experiments.cli import console, main
 from experiments.curve import Curve
 from experiments.lesson import Lesson
-from experiments.options import (
-    FAMILIES,
-    Group,
-    Known,
-    Option,
-    groups_of,
-    know,
-    latency,
-    realise,
-    sensitivity,
-    uniform_plans,
-    with_option,
-)
+from experiments.options import FAMILIES
 from experiments.points import Bench, Subject
 from experiments.pruning import Job, conclude, dense_teaches, draw, open_job, open_model, trained
 from experiments.schedule import Schedule
-from jaxssl.latency import race
+from experiments.search import Budget, Search
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.probe import interval
 
-Measure = Literal["rtf", "macs", "params"]
 Build = Callable[[], Subject | None]
-TIGHTER = 4  # attempts to meet a measured budget
-ENOUGH = 1.02  # of a measured budget: noise of a timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +50,14 @@ class Config(Curve):
     """what each planned model may take: rtf, macs (per second of speech) or params, a number or a share as rtf=50%"""
     uniform: bool = True
     """recover the uniform plans of each budget as well, to compare with"""
-    batches: int = 2
-    """training batches on which each option's loss is measured"""
+    batches: int = 4
+    """training batches on which the loss of each plan that is looked at is measured"""
     steps: int = 105
     """updates of the recovery"""
     recover: Literal["predict", "distil"] = "predict"
     """how models recover: by masked prediction, or by what the dense model says"""
     out: Path = Path("runs/plan")
     """folder of the run"""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a model may take: `value` in the unit of `measure`, seconds of an utterance for rtf."""
-
-    text: str
-    measure: Measure
-    value: float
-    share: float
 
 
 def run(config: Config) -> None:
@@ -103,7 +75,7 @@ def run(config: Config) -> None:
     notes: list[str] = []
 
     def points(bench: Bench) -> None:
-        search = Search.begin(job, bench, config)
+        search = Search.begin(job, bench, batches=config.batches)
         rivals = replace(bench, out=bench.out / "uniform", label="uniform plans")
         for budget in budgets:
             search.check(budget)
@@ -183,105 +155,6 @@ def budgets_of(config: Config, arch: Arch) -> list[Budget]:
     return found
 
 
-@dataclass(frozen=True)
-class Search:
-    """What was measured before any plan is made.
-
-    Attributes:
-        subject: the dense model.
-        groups: blocks and their options.
-        losses: of each option, above the dense model's, by group.
-        seconds: that each option takes more than the emptiest, by group, and what the rest takes.
-        known: scores and decompositions.
-        bench: that times models.
-    """
-
-    subject: Subject
-    groups: tuple[Group, ...]
-    losses: tuple[np.ndarray, ...]
-    seconds: tuple[np.ndarray, ...]
-    rest: float
-    dense: float
-    known: Known
-    bench: Bench
-
-    @staticmethod
-    def begin(job: Job, bench: Bench, config: Config) -> "Search":
-        """Measure, or read what a run that was broken off had measured."""
-        known, groups = know(job), groups_of(job.subject.arch)
-        path = bench.out / "sensitivity.json"
-        if not path.is_file():
-            losses = sensitivity(job, groups, known, batches=config.batches)
-            seconds, rest, dense = latency(job.subject.arch, groups, bench)
-            told = {"losses": [x.tolist() for x in losses], "seconds": [x.tolist() for x in seconds]}
-            report.write_json(path, {**told, "rest": rest, "dense": dense})
-        told = json.loads(path.read_text())
-        losses, seconds = ([np.array(row) for row in told[key]] for key in ("losses", "seconds"))
-        return Search(job.subject, groups, tuple(losses), tuple(seconds), told["rest"], told["dense"], known, bench)
-
-    def check(self, budget: Budget) -> None:
-        """Refuse a budget that what no option takes away exceeds alone."""
-        rest, allowed = self._costs(budget.measure)[1], self._allowed(budget)
-        if allowed <= rest:
-            unit = {"rtf": "seconds", "macs": "MACs a second", "params": "parameters"}[budget.measure]
-            raise InputError(
-                f"--budget {budget.text}: without any head or unit the model takes {rest:g} {unit}, the budget is "
-                f"{allowed:g}; raise it"
-            )
-
-    def plan(self, budget: Budget) -> Subject:
-        """Choose, build and, for a measured budget, time and tighten until it fits."""
-        target = allowed = self._allowed(budget)
-        for _ in range(TIGHTER):
-            costs, rest = self._costs(budget.measure)
-            chosen = knapsack(self.losses, costs, allowed - rest)
-            picked = [(g, g.options[i]) for g, i in zip(self.groups, chosen, strict=True)]
-            found = realise(self.subject, picked, self.known)
-            if budget.measure != "rtf" or (took := self._time(found)) <= ENOUGH * target:
-                break
-            console.print(f"{took / self.dense:.1%} of the dense time, {target / self.dense:.1%} wanted; tightening")
-            allowed *= target / took
-        _show(picked)
-        return found
-
-    def uniform(self, family: str, budget: Budget) -> Subject | None:
-        """Return the largest uniform plan of a kind that fits; None where none does."""
-        for found in uniform_plans(self.subject, family, self.known):
-            if self._takes(found, budget.measure) <= ENOUGH ** (budget.measure == "rtf") * self._allowed(budget):
-                return found
-        return None
-
-    def _allowed(self, budget: Budget) -> float:
-        if budget.measure != "rtf":
-            return budget.value
-        if math.isfinite(budget.share):
-            return budget.share * self.dense
-        return budget.value * self.bench.load.seconds
-
-    def _costs(self, measure: Measure) -> tuple[tuple[np.ndarray, ...], float]:
-        """Return what each option takes above its block's emptiest, and what is taken in any case."""
-        if measure == "rtf":
-            return self.seconds, self.rest
-        arch = self.subject.arch
-        counted = [
-            np.array([_counted(with_option(arch, group.layer, group.block, o), measure) for o in group.options])
-            for group in self.groups
-        ]
-        dense = _counted(arch, measure)
-        rest = dense - sum(float(dense - row.min()) for row in counted)
-        return tuple(row - row.min() for row in counted), rest
-
-    def _takes(self, subject: Subject, measure: Measure) -> float:
-        return self._time(subject) if measure == "rtf" else _counted(subject.arch, measure)
-
-    def _time(self, subject: Subject) -> float:
-        """Time a model in turns with the dense one, in seconds as the dense one took when the search began."""
-        programs = {"dense": self.bench.program(self.subject.arch, self.subject.params)}
-        programs["this"] = self.bench.program(subject.arch, subject.params)
-        timings = race(programs, rounds=self.bench.rounds)
-        return self.dense * float(np.median(np.divide(timings["this"].seconds, timings["dense"].seconds)))
-
-
 def verdict(bench: Bench, rivals: Bench, budget: Budget) -> str:
     """Say whether the automatic plan beats the best uniform one, and by how much, paired by utterance."""
     name = f"auto-{budget.text}"
@@ -311,19 +184,6 @@ def _point(job: Job, bench: Bench, name: str, lesson: Lesson | None, budget: Bud
         step=steps,
         told={"loss_before": before, "budget": budget.text},
     )
-
-
-def _counted(arch: Arch, measure: Measure) -> float:
-    return float(cost.parameters(arch)) if measure == "params" else cost.macs_per_second(arch).total
-
-
-def _show(picked: Sequence[tuple[Group, Option]]) -> None:
-    rows: dict[int, dict[str, Any]] = {}
-    for group, option in picked:
-        text = f"{option.value}" if option.kind == "units" else f"rank {option.value}"
-        rows.setdefault(group.layer, {"layer": group.layer})[group.block] = text
-    columns = {"layer": "layer", "attention": "heads", "ffn": "units"}
-    report.show("the plan", list(rows.values()), columns)
 
 
 if __name__ == "__main__":

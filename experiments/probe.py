@@ -1,6 +1,7 @@
 """Probe frozen models: phones, characters, speakers and digits, each rate with its interval, two models paired.
 
     python -m experiments.probe
+    python -m experiments.probe --baselines --measures
     python -m experiments.probe melhubert-mini runs/heads/models/heads-4 --task phones speakers characters --measures
     python -m experiments.probe --data LibriSpeech/train-clean-100 --test LibriSpeech/test-clean --lexicon lexicon.txt
     python -m experiments.probe --task speakers --data VoxCeleb1/wav --split-file iden_split.txt --limit 200000
@@ -38,7 +39,7 @@ import tyro
 from compress.errors import InputError
 from experiments import report, untrained
 from experiments.cli import console, follow, main, progress
-from experiments.listening import Heard, listen, period_ms
+from experiments.listening import Heard, Hearing, baselines, listen, period_ms, program
 from experiments.questions import CHARACTERS, EMBEDDED, PART, PHONES, TASKS, WRITTEN, Question, ask, narrow, open_speech
 from experiments.shares import Answer, compare, draw_probes, short, show
 from experiments.source import Model, Speech, load_model, with_stats
@@ -100,6 +101,8 @@ class Config:
     """keep Adam's rates constant, as SUPERB does, instead of letting them fall to 0"""
     memory: float = 4.0
     """GB for features; where they do not fit they are computed anew for every update"""
+    baselines: bool = False
+    """also the log-Mel frames at the first model's times, and its shape with random weights"""
     measures: bool = False
     """also what needs no training: CKA, PNMI, masked prediction"""
     teacher: str | None = None
@@ -129,20 +132,23 @@ def run(config: Config) -> None:
     places = [model.name for model in models]
     models = [replace(bench.with_stats(m), name=n) for m, n in zip(models, short(places), strict=True)]
     notes = [*notes, *(n for q in questions for n in q.notes), *(n for m in models for n in m.notes)]
+    asked: list[tuple[Model, Hearing]] = [(model, program(model)) for model in models]
+    if config.baselines:
+        asked += baselines(models[0], seed=config.seed)
     for note in notes:
         console.print(f"note: {note}", markup=False)
 
     teacher, rows, extra = bench.teacher(), [], []
     first: dict[str, list[Answer]] = {}
-    for model in models:
-        heard = bench.listen(model)
+    for model, hear in asked:
+        heard = bench.listen(model, hear)
         answers = {question.task: bench.answer(question, heard) for question in questions}
         first = first or answers
         rows += [
             row for task in answers for row in compare(task, model.name, answers[task], first[task], seed=config.seed)
         ]
         if config.measures:
-            teacher = heard if teacher is None and len(models) > 1 else teacher
+            teacher = heard if teacher is None and len(asked) > 1 else teacher
             extra.append(bench.measure(heard, teacher))
     rows.sort(key=lambda row: config.task.index(row["task"]))
     show(rows, extra)
@@ -175,14 +181,15 @@ class Bench:
         model = self.with_stats(load_model(self.config.teacher, seed=self.config.seed))
         return listen(model, self.signals, self._grid(model), memory=0, whole=np.zeros(len(self.signals), bool))
 
-    def listen(self, model: Model) -> Heard:
+    def listen(self, model: Model, hear: Hearing) -> Heard:
         """Hear all utterances; keep all frames of those that CTC asks of, and the frames whose phone is asked."""
         whole = np.zeros(len(self.signals), bool)
         for question in self.questions:
             whole[question.used] |= question.task in WRITTEN
         labels = self._frame_labels(model)
         picks = {} if labels is None else {FRAME: [np.flatnonzero(row >= 0) for row in labels]}
-        return listen(model, self.signals, picks | self._grid(model), memory=self.config.memory * 1e9, whole=whole)
+        picks |= self._grid(model)
+        return listen(model, self.signals, picks, memory=self.config.memory * 1e9, whole=whole, hear=hear)
 
     def answer(self, question: Question, heard: Heard) -> list[Answer]:
         """Train and test what a task asks."""

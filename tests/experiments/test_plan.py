@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from experiments import options, plan
+from experiments import options, plan, search
 from experiments.corpus import HeldOut
 from experiments.options import Option
 from experiments.points import Subject
@@ -58,11 +58,15 @@ def test_the_plan_and_its_rivals_fit_the_budget(planned, place):
 
 @pytest.mark.slow
 def test_what_was_measured_is_read_again(planned, place, monkeypatch):
-    """A run that goes on measures no sensitivity anew: the plan would be another."""
-    before = json.loads((planned / "sensitivity.json").read_text())
-    assert [row[0] for row in before["losses"]] == [0.0] * 4  # two layers, two blocks: as they are, nothing is lost
-    monkeypatch.setattr(plan, "sensitivity", lambda *_, **__: pytest.fail("measured again"))
+    """A run that goes on measures nothing anew, neither times nor losses: the plan would be another."""
+    (planned / "points.json").write_text(json.dumps(json.loads((planned / "points.json").read_text())[:1]))
+    before = checkpoint.load(planned / "models/auto-params=80%")
+    monkeypatch.setattr(search, "latency", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(search, "simulate", lambda *_: pytest.fail("heard again"))
     plan.run(config(place, planned, budget=("params=80%",)))
+    after = checkpoint.load(planned / "models/auto-params=80%")
+    assert after[0] == before[0]
+    assert jax.tree.all(jax.tree.map(np.array_equal, after[1], before[1]))
 
 
 def test_a_measured_budget_is_met_by_the_timing(place, tmp_path):

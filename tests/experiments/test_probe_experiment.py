@@ -24,6 +24,7 @@ from tests.archs import BASE, STUDENT
 from tests.experiments.test_card import ARCH, HUMS, utterance
 
 STATS = Stats(np.zeros(40, np.float32), np.full(40, 5, np.float32))
+SYSTEMS = ("hears", "deaf", "log-Mel", "random weights")
 TASKS = ("phones", "speakers", "characters")
 WORDS = ["abcacb", "cabbac", "bcacab", "acbcba", "cbabca", "bacabc", "abacbc", "cbcaba", "bcbaca", "cacbab"]
 
@@ -250,7 +251,7 @@ def finished(folder, corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "probe"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(questions, "spoken", lambda: corpus)
-        probe.run(config(folder, out, "hears", "deaf", task=TASKS, measures=True))
+        probe.run(config(folder, out, "hears", "deaf", task=TASKS, measures=True, baselines=True))
     return json.loads((out / "report.json").read_text()), out
 
 
@@ -259,14 +260,15 @@ def test_a_model_that_hears_beats_one_that_is_deaf(finished):
     rows = {(r["task"], r["measure"], r["model"]): r for r in told["probes"]}
     measures = [("phones", "PER"), ("phones", "frame accuracy"), ("speakers", "accuracy")]
     measures += [("characters", "WER"), ("characters", "CER")]
-    order = [(*key, name) for task in TASKS for name in ("hears", "deaf") for key in measures if key[0] == task]
+    order = [(*key, name) for task in TASKS for name in SYSTEMS for key in measures if key[0] == task]
     assert list(rows) == order
     for key in measures:
-        one, other = rows[(*key, "hears")], rows[(*key, "deaf")]
-        for row in (one, other):
+        one, other, plain, fresh = (rows[(*key, name)] for name in SYSTEMS)
+        for row in (one, other, plain, fresh):
             assert row["low"] <= row["value"] <= row["high"]
             assert sum(row["layers"]) == pytest.approx(1, abs=1e-5)
-            assert len(row["layers"]) == 4
+            assert len(row["layers"]) == (1 if row is plain else 4)
+        assert plain["value"] != fresh["value"] != other["value"]
         assert "difference" not in one
         assert other["difference"] == pytest.approx(other["value"] - one["value"])
         assert other["difference_low"] <= other["difference"] <= other["difference_high"]
@@ -274,11 +276,13 @@ def test_a_model_that_hears_beats_one_that_is_deaf(finished):
     assert rows["phones", "PER", "deaf"]["difference_low"] > 0.2
     assert rows["phones", "frame accuracy", "deaf"]["difference_high"] < -0.2
     assert (out / "probe.png").stat().st_size > 10_000
-    assert len((out / "probe.csv").read_text().splitlines()) == 11
+    assert len((out / "probe.csv").read_text().splitlines()) == 21
 
 
 def test_measures_need_no_training(finished):
-    hears, deaf = finished[0]["measures"]
+    hears, deaf, plain, _ = finished[0]["measures"]
+    assert plain["cka"] == pytest.approx([1], abs=0.2)  # the layer below all is a linear map of it
+    assert "masked_accuracy" not in plain
     assert hears["cka"] == pytest.approx([1] * 4)
     assert hears["teacher"] == deaf["teacher"] == hears["model"]
     assert len(hears["pnmi"]) == 4
