@@ -47,8 +47,8 @@ format: $(VENV)/.tested  ## format the code
 	$(BIN)/ruff format .
 
 # PyTorch's default build for Linux brings gigabytes of CUDA; point pip at a CPU index to avoid that.
-torch: $(VENV)/.tested  ## add PyTorch and transformers for the parity tests
-	$(PIP) torch==2.13.0 -e '.[espeak,test,torch]'
+torch: $(VENV)/.tested  ## add PyTorch, transformers and ONNX Runtime for the parity tests and for exports
+	$(PIP) torch==2.13.0 -e '.[espeak,test,torch,deploy]'
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info build

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from compress.errors import InputError
-from jaxssl.data.logmel import FFT, FLOOR, SHIFT, WINDOW, _triangles
+from jaxssl.data.logmel import FFT, FLOOR, SHIFT, WINDOW, triangles
 
 CEPSTRA, BINS, LIFTER = 13, 23, 22.0
 REACH = 2  # frames to either side that a difference sees
@@ -34,7 +34,7 @@ def mfcc(samples: np.ndarray) -> np.ndarray:
     before = np.concatenate([frames[:, :1], frames[:, :-1]], 1)
     spectrum = np.fft.rfft((frames - np.float32(0.97) * before) * _povey(), FFT)
     power = spectrum.real**2 + spectrum.imag**2
-    energies = np.log(np.maximum(power @ _triangles(BINS), FLOOR))
+    energies = np.log(np.maximum(power @ triangles(BINS), FLOOR))
     cepstra = energies @ _cosines()
     first = differences(cepstra)
     return np.concatenate([cepstra, first, differences(first)], 1).astype(np.float32)

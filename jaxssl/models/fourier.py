@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 WORTH = 1000  # frames of a batch from which the transforms of the kernel are paid back
@@ -37,7 +36,7 @@ def overlap_save(x: Array, kernel: Array, *, padding: tuple[int, int], groups: i
     hop = size - taps + 1
     count = -(-time // hop)
     padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (padding[0], count * hop + taps - 1 - time - padding[0]), (0, 0)))
-    blocks = padded[:, np.arange(count)[:, None] * hop + np.arange(size)[None, :]]
+    blocks = padded[:, jnp.arange(count)[:, None] * hop + jnp.arange(size)[None, :]]
     spectrum = jnp.fft.rfft(blocks, axis=2).reshape(batch * count, -1, groups, each)
     filters = jnp.fft.rfft(kernel[::-1], n=size, axis=0).reshape(-1, each, groups, outputs // groups)
     product = jnp.einsum("mfgi,figo->mfgo", spectrum, filters).reshape(batch, count, -1, outputs)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.export import is_symbolic_dim
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
@@ -255,12 +256,14 @@ class Position(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Convolve `x: (batch, time, width)`; an even kernel sees one frame more of the past than of the future."""
-        taps = self.kernel.shape[0]
+        taps, frames = self.kernel.shape[0], x.shape[0] * x.shape[1]
         pads = taps // 2, (taps - 1) // 2
-        if pays(x.shape[0] * x.shape[1]):
-            y = overlap_save(x, self.weight(), padding=pads, groups=self.groups)
+        fast = partial(overlap_save, padding=pads, groups=self.groups)
+        plain = partial(convolve, padding=pads, groups=self.groups)
+        if is_symbolic_dim(frames):  # an exported program, for lengths and devices that are not known yet
+            y = jax.lax.platform_dependent(x, self.weight(), cpu=fast, default=plain)
         else:
-            y = convolve(x, self.weight(), padding=pads, groups=self.groups)
+            y = (fast if pays(frames) else plain)(x, self.weight())
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
 
 

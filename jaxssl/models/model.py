@@ -130,7 +130,8 @@ class Model(nnx.Module):
         features = self.embed(x, valid, mask, rngs)
         ratio = self.arch.time_reduction
         reduced = (jnp.full(x.shape[0], x.shape[1]) if lengths is None else lengths) // ratio
-        seen = None if valid is None else frame_mask(reduced, x.shape[1] // ratio)
+        count = (x.shape[1] - ratio) // ratio + 1  # as the convolution counts, which a symbolic shape must match
+        seen = None if valid is None else frame_mask(reduced, count)
         hidden = self.encode(features, seen, rngs, stack)
         last = self.norm(hidden[-1]) if self.arch.norm_first else hidden[-1]
         logits = self.head(last) if self.arch.head else None

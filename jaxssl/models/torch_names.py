@@ -38,18 +38,31 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array lies in PyTorch: its shape there, from its shape here, and the way from there to here."""
+    """How an array lies in PyTorch: its shape there, from its shape here; the way from there to here, and back."""
 
     source: Callable[[Shape], Shape]
     convert: Callable[[np.ndarray, Shape], np.ndarray]
+    back: Callable[[np.ndarray], np.ndarray]
 
 
-SAME = Layout(lambda shape: shape, lambda array, _: array)
-FLAT = Layout(lambda shape: (prod(shape),), np.reshape)
-SPLIT = Layout(lambda shape: (prod(shape[1:]), shape[0]), lambda array, shape: array.T.reshape(shape))  # in, *out
-JOIN = Layout(lambda shape: (shape[-1], prod(shape[:-1])), lambda array, shape: array.T.reshape(shape))  # *in, out
-CONV = Layout(lambda shape: shape[::-1], lambda array, _: array.transpose(2, 1, 0))
-TAPS = Layout(lambda shape: (1, 1, *shape), np.reshape)
+def _flipped(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 1, 0)
+
+
+SAME = Layout(lambda shape: shape, lambda array, _: array, lambda array: array)
+FLAT = Layout(lambda shape: (prod(shape),), np.reshape, np.ravel)
+SPLIT = Layout(  # in, *out
+    lambda shape: (prod(shape[1:]), shape[0]),
+    lambda array, shape: array.T.reshape(shape),
+    lambda array: array.reshape(len(array), -1).T,
+)
+JOIN = Layout(  # *in, out
+    lambda shape: (shape[-1], prod(shape[:-1])),
+    lambda array, shape: array.T.reshape(shape),
+    lambda array: array.reshape(-1, array.shape[-1]).T,
+)
+CONV = Layout(lambda shape: shape[::-1], lambda array, _: _flipped(array), _flipped)
+TAPS = Layout(lambda shape: (1, 1, *shape), np.reshape, lambda array: array[None, None])
 
 
 @dataclass(frozen=True)
@@ -95,8 +108,8 @@ HUGGINGFACE = (
     *_norm(r"feature_projection\.layer_norm", "front/norm"),
     *_dense(r"feature_projection\.projection", "project"),
     Rule(r"masked_spec_embed", "mask_embedding", FLAT),
-    Rule(r"encoder\.pos_conv_embed\.conv\.(?:weight_g|parametrizations\.weight\.original0)", "position/gain", TAPS),
-    Rule(r"encoder\.pos_conv_embed\.conv\.(?:weight_v|parametrizations\.weight\.original1)", "position/kernel", CONV),
+    Rule(r"encoder\.pos_conv_embed\.conv\.(?:parametrizations\.weight\.original0|weight_g)", "position/gain", TAPS),
+    Rule(r"encoder\.pos_conv_embed\.conv\.(?:parametrizations\.weight\.original1|weight_v)", "position/kernel", CONV),
     Rule(r"encoder\.pos_conv_embed\.conv\.bias", "position/bias", FLAT),
     *_norm(r"encoder\.layer_norm", "norm"),
     *_dense(r"encoder\.layers\.(\d+)\.attention\.([qkv])_proj", r"layers/\1/attention/\2"),
@@ -150,6 +163,22 @@ def build(
     chosen = _assign(expected, tensors, tuple(rules), where)
     flat = {path: _convert(*chosen[path], expected[path]) for path in expected}
     return unflatten(flat), behind
+
+
+def named(params: Params, rules: Iterable[Rule]) -> dict[str, np.ndarray]:
+    """Return parameters as another program names and lays them out: the inverse of `build`.
+
+    Raises:
+        InputError: the dialect has no name for an array.
+    """
+    rules, found = tuple(rules), {}
+    for path, leaf in flatten(params).items():
+        name = _source_name(path, rules)
+        target, layout = _find(name, rules)
+        if target != path:
+            raise InputError(f"{path}: this format has no such array")
+        found[name] = np.ascontiguousarray(layout.back(np.asarray(leaf)))
+    return found
 
 
 def _assign(

@@ -1,0 +1,165 @@
+"""Deployed forms compute what the model does, whatever its architecture, and nothing that does not is written."""
+
+import importlib.util
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from jaxssl.data.logmel import Stats, stats_bytes
+from jaxssl.models import checkpoint
+from jaxssl.models.model import apply, init
+from tests.archs import ARCHS, MEL, STUDENT, UNEVEN
+from tools import export, formats
+from tools.convert_torch import read
+
+STATS = Stats(np.full(5, 3, np.float32), np.full(5, 2, np.float32))
+QUICK = {"seconds": 0.2, "rounds": 1}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders of small models, log-Mel ones with statistics."""
+    place = tmp_path_factory.mktemp("models")
+    for name, arch in ARCHS.items():
+        mel = arch.front.kind == "logmel"
+        params = init(arch, jax.random.key(1, impl="rbg"))
+        checkpoint.save(place / name, arch, params, extra={"stats.npy": stats_bytes(STATS)} if mel else {})
+    return place
+
+
+def exported(saved, tmp_path, name, *forms):
+    out = tmp_path / "out"
+    return out, {row["form"]: row for row in export.run(export.Options(str(saved / name), out, forms, **QUICK))}
+
+
+@pytest.fixture
+def onnx(torch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+
+
+@pytest.mark.parametrize("name", ["large", "uneven", "student", "reusing"])
+def test_torch_and_stablehlo_agree(torch, saved, tmp_path, name):
+    out, rows = exported(saved, tmp_path, name, "torch", "stablehlo")
+    assert {name: row["error"] <= 1e-4 for name, row in rows.items()} == {"jax": True, "torch": True, "stablehlo": True}
+    assert all(row["speedup"] > 0 and row["bytes"] > 0 for row in rows.values())
+    assert json.loads((out / "export.json").read_text())["forms"] == list(rows.values())
+
+
+def test_stablehlo_takes_any_batch_and_length(saved, tmp_path, key):
+    out, _ = exported(saved, tmp_path, "mel", "stablehlo")
+    program = jax.export.deserialize(bytearray((out / "stablehlo/model.jax").read_bytes()))
+    given = export.read(str(saved / "mel"))
+    for batch, count in ((1, 400), (3, 1999)):
+        samples, lengths = 0.1 * jax.random.normal(key, (batch, count)), np.full(batch, count, np.int32)
+        for ours, theirs in zip(given.forward(samples, lengths), program.call(samples, lengths), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["base", "uneven"])
+def test_onnx_agrees_at_any_length(onnx, saved, tmp_path, name):
+    import onnxruntime
+
+    out, rows = exported(saved, tmp_path, name, "onnx")
+    assert rows["onnx"]["error"] <= 1e-4
+    session = onnxruntime.InferenceSession(out / "onnx/model.onnx")
+    given = export.read(str(saved / name))
+    samples = (0.1 * np.random.default_rng(0).normal(size=(3, 1600))).astype(np.float32)
+    lengths = np.array([1600, 900, 1600])
+    last, frames = session.run(None, {"samples": samples, "lengths": lengths})
+    expected, valid = given.forward(samples, lengths)
+    assert frames.tolist() == np.asarray(valid).tolist()
+    assert export.difference(last, np.asarray(expected), frames) <= 1e-4
+
+
+def test_int8_is_smaller_and_close(onnx, tmp_path):
+    rows = export.run(export.Options("melhubert-mini", tmp_path / "out", ("onnx-int8",), seconds=0.5, rounds=1))
+    assert rows[1]["bytes"] < 0.35 * rows[0]["bytes"]
+    assert 1e-4 < rows[1]["error"] < 0.1
+
+
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_hugging_face_loads_it_and_so_do_we(torch, transformers, saved, tmp_path, name):
+    out, rows = exported(saved, tmp_path, name, "huggingface")
+    assert rows["huggingface"]["error"] <= 1e-4
+    _, loading = transformers.HubertModel.from_pretrained(out / "huggingface", output_loading_info=True)
+    assert not any(loading.values())  # nothing missing, nothing left over
+    back, (arch, params) = read(out / "huggingface"), checkpoint.load(saved / name)
+    samples = 0.1 * np.random.default_rng(0).normal(size=(1, 2000)).astype(np.float32)
+    np.testing.assert_allclose(
+        apply(back.arch, back.params, samples).last, apply(arch, params, samples).last, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "reason"),
+    [
+        (MEL, "log-Mel frames"),
+        (UNEVEN, "log-Mel frames"),
+        (STUDENT, "layers differ"),
+        (ARCHS["wave-uneven"], "layers differ"),
+    ],
+)
+def test_what_hubertmodel_cannot_be_is_told(torch, transformers, tmp_path, arch, reason):
+    given = formats.Given(arch, init(arch, jax.random.key(0, impl="rbg")), None)
+    with pytest.raises(InputError, match=f"HubertModel cannot be this model: .*{reason}"):
+        formats.huggingface(given, tmp_path)
+
+
+def test_s3prl_finds_its_upstream(torch, saved, tmp_path, monkeypatch):
+    """What s3prl asks of an upstream: waveforms of any lengths in, a list of (batch, frames, width) out, the stride."""
+    out, _ = exported(saved, tmp_path, "mel", "torch")
+    spec = importlib.util.spec_from_file_location(
+        "upstream", out / "torch/hubconf.py", submodule_search_locations=[str(out / "torch")]
+    )
+    package = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "upstream", package)
+    spec.loader.exec_module(package)
+    expert = package.jaxssl_local()
+    assert expert.get_downsample_rates("hidden_states") == 320
+    wavs = [torch.randn(count) * 0.1 for count in (16_000, 9_000)]
+    found = expert(wavs)
+    assert len(found["hidden_states"]) == 1 + len(MEL.layers)
+    assert {tuple(layer.shape) for layer in found["hidden_states"]} == {(2, 49, MEL.width)}
+    alone = expert(wavs[1:])["last_hidden_state"][0]
+    np.testing.assert_allclose(found["last_hidden_state"][1, : len(alone)].detach(), alone.detach(), atol=1e-5)
+    for name in list(sys.modules):
+        if name.startswith("upstream."):
+            monkeypatch.delitem(sys.modules, name)
+
+
+def test_what_differs_is_not_written(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(
+        formats.FORMATS, "stablehlo", lambda given, folder: lambda samples, lengths: np.ones((2, 300, 16))
+    )
+    assert export.main([str(saved / "mel"), str(tmp_path / "out"), "--format", "stablehlo"]) == 2
+    assert "stablehlo: differs from ours by" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "out"], "no model here"),
+        (["mel", "."], "already there"),
+        (["mel", "out", "--rounds", "0"], "--rounds 0"),
+        (["bare", "out"], "stats.npy: missing"),
+    ],
+)
+def test_bad_requests_are_one_line(saved, tmp_path, monkeypatch, capsys, words, message):
+    checkpoint.save(saved / "bare", MEL, init(MEL, jax.random.key(0, impl="rbg")), overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    assert export.main([str(saved / words[0]), *words[1:]]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_form_without_its_program_is_refused(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert export.main([str(saved / "mel"), str(tmp_path / "out"), "--format", "onnx"]) == 2
+    assert "pip install torch onnx onnxscript onnxruntime" in capsys.readouterr().err

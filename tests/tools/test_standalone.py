@@ -1,0 +1,51 @@
+"""The PyTorch module that goes with an exported model: any architecture computes what ours does."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxssl.data.logmel import Stats
+from jaxssl.models.arch import LogMel, to_json
+from jaxssl.models.model import init
+from jaxssl.upstream import encode
+from tests.archs import ARCHS
+from tools.torch_weights import state
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def module(torch):
+    return importlib.import_module("tools.standalone.model")
+
+
+def exported(torch, module, arch, params, stats):
+    model = module.Model(json.loads(json.dumps(to_json(arch))))
+    model.load_state_dict({name: torch.tensor(array) for name, array in state(arch, params, stats).items()})
+    return model.eval()
+
+
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_layer_is_ours(torch, module, key, arch, padded):
+    params = init(arch, key)
+    stats = (
+        Stats(*np.random.default_rng(0).uniform(1, 2, (2, arch.front.bins))) if isinstance(arch.front, LogMel) else None
+    )
+    samples = 0.1 * jax.random.normal(key, (2, 2000))
+    lengths = np.array([2000, 1300]) if padded else None
+    ours = encode(arch, params, samples, lengths, stats=stats)
+    with torch.no_grad():
+        theirs = exported(torch, module, arch, params, stats)(
+            torch.tensor(np.asarray(samples)), None if lengths is None else torch.tensor(lengths)
+        )
+    valid = np.asarray(ours.lengths)
+    if padded:
+        assert theirs["lengths"].tolist() == valid.tolist()
+    assert len(theirs["hidden"]) == len(ours.hidden)
+    for one, other in zip((*ours.hidden, ours.last), (*theirs["hidden"], theirs["last"]), strict=True):
+        for row, count in enumerate(valid):
+            np.testing.assert_allclose(one[row, :count], other[row, :count], atol=TOLERANCE)

@@ -1,0 +1,204 @@
+"""Write a compressed model for where it will run, and show that it still computes the same.
+
+    python -m tools.export MODEL exported
+    python -m tools.export runs/heads/models/heads-4 exported --format torch onnx onnx-int8 stablehlo --audio SPEECH
+    python -m tools.export models/hubert exported --format huggingface
+
+MODEL is a model folder or the name of a model of the package. OUT gets a folder for each form, and export.json:
+
+    torch        model.py, config.json, model.safetensors: PyTorch without us, for any architecture; s3prl's expert.py
+    onnx         model.onnx for ONNX Runtime, batch and length free
+    onnx-int8    the same, its linear maps in int8: weights by channel, activations quantised as they come
+    stablehlo    model.jax for jax.export, batch and length free, for CPU, CUDA and TPU
+    huggingface  for transformers' HubertModel, where the architecture is one of its
+
+Every form is read back from disk and run on speech (noise, without --audio) in a batch with padding. It must agree with
+our own output to 1e-4 of the largest value (int8's error is told, not limited), or nothing is written. Then all forms
+are timed in turns with ours on one utterance.
+"""
+
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # started as a file: find this project's packages beside tools/, not inside it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from compress.errors import InputError
+from jaxssl import pretrained
+from jaxssl.data import audio
+from jaxssl.data.logmel import load_stats
+from jaxssl.data.padding import pad
+from jaxssl.latency import Load, Program, race, speedup
+from jaxssl.models import checkpoint
+from jaxssl.models.arch import SAMPLE_RATE, LogMel
+from tools.formats import FORMATS, Given, Run, check_installed
+
+Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface"]
+TOLERANCE = 1e-4  # of the largest value of the output
+LONGEST = 10 * SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Options:
+    """Deploy a model.
+
+    Attributes:
+        model: folder of a model, or the name of one of the package.
+        out: a new folder.
+        format: forms to write.
+        audio: speech to compare on; default: noise.
+        seconds: length of the utterance that is timed.
+        rounds: timed runs of each form, in turns.
+    """
+
+    model: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[Path]
+    format: tuple[Form, ...] = ("torch", "onnx", "stablehlo")
+    audio: tuple[Path, ...] = ()
+    seconds: float = 5.0
+    rounds: int = 15
+
+
+def run(options: Options) -> list[dict[str, Any]]:
+    """Write every form, prove it, time it; return a row each.
+
+    Raises:
+        InputError: there is no such model, a form cannot be it, its program is not installed, or its output differs.
+        OSError: the folder cannot be written; nothing is left behind.
+    """
+    if options.out.exists():
+        raise InputError(f"{options.out}: already there; choose another folder or remove it")
+    if options.seconds < 0.1 or options.rounds < 1:
+        raise InputError(f"--seconds {options.seconds:g} and --rounds {options.rounds}: give 0.1 and 1 or more")
+    for name in options.format:
+        check_installed(name)
+    given = read(options.model)
+    samples, lengths = _speech(options.audio)
+    ours: Run = _ours(given)
+    expected, frames = given.forward(jnp.asarray(samples), jnp.asarray(lengths))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{options.out.name}.", dir=options.out.parent) as staging:
+        runs, rows = {"jax": ours}, [{"form": "jax", "error": 0.0, "bytes": _bytes(given)}]
+        for name in dict.fromkeys(options.format):
+            print(f"writing {name}", file=sys.stderr)
+            folder = Path(staging) / "all" / name
+            folder.mkdir(parents=True)
+            runs[name] = FORMATS[name](given, folder)
+            error = difference(runs[name](samples, lengths), np.asarray(expected), np.asarray(frames))
+            if not error <= TOLERANCE and name != "onnx-int8":
+                raise InputError(f"{name}: differs from ours by {error:.1e}, more than {TOLERANCE:.0e}; not written")
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            rows.append({"form": name, "error": error, "bytes": size})
+        rows = [{**row, **timing} for row, timing in zip(rows, _timed(runs, options), strict=True)]
+        told = {"model": options.model, "compared_on": [str(path) for path in options.audio] or "noise", "forms": rows}
+        (Path(staging) / "all" / "export.json").write_text(json.dumps(told, indent=1))
+        shutil.move(Path(staging) / "all", options.out)
+    return rows
+
+
+def read(place: str) -> Given:
+    """Read a model folder, or a model of the package.
+
+    Raises:
+        InputError: there is none.
+    """
+    if place in pretrained.names() and not Path(place).exists():
+        found = pretrained.read(place)
+        return Given(found.arch, found.params, found.stats)
+    arch, params = checkpoint.load(place)
+    path = Path(place) / "stats.npy"
+    if isinstance(arch.front, LogMel) and not path.is_file():
+        raise InputError(f"{path}: missing; a log-Mel model is deployed with the statistics of its features")
+    return Given(arch, params, load_stats(path) if path.is_file() else None)
+
+
+def difference(found: np.ndarray, expected: np.ndarray, frames: np.ndarray) -> float:
+    """Return the largest difference in valid frames, as a share of the largest value there."""
+    pairs = [(found[row, :count], expected[row, :count]) for row, count in enumerate(frames.tolist())]
+    return max(float(np.abs(a - b).max()) for a, b in pairs) / max(float(np.abs(b).max()) for _, b in pairs)
+
+
+def _ours(given: Given) -> Run:
+    program = jax.jit(given.forward)
+    return lambda samples, lengths: np.asarray(program(samples, lengths.astype(np.int32))[0])
+
+
+def _speech(places: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    if places:
+        signals = [audio.read(file).samples[:LONGEST] for file in audio.find(places)[:4]]
+    else:
+        rng = np.random.default_rng(0)
+        signals = [(0.1 * rng.normal(size=count)).astype(np.float32) for count in (48_000, 33_333)]
+    samples, lengths = pad(signals)
+    return np.asarray(samples, np.float32), np.asarray(lengths, np.int64)
+
+
+def _timed(runs: Mapping[str, Run], options: Options) -> list[dict[str, Any]]:
+    """Time all forms in turns on one utterance of noise."""
+    load = Load(options.seconds)
+    samples = (0.1 * np.random.default_rng(1).normal(size=(1, round(options.seconds * SAMPLE_RATE)))).astype(np.float32)
+    lengths = np.array([samples.shape[1]])
+    programs = {
+        name: Program(partial(_once, each, samples, lengths), load, 0.0, 0.0, None) for name, each in runs.items()
+    }
+    timings = race(programs, rounds=options.rounds)
+    found = []
+    for timing in timings.values():
+        ratio = speedup(timings["jax"], timing)
+        times = {"milliseconds": 1e3 * timing.median, "real_time_factor": timing.real_time_factor}
+        found.append({**times, "speedup": ratio.median, "speedup_low": ratio.low, "speedup_high": ratio.high})
+    return found
+
+
+def _once(run: Run, samples: np.ndarray, lengths: np.ndarray) -> None:
+    run(samples, lengths)
+
+
+def _bytes(given: Given) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(given.params))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], seconds: float) -> list[str]:
+    lines = [f"{'form':<12} {'bytes':>13} {'largest error':>14} {f'ms for {seconds:g} s':>12} {'against jax':>20}"]
+    for row in rows:
+        ratio = f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"
+        lines.append(
+            f"{row['form']:<12} {row['bytes']:>13,} {row['error']:>14.1e} {row['milliseconds']:>12.1f} {ratio:>20}"
+        )
+    return lines
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code: 0, 2 for what cannot be used or written, 130 when interrupted."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
+    options = tyro.cli(Options, args=args, description=__doc__)
+    try:
+        rows = run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print("\n".join(_table(rows, options.seconds)))
+    print(f"wrote {options.out}: {', '.join(row['form'] for row in rows[1:])}, export.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
