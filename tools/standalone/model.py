@@ -217,7 +217,8 @@ class Model(nn.Module):
         strides = [SHIFT * front["stack"]] if mel else [spec["stride"] for spec in front["convs"]]
         self.stride = math.prod([*strides, ratio])  # samples from one frame to the next
         self.layers = nn.ModuleList([Layer(config, layer) for layer in config["layers"]])
-        self.lends = [*(layer["reuse"] for layer in config["layers"][1:]), False]
+        follow = [*config["layers"][1:], {"reuse": False}] if self.layers else []
+        self.lends = [layer["reuse"] for layer in follow]
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> dict:
         """Run `samples: (batch, samples)`; return `hidden`, `last` (the encoder's output) and `lengths` in frames."""

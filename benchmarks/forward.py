@@ -1,0 +1,238 @@
+"""Time forward passes of ours beside PyTorch, torch.compile and ONNX Runtime, on the same weights, in turns.
+
+    make bench
+    python -m benchmarks.forward --arch hubert-base --seconds 1 5 --batch 1
+    python -m benchmarks.forward --arch hubert-base --dtype bfloat16 --seconds 15 --batch 16 --no-compressed
+
+Three tables, each with the median of the paired ratios and their quartiles: every length × batch; compressed forms at
+5 s × 1, with what their MACs promise; and where the time goes, part by part (from the times of models without it). The
+share of peak is the rate of multiplications over that of a large plain matrix product in the same run, JAX's or
+PyTorch's, whichever is faster. Random weights: times do not depend on them. Needs `make torch`. Writes forward.json,
+forward.csv and forward.png.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import rivals, variants
+from compress.errors import InputError
+from experiments import canvas, report
+from experiments.cli import console, follow, main
+from jaxssl.latency import Load, Timing, grid, machine, matmul_peak, race, speedup
+from jaxssl.models import cost
+from jaxssl.models.arch import SAMPLE_RATE, Arch
+from jaxssl.models.model import init
+from jaxssl.models.zoo import PRESETS
+from jaxssl.training.estimate import named
+
+System = Literal["ours", "pytorch", "compiled", "onnxruntime"]
+SHORT = Load(5.0)  # of compressed forms and of parts
+POINTS = {
+    "model": "model",
+    "form": "form",
+    "load": "load",
+    "system": "system",
+    "milliseconds:.1f": "ms",
+    "gmacs_per_s:.0f": "GMAC/s",
+    "of_peak:.0%": "of peak",
+    "ratio:.2f": "ours is faster by",
+    "ratio_low:.2f": "quartile 1",
+    "ratio_high:.2f": "quartile 3",
+}
+FORMS = {
+    "model": "model",
+    "form": "form",
+    "milliseconds:.1f": "ms",
+    "speedup:.2f": "speed-up",
+    "speedup_low:.2f": "quartile 1",
+    "speedup_high:.2f": "quartile 3",
+    "promised:.2f": "promised by MACs",
+    "kept:.0%": "of it",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Time forward passes beside other programs."""
+
+    arch: tuple[str, ...] = ("hubert-base", "melhubert-20ms")
+    """presets"""
+    seconds: tuple[float, ...] = (1.0, 5.0, 15.0, 30.0)
+    """lengths of an utterance, in seconds"""
+    batch: tuple[int, ...] = (1, 4)
+    """utterances in one run"""
+    system: tuple[System, ...] = ("ours", "pytorch", "compiled", "onnxruntime")
+    """programs; ours is always among them"""
+    compressed: bool = True
+    """also compressed forms, and the parts, at 5 s × 1"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the computation; ONNX Runtime knows float32 only"""
+    rounds: int = 7
+    """timed runs of each program, in turns"""
+    out: Path = Path("runs/bench")
+    """folder of the report"""
+
+
+def run(config: Config) -> None:
+    """Carry out the benchmark."""
+    if min(config.seconds) < 0.1 or min(config.batch) < 1 or config.rounds < 1:
+        raise InputError(
+            f"--seconds {config.seconds}, --batch {config.batch}, --rounds {config.rounds}: give 0.1, 1, 1 or more"
+        )
+    archs = {name: named(name, PRESETS, "model")() for name in config.arch}
+    report.claim(config.out)
+    report.write_json(
+        config.out / "config.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
+    )
+    peak = _peak(config.dtype)
+    console.print(f"a plain matrix product in {config.dtype}: {peak / 1e9:.0f} GMAC/s", markup=False)
+    points: list[dict[str, Any]] = []
+    forms: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
+    for name, arch in archs.items():
+        points += _grid(name, arch, config, peak)
+        report.show("forward passes", points, POINTS)
+        if config.compressed:
+            forms += _forms(name, arch, config)
+            parts += _parts(name, arch, config)
+        values = {
+            "machine": machine(jnp.dtype(config.dtype)),
+            "peak": peak,
+            "points": points,
+            "forms": forms,
+            "parts": parts,
+        }
+        report.write_json(config.out / "forward.json", values)
+        report.write_csv(config.out / "forward.csv", points)
+    if forms:
+        report.show(f"compressed forms, {SHORT}, against our own dense model", forms, FORMS)
+        columns = {
+            "model": "model",
+            "system": "system",
+            **{f"{key}:.1f": f"{key}, ms" for key in parts[0] if key not in ("model", "system")},
+        }
+        report.show(f"where the time goes, {SHORT}", parts, columns)
+    draw(
+        config.out / "forward.png", points, title=f"forward passes, {config.dtype}, {machine(jnp.float32)['processor']}"
+    )
+    console.print(f"wrote {config.out}: forward.json, forward.csv, forward.png", markup=False)
+
+
+def _grid(name: str, arch: Arch, config: Config, peak: float) -> list[dict[str, Any]]:
+    systems = _start(arch, config)
+    loads = grid(config.seconds, config.batch)
+    rows = []
+    for load in follow(loads, name, total=len(loads)):
+        timings = race({system: start(load) for system, start in systems.items()}, rounds=config.rounds)
+        rows += [_point(name, arch, load, system, timings, peak) for system in timings]
+    return rows
+
+
+def _forms(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
+    """Time ours in every compressed form, in turns with the dense one."""
+    archs = variants.compressed(arch)
+    timings = race({form: _ours(each, config) for form, each in archs.items()}, rounds=2 * config.rounds)
+    rows = []
+    for form, each in archs.items():
+        ratio, promised = speedup(timings["dense"], timings[form]), _macs(arch, SHORT) / _macs(each, SHORT)
+        row = {"model": name, "form": form, "milliseconds": 1e3 * timings[form].median, "promised": promised}
+        row |= {"speedup": ratio.median, "speedup_low": ratio.low, "speedup_high": ratio.high}
+        rows.append(row | {"kept": ratio.median / promised})
+    return rows
+
+
+def _parts(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
+    """Time the parts of the model, in ours and in PyTorch."""
+    rows = []
+    for system in [s for s in config.system if s in ("ours", "pytorch")]:
+        only = Config(**{**vars(config), "system": (system,)})
+        programs = {form: _start(each, only)[system](SHORT) for form, each in variants.without(arch).items()}
+        medians = {form: 1e3 * timing.median for form, timing in race(programs, rounds=2 * config.rounds).items()}
+        rows.append({"model": name, "system": system, "whole": medians["whole"], **variants.parts(medians)})
+    return rows
+
+
+def _point(
+    name: str, arch: Arch, load: Load, system: str, timings: Mapping[str, Timing], peak: float
+) -> dict[str, Any]:
+    timing, ratio = timings[system], speedup(timings[system], timings["ours"])
+    rate = _macs(arch, load) / timing.median
+    return {
+        "model": name,
+        "form": "dense",
+        "load": str(load),
+        "seconds": load.seconds,
+        "batch": load.batch,
+        "system": system,
+        "milliseconds": 1e3 * timing.median,
+        "real_time_factor": timing.real_time_factor,
+        "gmacs_per_s": rate / 1e9,
+        "of_peak": rate / peak,
+        "ratio": ratio.median,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+    }
+
+
+def _start(arch: Arch, config: Config) -> dict[str, rivals.Start]:
+    model = rivals.Model(arch, init(arch, jax.random.key(0, impl="rbg")), config.dtype)
+    return rivals.starts(model, tuple(dict.fromkeys(("ours", *config.system))))
+
+
+def _ours(arch: Arch, config: Config) -> Any:
+    return _start(arch, Config(**{**vars(config), "system": ("ours",)}))["ours"](SHORT)
+
+
+def _macs(arch: Arch, load: Load) -> float:
+    return load.batch * cost.macs(arch, round(load.seconds * SAMPLE_RATE)).total
+
+
+def _peak(dtype: str) -> float:
+    """Return the rate of a large matrix product in MACs per second, the better of JAX's and PyTorch's."""
+    import torch
+
+    size = 8192 if torch.cuda.is_available() else 2048
+    matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device="cuda" if torch.cuda.is_available() else "cpu")
+    times = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        matrix @ matrix
+        if matrix.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return max(size**3 / min(times), matmul_peak(jnp.dtype(dtype)))
+
+
+def draw(path: Path, points: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    """Draw how much faster ours is than each other program, by load, a panel for each model."""
+    models = list(dict.fromkeys(point["model"] for point in points))
+    others = list(dict.fromkeys(point["system"] for point in points if point["system"] != "ours"))
+    if not others:
+        return
+    figure = canvas.figure(5 * len(models), 4)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for panel, model in zip(panels, models, strict=True):
+        loads = list(dict.fromkeys(point["load"] for point in points if point["model"] == model))
+        for i, other in enumerate(others):
+            rows = [p for p in points if (p["model"], p["system"]) == (model, other)]
+            spans = [(row["ratio"], row["ratio_low"], row["ratio_high"]) for row in rows]
+            values, reach = canvas.bars(spans)
+            style = {"color": canvas.COLOURS[i], "marker": canvas.MARKERS[i], "linestyle": "", "capsize": 3}
+            panel.errorbar(np.arange(len(rows)) + 0.12 * (i - 1), values, yerr=reach, label=f"over {other}", **style)
+        panel.axhline(1, color="0.6", linestyle="--", linewidth=1)
+        panel.set_xticks(range(len(loads)), loads, rotation=30, fontsize=8)
+        panel.set(title=model, ylim=(0, None))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("ours is faster by")
+    canvas.finish(figure, path, title, "")
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)
