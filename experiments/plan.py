@@ -166,8 +166,15 @@ def verdict(bench: Bench, rivals: Bench, budget: Budget) -> str:
     low, high = interval(theirs.losses - mine.losses, mine.frames, seed=0)
     more = float((theirs.losses - mine.losses).sum() / mine.frames.sum())
     how = "beats" if low > 0 else "is beaten by" if high < 0 else "cannot be told from"
-    found = f"{more:+.3f} nats of held-out loss ({low:+.3f} to {high:+.3f})"
-    return f"{name}: {how} the best uniform plan, {best['name']}: {found}"
+    found = f"{name}: {how} the best uniform plan, {best['name']}: {more:+.3f} nats of held-out loss "
+    found += f"({low:+.3f} to {high:+.3f})"
+    row = next(row for row in bench.rows() if row["name"] == name)
+    lead = best["loss_before"] - row["loss_before"]
+    found += f"; before recovery {row['loss_before']:.3f} and {best['loss_before']:.3f}"
+    if low > 0:
+        return found
+    told = f"{len(mine.losses)} utterances tell differences from {(high - low) / 2:.3f} on"
+    return f"{found}: {row['step']} updates leave {more / lead:.0%} of the lead, and {told}"
 
 
 def _point(job: Job, bench: Bench, name: str, lesson: Lesson | None, budget: Budget, build: Build) -> None:

@@ -135,10 +135,13 @@ def test_the_verdict_pairs_utterances(shift, word):
     frames = rng.integers(20, 60, 80).astype(float)
     theirs = frames * rng.normal(4, 1, 80)
     mine = theirs + frames * (shift + rng.normal(0, 0.2, 80))
-    bench = Judged("auto-rtf=50%", HeldOut(mine, frames, frames))
-    rivals = Judged("rows-rtf=50%", HeldOut(theirs, frames, frames))
+    bench = Judged("auto-rtf=50%", HeldOut(mine, frames, frames), 5.0)
+    rivals = Judged("rows-rtf=50%", HeldOut(theirs, frames, frames), 5.4)
     budget = plan.Budget("rtf=50%", "rtf", 0.0, 0.5)
-    assert f"auto-rtf=50%: {word} the best uniform plan, rows-rtf=50%: " in plan.verdict(bench, rivals, budget)
+    said = plan.verdict(bench, rivals, budget)
+    assert f"auto-rtf=50%: {word} the best uniform plan, rows-rtf=50%: " in said
+    assert "before recovery 5.000 and 5.400" in said
+    assert ("80 utterances tell differences from" in said) == (word != "beats")  # why it does not
     other = replace(budget, text="rtf=40%")
     assert plan.verdict(bench, rivals, other) == "auto-rtf=40%: no uniform plan fits this budget"
 
@@ -146,11 +149,12 @@ def test_the_verdict_pairs_utterances(shift, word):
 class Judged:
     """What `verdict` reads of a bench with one point."""
 
-    def __init__(self, name, held):
-        self.name, self.held = name, held
+    def __init__(self, name, held, before):
+        self.name, self.held, self.before = name, held, before
 
     def rows(self):
-        return [{"name": self.name, "budget": "rtf=50%", "valid_loss": self.held.losses.sum() / self.held.frames.sum()}]
+        loss = self.held.losses.sum() / self.held.frames.sum()
+        return [{"name": self.name, "budget": "rtf=50%", "valid_loss": loss, "loss_before": self.before, "step": 7}]
 
     def heard(self, name):
         assert name == self.name
