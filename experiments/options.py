@@ -153,7 +153,7 @@ def uniform_plans(subject: Subject, family: str, known: Known) -> Sequence[Subje
             if all(m.pays(r) for g in groups for m in _maps(arch, g.layer, g.block))
         ]
     wanted = {"heads": ("attention",), "rows": ("ffn",), "heads and rows": ("attention", "ffn")}[family]
-    shares = [part / 16 for part in range(15, -1, -1)]
+    shares = [part / 32 for part in range(31, -1, -1)]  # fine, for fair rivals
 
     def units(group: Group, share: float) -> Option:
         full = group.options[0].value
