@@ -5,12 +5,10 @@ import os
 import signal
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is XLA compiling small programs, many of them alike: what one test, or a command that it
 # starts, compiled, all others read.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1].resolve() / ".pytest_cache/compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 " + os.environ.get("XLA_FLAGS", "")
@@ -29,6 +27,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if os.environ.get("JAXSSL_REQUIRE_TORCH"):
     importlib.import_module("torch")
     importlib.import_module("transformers")
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_the_studys_pretraining_run_is_followed(shared):
     last = read(folder / "pretrain20/last-step.ckpt").params
     for path, leaf in flatten(state.params).items():
         if not path.endswith("/k/bias"):
-            # A tenth of one update: where a gradient is mere rounding, which differs by processor, Adam follows its sign.
+            # A tenth of one update: where a gradient is mere rounding, other on each processor, Adam follows its sign.
             np.testing.assert_allclose(leaf, flatten(last)[path], rtol=0, atol=1e-4, err_msg=path)
 
 
