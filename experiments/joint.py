@@ -7,12 +7,12 @@
 Every head and every feed-forward unit has a gate, and with --channels those of a waveform extractor's channels that can
 go without a trace. While the student learns the teacher's hidden layers (input, a third, two thirds and the end; L1
 minus the cosine), an augmented Lagrangian brings the expected share of parameters that go to the target, which rises
-from 0 over the first part of the updates. Then units whose gates have closed are cut, the gates of the others become
-part of the weights, and the slim model is distilled again (Peng et al. 2023).
+from 0 over the first part of the updates. Then the units whose gates are least open are cut until the target is met,
+the gates of the others become part of the weights, and the slim model is distilled again (Peng et al. 2023).
 
 Each target is a run of its own from the teacher, and a point: saved, evaluated, probed, counted, timed in turns with
-the dense model. A run that was broken off goes on with the same command. The gates decide how many stay: the point's
-row says what share of the parameters went, beside the target.
+the dense model. A run that was broken off goes on with the same command. The point's row says what share of the
+parameters the gates learned to close and what share was cut, beside the target.
 """
 
 from collections.abc import Mapping, Sequence
@@ -115,17 +115,18 @@ def axes_of(config: Config, arch: Arch) -> tuple[Axis, ...]:
     return (*channels(arch), *inner) if config.channels else inner
 
 
-def slim(subject: Subject, mine: Sequence[Axis], logits: Mapping[str, Any]) -> Subject:
-    """Cut the units whose gates have closed, and make the others' gates part of the weights; a channel stays at least.
+def slim(subject: Subject, mine: Sequence[Axis], logits: Mapping[str, Any], target: float) -> Subject:
+    """Cut as many units as make the target, those whose gates are least open, and make the others' part of the weights.
 
-    The cut model computes what the gated one did.
+    The cut model computes what the gated one did. A channel stays at least.
     """
-    z = {name: np.asarray(gates.settled(jnp.asarray(values))) for name, values in logits.items()}
-    keeps = {axis.name: tuple(np.flatnonzero(z[axis.name]).tolist()) for axis in mine}
+    stay = gates.chosen(subject.arch, mine, logits, target)
     for axis in mine:
-        if axis.name.endswith("/channels") and not keeps[axis.name]:
-            keeps[axis.name] = (int(np.argmax(logits[axis.name])),)
-    seen: Tree = gates.gated(subject.seen, mine, {name: jnp.asarray(values) for name, values in z.items()})
+        if axis.name.endswith("/channels") and not stay[axis.name].any():
+            stay[axis.name][np.argmax(logits[axis.name])] = True
+    z = {name: gates.settled(jnp.asarray(logits[name]), jnp.asarray(keep)) for name, keep in stay.items()}
+    seen: Tree = gates.gated(subject.seen, mine, z)
+    keeps = {name: tuple(np.flatnonzero(keep).tolist()) for name, keep in stay.items()}
     params = reduce(lambda tree, axis: cut(tree, axis, keeps[axis.name]), mine, seen)
     return Subject(describe(subject.arch, params), params, {})
 
@@ -156,10 +157,13 @@ def _learned(job: Job, folder: Path, lesson: Lesson, target: float) -> tuple[Sub
         programs = _programs(run, subject.arch, state, lesson, mine, build, config, target)
         state = run.train(programs, state, last=config.steps)
         params = fetch(state.params)
-    found = slim(Subject(subject.arch, _plain(params), {}), mine, params[gates.GATES]["open"])
-    gone = 1 - cost.parameters(found.arch) / cost.parameters(subject.arch)
-    console.print(f"gates have closed on {gone:.1%} of the parameters, {target:.1%} was the target", markup=False)
-    return found, {"target": target, "gone": gone}
+    logits, dense = params[gates.GATES]["open"], cost.parameters(subject.arch)
+    found = slim(Subject(subject.arch, _plain(params), {}), mine, logits, target)
+    learned = 1 - float(gates.size(subject.arch, mine, {n: gates.chance(a).sum() for n, a in logits.items()})) / dense
+    gone = 1 - cost.parameters(found.arch) / dense
+    told = f"gates were to close on {target:.1%} of the parameters and learned to on {learned:.1%}; {gone:.1%} are cut"
+    console.print(told, markup=False)
+    return found, {"target": target, "learned": learned, "gone": gone}
 
 
 def _programs(

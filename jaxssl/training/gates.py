@@ -10,12 +10,14 @@ these constants DPHuBERT, Peng et al. 2023, section 3.2):
 The size is held to its target by an augmented Lagrangian, λ₁ (t̂ − t) + λ₂ (t̂ − t)², whose multipliers climb.
 """
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from compress.address import Axis, Tree, flatten, get, put
@@ -45,9 +47,48 @@ def drawn(logits: Array, key: Array) -> Array:
     return _stretched(jax.nn.sigmoid((jnp.log(u) - jnp.log1p(-u) + logits) / BETA))
 
 
-def settled(logits: Array) -> Array:
-    """Return the gates as they are once training is over: z of the noise's median, without β (Louizos, eq. 13)."""
-    return _stretched(jax.nn.sigmoid(logits))
+def settled(logits: Array, keep: Array | None = None) -> Array:
+    """Return the gates as they are once training is over: 0, or σ(0.8 log α / β) for those that stay.
+
+    Args:
+        logits: log α, (units,).
+        keep: (units,) bool, which stay; None: as many as are expected to be open, those most open (the choice of
+            DPHuBERT's code, after Wang et al. 2020).
+    """
+    if keep is None:
+        closed = logits.size - jnp.round(chance(logits).sum()).astype(int)
+        keep = jnp.argsort(jnp.argsort(logits)) >= closed
+    return jnp.where(keep, jax.nn.sigmoid(0.8 / BETA * logits), 0.0)
+
+
+def chosen(arch: Arch, axes: Sequence[Axis], logits: Mapping[str, Any], target: float) -> dict[str, np.ndarray]:
+    """Choose which gates stay open so that the target is met: all those above one log α.
+
+    The Lagrangian brings the expected size to the target; what rounding and the last updates leave is made up here.
+
+    Args:
+        arch: before anything goes.
+        axes: whose units have gates.
+        logits: by axis log α, (units,).
+        target: share of the parameters that is to go.
+
+    Returns:
+        By axis (units,) bool.
+    """
+    values = {axis.name: np.asarray(logits[axis.name]) for axis in axes}
+    every = np.sort(np.concatenate(list(values.values())))
+
+    def keeps(count: int) -> dict[str, np.ndarray]:
+        least = every[count] if count < len(every) else np.inf
+        return {name: row >= least for name, row in values.items()}
+
+    dense = size(arch, axes, {axis.name: axis.size for axis in axes})
+
+    def gone(count: int) -> float:
+        return 1 - float(size(arch, axes, {name: int(row.sum()) for name, row in keeps(count).items()})) / dense
+
+    count = bisect.bisect_left(range(len(every) + 1), target, key=gone)
+    return keeps(min((count - 1, count), key=lambda n: abs(gone(max(n, 0)) - target)))
 
 
 def chance(logits: Array) -> Array:

@@ -10,7 +10,7 @@ import pytest
 
 from compress.edit import cut, mask
 from jaxssl.models import cost
-from jaxssl.models.arch import Dropout
+from jaxssl.models.arch import Dropout, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes, channels
@@ -60,17 +60,35 @@ def test_size_is_what_a_cut_model_has(name):
     assert gates.size(arch, found, counts) == sum(leaf.size for leaf in jax.tree.leaves(slim))
 
 
+WIDE = replace(BASE, layers=(Layer(4, 200),) * 3)
+
+
 def test_draws_open_as_often_as_expected():
-    """Over many draws; a gate that is nearly always open settles open, one that is nearly always closed closed."""
+    """Over many draws; as many settle open as are expected to be."""
     logits = jnp.array([-6.0, -1.0, 0.0, 2.0, 6.0])
     z = jax.vmap(lambda key: gates.drawn(logits, key))(jax.random.split(jax.random.key(0), 20_000))
     assert float(z.min()) == 0.0
     assert float(z.max()) == 1.0
     np.testing.assert_allclose((z > 0).mean(0), gates.chance(logits), atol=0.012)
-    assert gates.settled(logits)[0] == 0.0
-    assert gates.settled(logits)[-1] == 1.0
+    z = gates.settled(logits)
+    assert int((z == 0).sum()) == 5 - round(float(gates.chance(logits).sum()))
+    np.testing.assert_allclose(z[-1], 1 / (1 + np.exp(-0.8 / (2 / 3) * 6.0)), rtol=1e-6)
     hand = 1 / (1 + np.exp(-(2.0 - 2 / 3 * np.log(0.1 / 1.1))))
     np.testing.assert_allclose(gates.chance(jnp.array([2.0])), hand, rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.3, 0.6])
+def test_what_is_chosen_meets_the_target(target):
+    """Whatever the gates learned, those that stay are the most open ones, and the size is the target's."""
+    found, draw = axes(WIDE), np.random.default_rng(0)
+    logits = {axis.name: draw.normal(0, 3, axis.size) for axis in found}
+    keep = gates.chosen(WIDE, found, logits, target)
+    counts = {name: int(row.sum()) for name, row in keep.items()}
+    full = gates.size(WIDE, found, {axis.name: axis.size for axis in found})
+    assert 1 - gates.size(WIDE, found, counts) / full == pytest.approx(target, abs=0.01)
+    assert min(logits[n][row].min(initial=9) for n, row in keep.items()) > max(
+        logits[n][~row].max(initial=-99) for n, row in keep.items()
+    )
 
 
 def test_closed_gates_are_a_mask(key):
