@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help lowrank prune compare test slow lint format torch clean
+.PHONY: help lowrank prune compare bench test slow lint format torch clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,14 +22,19 @@ prune: $(VENV)/.installed  ## prune weights, groups, blocks, heads and rows, and
 	$(BIN)/python -m experiments.rows $(ARGS)
 	$(BIN)/python -m experiments.tradeoff runs/weights runs/groups runs/blocks runs/heads runs/rows
 
-RUNS := weights groups blocks heads rows svd rank distil combine plan
+RUNS := weights groups blocks heads rows rank svd distil combine plan plan-50 plan-50/uniform
 compare: prune  ## all techniques, and which wins: pruning, low rank, distillation, their combination, a plan
-	$(BIN)/python -m experiments.combine --plan svd=96@30 svd=64 svd=48 svd=32 svd=16 --every 15 --out runs/svd $(ARGS)
 	$(BIN)/python -m experiments.combine --plan rank=96@30 rank=64 rank=48 rank=32 rank=16 --every 15 --out runs/rank $(ARGS)
+	$(BIN)/python -m experiments.combine --plan svd=96@30 svd=64 svd=48 svd=32 svd=16 --every 15 --out runs/svd $(ARGS)
 	$(BIN)/python -m experiments.distill --masked $(ARGS)
-	$(BIN)/python -m experiments.combine --every 15 $(ARGS)
-	$(BIN)/python -m experiments.plan --budget rtf=80% rtf=65% rtf=50% rtf=40% rtf=30% $(ARGS)
+	$(BIN)/python -m experiments.combine --plan layers=3@45:distil heads=6 heads=4 rows=768 rows=512 rows=320 --every 15 --masked $(ARGS)
+	$(BIN)/python -m experiments.plan --budget rtf=80% rtf=65% rtf=50% rtf=40% rtf=30% --no-uniform $(ARGS)
+	$(BIN)/python -m experiments.plan --budget rtf=50% --out runs/plan-50 $(ARGS)
 	$(BIN)/python -m experiments.tradeoff $(RUNS:%=runs/%) --retime
+
+bench: $(VENV)/.tested  ## time forward passes and a training step beside PyTorch and ONNX Runtime (needs `make torch`)
+	$(BIN)/python -m benchmarks.forward $(ARGS)
+	$(BIN)/python -m experiments.latency --train --arch melhubert-20ms --seconds 15 --batch 4 --rounds 3
 
 test: $(VENV)/.tested  ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)

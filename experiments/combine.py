@@ -59,6 +59,8 @@ class Config(Curve):
     """updates after each stage that does not say itself"""
     recover: Literal["predict", "distil"] = "predict"
     """how the model recovers after each stage that does not say itself"""
+    masked: bool = False
+    """of distillation: both hear masked speech and masked frames count; default: all of it, and every frame"""
     out: Path = Path("runs/combine")
     """folder of the run"""
 
@@ -85,7 +87,7 @@ def run(config: Config) -> None:
     schedule = Schedule(Calendar((), ends[-1]), tuple(map(float, range(1, len(stages) + 1))))
     training = config.settings(ends[-1], paper=False, log_every=max(config.every // 2, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    lesson = dense_teaches(job, config.out) if any(stage.distil for stage in stages) else None
+    lesson = dense_teaches(job, config.out, masked=config.masked) if any(stage.distil for stage in stages) else None
     numbered = [f"{number}-{stage}" for number, stage in enumerate(stages, start=1)]
 
     def points(bench: Bench) -> None:

@@ -87,6 +87,8 @@ class Pruning(Timing, Curve):
     """of --recover distil: divides the logits of teacher and student"""
     alpha: float = 1.0
     """of --recover distil: share of the teacher in the loss; the rest is the clusters' cross-entropy"""
+    masked: bool = False
+    """of --recover distil: both hear masked speech and masked frames count; default: all of it, and every frame"""
 
     def training(self, schedule: Schedule) -> Training:
         """Return the settings of the run's updates."""

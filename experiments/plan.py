@@ -56,6 +56,8 @@ class Config(Curve):
     """updates of the recovery"""
     recover: Literal["predict", "distil"] = "predict"
     """how models recover: by masked prediction, or by what the dense model says"""
+    masked: bool = False
+    """of distillation: both hear masked speech and masked frames count; default: all of it, and every frame"""
     out: Path = Path("runs/plan")
     """folder of the run"""
 
@@ -71,7 +73,7 @@ def run(config: Config) -> None:
     schedule = Schedule(Calendar((), config.steps), tuple(budget.share for budget in budgets))
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    lesson = dense_teaches(job, config.out) if config.recover == "distil" else None
+    lesson = dense_teaches(job, config.out, masked=config.masked) if config.recover == "distil" else None
     notes: list[str] = []
 
     def points(bench: Bench) -> None:

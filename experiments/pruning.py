@@ -99,20 +99,20 @@ def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Sche
     if config.recover == "predict":
         return job
     check_teacher(teacher, job.model, job.data, logits=True)
-    choose = soft_labels(job.data, temperature=config.temperature, alpha=config.alpha)
+    choose = soft_labels(job.data, temperature=config.temperature, alpha=config.alpha, masked=config.masked)
     lesson = Lesson(teacher.arch, teacher.params, choose, job.training, kept=out.parent / "taught")
     lesson.heads(subject.arch, seed=config.seed)  # refuses what cannot be learned
     return replace(job, lesson=lesson)
 
 
-def dense_teaches(job: Job, out: Path) -> Lesson:
+def dense_teaches(job: Job, out: Path, *, masked: bool) -> Lesson:
     """Let models recover by what the dense one says of each frame; the answers are kept beside the run's folder.
 
     Raises:
         InputError: the dense model has no output layer, or another number of clusters than the speech.
     """
     check_teacher(job.model, job.model, job.data, logits=True)
-    choose = soft_labels(job.data, temperature=1.0, alpha=1.0)
+    choose = soft_labels(job.data, temperature=1.0, alpha=1.0, masked=masked)
     return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=out.parent / "taught")
 
 
