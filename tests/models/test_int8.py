@@ -22,7 +22,7 @@ from jaxssl.specialise import dequantized, groups, quantized
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import start
 from tests.archs import ARCHS, BASE, MEL, noise
-from tools import huggingface
+from tools import export, huggingface
 from tools.torch_weights import state
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -305,10 +305,14 @@ def test_arrays_that_are_half_int8_are_refused(key):
 
 
 @pytest.mark.parametrize("form", ["int8", "bfloat16"])
-def test_other_programs_get_floats(form, key):
+def test_other_programs_get_floats(form, key, tmp_path):
     base = replace(BASE, head=None)
     arch, params = quantized(base, init(base, key)) if form == "int8" else (base, bfloat16(init(base, key)))
     plain = dequantized(arch, params)
+    checkpoint.save(tmp_path / "model", arch, params)
+    given = export.read(str(tmp_path / "model"))
+    assert given.arch == base
+    assert_same(given.params, plain[1])
     for one, two in zip(state(arch, params, None).items(), state(*plain, None).items(), strict=True):
         assert one[0] == two[0]
         assert one[1].dtype == np.float32
