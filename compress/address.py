@@ -49,6 +49,7 @@ class Matrix:
         shape: the dense kernel's shape, (*in, *out), also when the map is not stored so.
         rank: None when not factorised.
         blocks: (size, kept) of a packed map, as `compress.blocks` stores it; None otherwise.
+        int8: whether its weights are int8, with scales beside them, as `compress.quantize` stores them.
     """
 
     path: str
@@ -56,6 +57,7 @@ class Matrix:
     shape: tuple[int, ...]
     rank: int | None = None
     blocks: tuple[int, int] | None = None
+    int8: bool = False
 
     @property
     def fan_in(self) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from compress.address import Matrix, Tree, get, put
 from compress.errors import InputError
+from compress.quantize import check_float
 
 
 def pack(params: Mapping[str, Any], matrix: Matrix, size: int) -> Tree:
@@ -27,7 +28,7 @@ def pack(params: Mapping[str, Any], matrix: Matrix, size: int) -> Tree:
     bit for bit; zeros of either sign are empty.
 
     Raises:
-        InputError: the map is empty, factorised or packed already, or `size` does not divide inputs and outputs.
+        InputError: the map is empty, factorised, int8 or packed already, or `size` does not divide inputs and outputs.
     """
     view = _view(params, matrix, size)
     filled = (view != 0).any((2, 3))
@@ -106,7 +107,7 @@ def _replace(params: Mapping[str, Any], matrix: Matrix, weights: Tree) -> Tree:
 
 
 def _array(params: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.asarray(get(params, path))
+    array = check_float(path, np.asarray(get(params, path)))
     if array.shape != shape:
         raise InputError(f"{path}: shape {array.shape}, expected {shape}; read the maps off this tree again")
     return array

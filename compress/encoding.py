@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from compress.address import Tree, flatten, unflatten
@@ -30,7 +31,8 @@ from compress.errors import InputError
 
 MAGIC = b"sparse-1"
 PREFIX = struct.Struct("<8sII")
-DTYPES = ("float32", "int32")  # both of 4 bytes; integers are indices, hardly ever zero, and stay dense
+# How entries are written; NumPy has no bfloat16 of its own, so its bits are. Indices, int32, are hardly ever zero.
+DTYPES = {"float32": "<f4", "bfloat16": "<u2", "int8": "i1", "int32": "<i4"}
 EXPANSION = 1024  # a decoded tree is at most so many times its encoding, or a short file could ask for all memory
 DEPTH = 32  # of paths and of shapes
 
@@ -42,7 +44,7 @@ class Entry:
     Attributes:
         path: where it is in the tree.
         shape: its shape.
-        dtype: "float32" or "int32".
+        dtype: "float32", "bfloat16", "int8" or "int32".
         form: "dense", "bits" or "csr".
         nonzero: entries that are written.
         rows: of "csr", whose matrix is (rows, size / rows); otherwise 1.
@@ -68,7 +70,7 @@ class Entry:
     @property
     def sections(self) -> tuple[tuple[np.dtype, int], ...]:
         """Dtype and length of each of its sections in the data."""
-        values = np.dtype(self.dtype).newbyteorder("<")
+        values = np.dtype(DTYPES[self.dtype])
         match self.form:
             case "bits":
                 return (np.dtype("u1"), -(-self.size // 8)), (values, self.nonzero)
@@ -85,7 +87,7 @@ class Entry:
 
 
 def smallest(path: str, array: np.ndarray, *, csr: bool = True) -> Entry:
-    """Choose the form of fewest bytes for an array of float32 or int32; `bytes` of the result says how many.
+    """Choose the form of fewest bytes for an array; `bytes` of the result says how many.
 
     The matrix of "csr" may break the shape at any axis: narrow rows give narrow column numbers and more pointers.
 
@@ -93,10 +95,10 @@ def smallest(path: str, array: np.ndarray, *, csr: bool = True) -> Entry:
         InputError: the array is of another dtype.
     """
     if array.dtype.name not in DTYPES:
-        raise InputError(f"{path}: {array.dtype} is not encoded; give {' or '.join(DTYPES)}")
+        raise InputError(f"{path}: {array.dtype} is not encoded; give {', '.join(DTYPES)}")
     name, shape, nonzero = array.dtype.name, array.shape, int(np.count_nonzero(_words(array)))
     forms = [Entry(path, shape, name, "dense", array.size)]
-    if name == "float32" and array.size:
+    if name != "int32" and array.size:
         forms.append(Entry(path, shape, name, "bits", nonzero))
         splits = [prod(shape[:axis]) for axis in range(len(shape))] if csr else []
         forms += [Entry(path, shape, name, "csr", nonzero, rows) for rows in splits]
@@ -104,7 +106,7 @@ def smallest(path: str, array: np.ndarray, *, csr: bool = True) -> Entry:
 
 
 def encode(tree: Mapping[str, Any]) -> bytes:
-    """Write a tree of float32 and int32 arrays, each in its smallest form; decode(encode(t)) == t, bit for bit.
+    """Write a tree of arrays, each in its smallest form; decode(encode(t)) == t, bit for bit.
 
     A tree that is all but empty is written without "csr", for `decode` refuses what grows more than EXPANSION times.
 
@@ -148,7 +150,8 @@ def _encode(arrays: Mapping[str, np.ndarray], *, csr: bool) -> bytes:
 
 def _pack(entry: Entry, array: np.ndarray) -> Iterator[np.ndarray]:
     """Yield an array's sections, in the order and the dtypes of `Entry.sections`."""
-    values, words = np.ascontiguousarray(array).reshape(-1), _words(array)
+    words = _words(array)
+    values = words if entry.dtype == "bfloat16" else np.ascontiguousarray(array).reshape(-1)
     parts: tuple[np.ndarray, ...] = (values,)
     if entry.form == "bits":
         bits = words != 0
@@ -162,10 +165,10 @@ def _pack(entry: Entry, array: np.ndarray) -> Iterator[np.ndarray]:
 
 def _unpack(entry: Entry, *sections: np.ndarray) -> np.ndarray:
     """Invert `_pack`."""
-    values = sections[-1].astype(entry.dtype)
+    values = sections[-1].astype(sections[-1].dtype.newbyteorder("=")).view(jnp.dtype(entry.dtype))
     if entry.form == "dense":
         return values.reshape(entry.shape)
-    array = np.zeros(entry.size, entry.dtype)
+    array = np.zeros(entry.size, values.dtype)
     array[_bits(entry, sections[0]) if entry.form == "bits" else _places(entry, *sections[:2])] = values
     return array.reshape(entry.shape)
 
@@ -202,7 +205,7 @@ def _read_header(data: bytes) -> tuple[list[Entry], int]:
     promised = sum(entry.bytes for entry in entries)
     if promised != len(data) - start:
         raise InputError(f"encoded arrays: {len(data) - start} bytes of data, {promised} are listed; damaged")
-    if 4 * sum(entry.size for entry in entries) > EXPANSION * len(data):
+    if sum(entry.size * entry.sections[-1][0].itemsize for entry in entries) > EXPANSION * len(data):
         raise InputError(f"encoded arrays: they would grow more than {EXPANSION} times; none of ours do")
     return entries, start
 
@@ -235,8 +238,8 @@ def _check_paths(paths: list[str]) -> None:
 
 
 def _words(array: np.ndarray) -> np.ndarray:
-    """Return the bits of an array of 4-byte numbers, flat."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint32)
+    """Return the bits of an array's entries, flat."""
+    return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
 
 
 def _narrowest(largest: int) -> np.dtype:

@@ -15,6 +15,7 @@ import numpy as np
 from compress.address import Matrix, Tree, get, put
 from compress.blocks import unpacked_kernel
 from compress.errors import InputError
+from compress.quantize import check_float
 
 # Relative to the inputs' mean power: keeps directions that calibration never saw from being free to break.
 DAMPING = 1e-6
@@ -73,7 +74,7 @@ def dense_kernel(params: Mapping[str, Any], matrix: Matrix) -> np.ndarray:
     """Return a map as one float64 matrix, (fan_in, fan_out), the product when it is factorised, unpacked when packed.
 
     Raises:
-        InputError: the tree holds the map in other arrays or shapes than `matrix` says.
+        InputError: the tree holds the map in other arrays or shapes than `matrix` says, or in int8.
     """
     if matrix.blocks is not None:
         return unpacked_kernel(params, matrix).astype(np.float64)
@@ -245,7 +246,7 @@ def _replace(params: Mapping[str, Any], matrix: Matrix, weights: Tree) -> Tree:
 
 
 def _array(params: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.asarray(get(params, path), np.float64)
+    array = np.asarray(check_float(path, np.asarray(get(params, path))), np.float64)
     if array.shape != shape:
         raise InputError(f"{path}: shape {array.shape}, expected {shape}; read the maps off this tree again")
     return array

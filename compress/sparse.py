@@ -14,6 +14,7 @@ import numpy as np
 
 from compress.address import Matrix, Tree, get, put
 from compress.errors import InputError
+from compress.quantize import check_float
 
 Masks = dict[str, Any]
 GONE = -1  # key of an entry that is dropped already, below those of all magnitudes; its bin is the last
@@ -52,7 +53,7 @@ def entry_masks(
 
     Raises:
         InputError: the sparsity is no share or less than `before` has already, a path is missing or named twice, its
-            mask is not of its shape, or a weight is not a number.
+            mask is not of its shape, or a weight is int8 or not a number.
     """
     check_sparsity(sparsity)
     named = list(chain.from_iterable(groups))
@@ -120,10 +121,13 @@ def zero_masks(params: Mapping[str, Any], matrices: Sequence[Matrix]) -> Masks:
     """Read off the zeros of a pruned model, so that what is zero stays zero.
 
     Maps without an exact zero in their weights get no mask, their biases neither: a fresh bias is zero and not pruned.
+
+    Raises:
+        InputError: a map is int8, where what was only small is zero too.
     """
     masks: Masks = {}
     for matrix in matrices:
-        stays = {path: np.asarray(get(params, path)) != 0 for path in _weights(matrix)}
+        stays = {path: _array(params, path) != 0 for path in _weights(matrix)}
         if not all(mask.all() for mask in stays.values()):
             bias = f"{matrix.path}/bias"
             masks |= {**stays, bias: np.asarray(get(params, bias)) != 0}
@@ -248,7 +252,7 @@ def _array(params: Mapping[str, Any], path: str) -> np.ndarray:
     array = get(params, path)
     if isinstance(array, Mapping):
         raise InputError(f"{path}: a branch of the tree, no tensor; name one of {', '.join(array)} below it")
-    return np.asarray(array)
+    return check_float(path, np.asarray(array))
 
 
 def _check_mask(path: str, mask: Any, array: Any) -> None:

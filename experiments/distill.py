@@ -40,7 +40,7 @@ from experiments.lesson import Choose, Lesson, check_teacher, soft_labels
 from experiments.points import Subject
 from experiments.pruning import Job, open_job, open_model, prune
 from experiments.schedule import Schedule
-from experiments.source import Model, load_model
+from experiments.source import Model, in_float, load_model
 from experiments.sweep import Event
 from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.describe import describe
@@ -93,7 +93,7 @@ class Config(Curve):
 def run(config: Config) -> None:
     """Carry out the experiment."""
     model, subject = open_model(config)
-    student = None if config.student is None else load_model(config.student, seed=config.seed)
+    student = None if config.student is None else in_float(load_model(config.student, seed=config.seed))
     levels = levels_of(config, model.arch, student)
     plans = [plan_of(config, model.arch, level) for level in levels] if student is None else []
     for plan in plans:

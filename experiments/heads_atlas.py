@@ -43,7 +43,7 @@ from experiments.units import score
 from jaxssl.attention import attention_maps, measure, resample
 from jaxssl.calibration import Batch
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
-from jaxssl.specialise import unpacked
+from jaxssl.specialise import dequantized, unpacked
 from jaxssl.upstream import mel_inputs
 
 Measure = Literal["distance", "entropy", "globalness", "verticality", "diagonality", "cumulative_diagonality"]
@@ -125,13 +125,13 @@ def run(config: Config) -> None:
 
 
 def _open(config: Config) -> Model:
-    """Load the model, packed maps unpacked; refuse settings that cannot be."""
+    """Load the model, packed maps unpacked, int8 ones in float; refuse settings that cannot be."""
     if config.limit < 1 or config.permutations < 1:
         raise InputError(f"--limit {config.limit} and --permutations {config.permutations}: give 1 or more of each")
     if config.sort == "gradient" and not config.gradient:
         raise InputError("--sort gradient: nothing is scored by it; add --gradient")
     model = load_model(config.model, seed=config.seed)
-    arch, params = unpacked(model.arch, model.params)
+    arch, params = dequantized(*unpacked(model.arch, model.params))
     if not head_axes(arch):
         raise InputError(f"{model.name}: none of its {len(arch.layers)} layers has a head; name another model")
     return replace(model, arch=arch, params=params)

@@ -91,7 +91,7 @@ def _digest(model: Model) -> bytes:
     arrays = jax.tree.leaves(model.params) + ([] if model.stats is None else [model.stats.mean, model.stats.std])
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(np.asarray(array).tobytes())
     return digest.digest()
 
 

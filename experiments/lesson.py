@@ -90,7 +90,7 @@ class Lesson:
     def _fingerprint(self) -> bytes:
         digest = hashlib.sha256(repr(self.arch).encode())
         for leaf in jax.tree.leaves(self.params):
-            digest.update(np.ascontiguousarray(leaf).data)
+            digest.update(np.asarray(leaf).tobytes())
         return digest.digest()
 
     def _digest(self, wanted: Wanted, position: Mapping[str, int]) -> str:

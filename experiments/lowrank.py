@@ -33,7 +33,7 @@ from compress.plan import match_paths
 from experiments import pictures, report
 from experiments.cli import console, follow, main, progress
 from experiments.recovery import open_recovery
-from experiments.source import Model, Speech, load_model, load_speech, with_stats
+from experiments.source import Model, Speech, in_float, load_model, load_speech, with_stats
 from experiments.targets import Ranks, Target, check, parse, ranks_for
 from jaxssl.calibration import distance, moments
 from jaxssl.data.logmel import stats_bytes
@@ -107,7 +107,7 @@ def run(config: Config) -> None:
     report.write_json(config.out / "config.json", {k: _plain(v) for k, v in vars(config).items()})
     if config.steps < 0:
         raise InputError(f"--steps {config.steps}: 0 trains nothing, more recovers")
-    model = load_model(config.model, seed=config.seed)
+    model = in_float(load_model(config.model, seed=config.seed))
     chosen = _choose(model.arch, config.where)
     check(targets, chosen)
     speech = load_speech(config.audio, limit=config.limit)

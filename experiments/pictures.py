@@ -34,6 +34,7 @@ LEVELS = {
     "distil": "layers of the student",
     "combine": "stage of the plan",
     "plan": "budget as a share of the dense model",
+    "int8": "bits of a weight",
     "joint": "share of the parameters that was to go",
 }
 CAPTION = "time: 1 / speed-up over the dense model, timed in turns, bars are quartiles; of quality 95 % bootstrap"

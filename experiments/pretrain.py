@@ -25,7 +25,7 @@ from experiments.cli import Preempted, console, main
 from experiments.corpus import Data, load_data
 from experiments.fit import Fitted, fit
 from experiments.settings import Training, claim
-from experiments.source import load_model
+from experiments.source import in_float, load_model
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Arch, CosineHead, LogMel
@@ -114,7 +114,7 @@ def _embedded(folder: Path) -> Path:
 
 def _model(config: Config) -> tuple[Arch, Params | None, Any]:
     if config.model is not None:
-        found = load_model(config.model, seed=config.seed)
+        found = in_float(load_model(config.model, seed=config.seed))
         return found.arch, found.params, found.stats
     return estimate.named(config.arch, PRESETS, "model")(), None, None
 

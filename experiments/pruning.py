@@ -17,12 +17,12 @@ from experiments.corpus import Data
 from experiments.curve import Curve, Pruning
 from experiments.fit import open_run
 from experiments.lesson import Lesson, check_teacher, soft_labels
-from experiments.points import Bench, Fast, Subject, show, where_the_rest_went, with_zeros
+from experiments.points import PRUNED, ROUNDED, Bench, Fast, Subject, show, where_the_rest_went, with_zeros
 from experiments.probing import log_mel, open_probes
 from experiments.recovery import speech_with_targets
 from experiments.schedule import Schedule
 from experiments.settings import Training, claim
-from experiments.source import Model, Speech, load_model, load_speech
+from experiments.source import Model, Speech, in_float, load_model, load_speech
 from experiments.sweep import Act, Event, begin, subject_of, sweep
 from jaxssl.latency import Load, machine
 from jaxssl.specialise import unpacked
@@ -56,11 +56,12 @@ class Job:
 
 
 def open_model(config: Curve) -> tuple[Model, Subject]:
-    """Load the model, packed maps unpacked; weights that were pruned before stay zero."""
-    model = load_model(config.model, seed=config.seed)
-    arch, params = unpacked(model.arch, model.params)
-    model = replace(model, arch=arch, params=params)
-    subject = with_zeros(arch, params)
+    """Load the model, packed maps unpacked, all weights in float32; those that were pruned before stay zero."""
+    loaded = load_model(config.model, seed=config.seed)
+    arch, params = unpacked(loaded.arch, loaded.params)
+    model = in_float(replace(loaded, arch=arch, params=params))
+    int8 = any(layer.int8 for layer in loaded.arch.layers)
+    subject = with_zeros(model.arch, model.params, meant=ROUNDED if int8 else PRUNED)
     if masks := subject.masks:
         count = sum(int(np.size(mask) - np.count_nonzero(mask)) for mask in masks.values())
         note = f"{count:,} weights in {len(masks)} arrays are zero and stay zero"
@@ -217,7 +218,7 @@ def _control_digest(job: Job, ends: Sequence[int]) -> str:
     speech = (job.config.audio, job.config.held_out, job.config.corpus, job.config.labels, job.config.valid)
     digest.update(repr((job.training, tuple(ends), speech)).encode())
     for leaf in jax.tree.leaves((job.subject.params, _dropping(job.subject).masks)):
-        digest.update(np.ascontiguousarray(leaf).data)
+        digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:8]
 
 

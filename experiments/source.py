@@ -1,7 +1,7 @@
 """The model and the speech an experiment works on, from whatever the user named."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -21,6 +21,7 @@ from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params, init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.pretrained import Labeller
+from jaxssl.specialise import dequantized
 
 LONGEST = 10 * SAMPLE_RATE  # utterances are cropped to 10 s, so that one compiled program serves all
 
@@ -88,6 +89,17 @@ def load_model(place: str | None, *, seed: int) -> Model:
     arch, params = checkpoint.load(folder)
     stats = load_stats(folder / "stats.npy") if (folder / "stats.npy").is_file() else None
     return Model(str(place), arch, params, stats, True, targets=checkpoint.provenance(folder).get("targets"))
+
+
+def in_float(model: Model) -> Model:
+    """Make all weights float32, as what prunes, factorises and trains takes them, and say so where they were not."""
+    arch, params = dequantized(model.arch, model.params)
+    if model.arch == arch and all(x is y for x, y in zip(*map(jax.tree.leaves, (params, model.params)), strict=True)):
+        return model
+    forms = ["int8"] * any(layer.int8 for layer in model.arch.layers)
+    forms += ["bfloat16"] * any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(model.params))
+    note = f"weights that are {' and '.join(forms)} in {model.name} are float32 here, rounded as they were"
+    return replace(model, arch=arch, params=params, notes=(*model.notes, note))
 
 
 def load_speech(places: Sequence[str], *, limit: int, batch: int = 4) -> Speech:

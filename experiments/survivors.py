@@ -20,7 +20,7 @@ from jaxssl.models import checkpoint
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params
 from jaxssl.models.sites import axes
-from jaxssl.specialise import unpacked
+from jaxssl.specialise import dequantized, unpacked
 
 FAR_BETTER = 0.5  # largest share of the distance to the second nearest head that the nearest may be at
 
@@ -204,7 +204,7 @@ def _recorded(folder: Path, row: Mapping[str, Any], before: Mapping[str, Keep]) 
 
 def _matched(place: Path, name: str, arch: Arch, params: Params) -> Point:
     """Find a point's heads by their weights."""
-    other, arrays = unpacked(*checkpoint.load(place))
+    other, arrays = dequantized(*unpacked(*checkpoint.load(place)))
     found = {axis.name: _vectors(arrays, axis) for axis in head_axes(other)}
     kept, doubts = {}, [0.0]
     for axis in head_axes(arch):

@@ -36,7 +36,7 @@ def attention_maps(
     """Compute the attention of every layer that has heads, as `apply` computes it without dropout.
 
     Args:
-        arch: what `params` is; without packed maps (`jaxssl.specialise.unpacked`).
+        arch: what `params` is; without packed or int8 maps (`jaxssl.specialise.unpacked`, `dequantized`).
         params: the model.
         inputs: as `apply` takes them.
         lengths: (batch,), valid samples or frames of each row; None: all.
@@ -45,7 +45,12 @@ def attention_maps(
         By layer, (batch, heads, time, time): row q sums to 1 over the keys it looks at, padded ones get 0. A layer that
         reuses maps has those of the layer that made them. And the valid frames of each row, (batch,); what rows beyond
         them hold means nothing.
+
+    Raises:
+        InputError: a layer is int8.
     """
+    if int8 := [i for i, layer in enumerate(arch.layers) if layer.int8]:
+        raise InputError(f"layers/{int8[0]}: int8; dequantize the model first (jaxssl.specialise.dequantized)")
     heard, frames = map_inputs(arch, params, inputs, lengths)
     found: dict[int, Array] = {}
     for i, layer in enumerate(arch.layers):

@@ -1,6 +1,7 @@
 """Fit a pruned model to the device at hand: a map leaves out its empty blocks only where a timing shows that it pays.
 
-unpacked(*specialise(arch, params, …)[:2]) == (arch, params), zeros of either sign alike.
+unpacked(*specialise(arch, params, …)[:2]) == (arch, params), zeros of either sign alike. A whole model is made int8 and
+float again here too: dequantized(*quantized(arch, params)) has the same arch, and its weights rounded.
 """
 
 import time
@@ -16,6 +17,7 @@ from jax import Array
 from compress.address import Matrix, get
 from compress.blocks import kept_blocks, pack, unpack
 from compress.errors import InputError
+from compress.quantize import dequantize, float32, quantize
 from jaxssl.latency import Load, Program, Timing, race, speedup
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.block_product import block_product
@@ -108,7 +110,7 @@ def groups(arch: Arch, params: Params, sizes: Sequence[int] = SIZES) -> tuple[Gr
         raise InputError(f"block sizes {tuple(sizes)}: name one or more, each 1 or more")
     found: dict[Any, list[Matrix]] = {}
     for matrix in matrices(arch):
-        dense = matrix.rank is None and matrix.blocks is None and matrix.max_rank > 0
+        dense = matrix.rank is None and matrix.blocks is None and not matrix.int8 and matrix.max_rank > 0
         if dense and matrix.path.startswith("layers/") and (kept := _kept(params, matrix, sizes)):
             kind = matrix.path.rsplit("/", 1)[-1]
             found.setdefault((kind, matrix.shape, kept), []).append(matrix)
@@ -120,6 +122,30 @@ def unpacked(arch: Arch, params: Params) -> tuple[Arch, Params]:
     for matrix in matrices(arch):
         if matrix.blocks is not None:
             params = unpack(params, matrix)
+    return describe(arch, params), params
+
+
+def quantized(arch: Arch, params: Params) -> tuple[Arch, Params]:
+    """Make all dense maps of all layers int8; front end, projection, positions and output layer stay as they are.
+
+    Raises:
+        InputError: a map is packed or int8 already, or a weight is not finite.
+    """
+    for matrix in matrices(arch):
+        if matrix.path.startswith("layers/"):
+            params = quantize(params, matrix)
+    return describe(arch, params), params
+
+
+def dequantized(arch: Arch, params: Params) -> tuple[Arch, Params]:
+    """Make all weights of a model float32, those that are int8 or bfloat16 as they were rounded.
+
+    It can be pruned, factorised or trained then; one that is float32 already comes back as it is.
+    """
+    for matrix in matrices(arch):
+        if matrix.int8:
+            params = dequantize(params, matrix)
+    params = float32(params)
     return describe(arch, params), params
 
 

@@ -44,6 +44,7 @@ from jaxssl.data.padding import pad
 from jaxssl.latency import Load, Program, race, speedup
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import SAMPLE_RATE, LogMel
+from jaxssl.specialise import dequantized
 from tools.formats import FORMATS, Given, Run, check_installed
 
 Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface"]
@@ -110,7 +111,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def read(place: str) -> Given:
-    """Read a model folder, or a model of the package.
+    """Read a model folder, or a model of the package, in float32: what is rounded on the way out is rounded once.
 
     Raises:
         InputError: there is none.
@@ -118,7 +119,7 @@ def read(place: str) -> Given:
     if place in pretrained.names() and not Path(place).exists():
         found = pretrained.read(place)
         return Given(found.arch, found.params, found.stats)
-    arch, params = checkpoint.load(place)
+    arch, params = dequantized(*checkpoint.load(place))
     path = Path(place) / "stats.npy"
     if isinstance(arch.front, LogMel) and not path.is_file():
         raise InputError(f"{path}: missing; a log-Mel model is deployed with the statistics of its features")

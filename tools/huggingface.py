@@ -8,7 +8,7 @@ from compress.errors import InputError
 from jaxssl.models.arch import Arch, Ranks, Waveform
 from jaxssl.models.model import Params
 from jaxssl.models.torch_names import HUGGINGFACE, named
-from jaxssl.specialise import unpacked
+from jaxssl.specialise import dequantized, unpacked
 
 
 def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
@@ -17,7 +17,7 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
     Raises:
         InputError: `HubertModel` cannot be such a model; the message names the first reason.
     """
-    arch, params = unpacked(arch, params)
+    arch, params = dequantized(*unpacked(arch, params))
     front = _check(arch)
     layer, dropout = arch.layers[0], arch.dropout
     config = {

@@ -9,7 +9,7 @@ from compress.address import flatten
 from jaxssl.data.logmel import Stats, hamming, triangles
 from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params
-from jaxssl.specialise import unpacked
+from jaxssl.specialise import dequantized, unpacked
 
 LEFT = re.compile(r"head/.*|mask_embedding")  # what only training uses
 CONVOLUTION = re.compile(r"front/convs/\d+/conv/kernel|reduction/kernel")
@@ -18,7 +18,7 @@ SHORT = {"kernel": "weight", "scale": "weight"}
 
 def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarray]:
     """Return the standalone module's state: names with dots, linear maps as (out, in), one positional kernel."""
-    arch, params = unpacked(arch, params)
+    arch, params = dequantized(*unpacked(arch, params))
     flat = {path: leaf for path, leaf in flatten(params).items() if leaf.size and not LEFT.fullmatch(path)}
     flat = {path: leaf for path, leaf in flat.items() if not _idle(arch, path)}
     position = {name: np.asarray(flat.pop(f"position/{name}"), np.float64) for name in ("kernel", "gain")}

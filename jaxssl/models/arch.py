@@ -113,7 +113,7 @@ class Layer:
     """Shape of one Transformer layer. `heads` and `ffn` may be 0: the block is then its output bias.
 
     With `reuse` the layer has no q and k: its heads weigh values by the attention maps of the layer before (ARMHuBERT,
-    Jang et al. 2023), which must have as many heads.
+    Jang et al. 2023), which must have as many heads. With `int8` all its dense maps are int8 (`compress.quantize`).
     """
 
     heads: int
@@ -121,6 +121,7 @@ class Layer:
     ranks: Ranks = Ranks()
     packed: Packed = Packed()
     reuse: bool = False
+    int8: bool = False
 
 
 @dataclass(frozen=True)

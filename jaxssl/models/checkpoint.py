@@ -46,7 +46,7 @@ def save(
     Args:
         folder: where; it must not exist, unless `overwrite` and it holds a model.
         arch: what `params` is.
-        params: float32 arrays that fit `arch`.
+        params: arrays that fit `arch`, of whatever dtype; they come back in it.
         provenance: JSON values that say where the model came from.
         extra: further files, relative name to bytes, that appear together with the model.
         overwrite: replace a model that is there; the old one stays until the new one is whole.

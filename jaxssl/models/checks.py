@@ -1,8 +1,12 @@
 """What no model can be, and what no model can be given."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 
+from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.models.arch import Arch, Waveform
 
@@ -12,7 +16,7 @@ def check_arch(arch: Arch) -> None:
 
     Raises:
         InputError: groups do not divide the width, a size is negative, features without a projection are of another
-            width, or a layer reuses attention maps that are not there.
+            width, a layer is both int8 and packed, or reuses attention maps that are not there.
     """
     if arch.width % arch.position_groups:
         raise InputError(f"width {arch.width} is not a multiple of the positional groups {arch.position_groups}")
@@ -24,8 +28,31 @@ def check_arch(arch: Arch) -> None:
     for i, layer in enumerate(arch.layers):
         if min(layer.heads, layer.ffn) < 0:
             raise InputError(f"layers/{i}: {layer.heads} heads and {layer.ffn} FFN units; neither may be negative")
+        if layer.int8 and (packed := [name for name, blocks in vars(layer.packed).items() if blocks is not None]):
+            raise InputError(f"layers/{i}: int8, with {len(packed)} maps packed ({packed[0]}); choose one of both")
         if layer.reuse:
             _check_reuse(arch, i)
+
+
+def check_arrays(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Compare a tree of arrays with the tree of shapes that it should have.
+
+    Floats may be of any kind, but weights are int8 exactly where they should be: without scales, or with scales for
+    what is no integer, they would be other weights.
+
+    Raises:
+        InputError: at the first path, in the order of `expected`, whose presence, shape or being int8 is another.
+    """
+    wanted, found = flatten(expected), flatten(given)
+    for path, leaf in wanted.items():
+        if path not in found:
+            raise InputError(f"{path}: the arch wants shape {leaf.shape}, the parameters have no such array")
+        if tuple(found[path].shape) != tuple(leaf.shape):
+            raise InputError(f"{path}: the arch wants shape {leaf.shape}, the parameters have {found[path].shape}")
+        if (found[path].dtype == jnp.int8) != (leaf.dtype == jnp.int8):
+            raise InputError(f"{path}: the arch wants {leaf.dtype}, the parameters have {found[path].dtype}")
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise InputError(f"{extra[0]}: the parameters have it, the arch does not ({len(extra)} such arrays)")
 
 
 def checked(arch: Arch, inputs: Array) -> Array:

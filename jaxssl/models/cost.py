@@ -61,13 +61,13 @@ class Macs:
 
 
 def parameters(arch: Arch) -> int:
-    """Count parameters, output layer included; the block numbers of packed maps are none."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(arch)) if _floating(leaf))
+    """Count parameters, output layer and scales of int8 maps included; the block numbers of packed maps are none."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(arch)) if _counts(leaf))
 
 
 def nonzero(params: Any) -> int:
     """Count the parameters that are not zero in a tree of arrays."""
-    return sum(int(np.count_nonzero(np.asarray(leaf))) for leaf in jax.tree.leaves(params) if _floating(leaf))
+    return sum(int(np.count_nonzero(np.asarray(leaf))) for leaf in jax.tree.leaves(params) if _counts(leaf))
 
 
 def macs(arch: Arch, samples: int) -> Macs:
@@ -157,8 +157,8 @@ def _saved(arch: Arch, layer: Layer, smaller: Layer) -> float:
     return saved / (sum(UTTERANCES) / SAMPLE_RATE)
 
 
-def _floating(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+def _counts(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == jnp.int8
 
 
 def _map(fan_in: int, fan_out: int, rank: int | None, blocks: tuple[int, int] | None = None) -> int:

@@ -3,6 +3,7 @@
 For every arch, `describe(arch, init(arch, key)) == arch`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from compress.errors import InputError
@@ -11,10 +12,10 @@ from jaxssl.models.model import Params, check_params
 
 
 def describe(base: Arch, params: Params) -> Arch:
-    """Read the arch back off the parameters' shapes; what shapes cannot tell (strides, dropout) comes from `base`.
+    """Read the arch back off the arrays' names and shapes; what these cannot tell (strides, dropout) comes from `base`.
 
     Raises:
-        InputError: the arrays' names or shapes fit no model.
+        InputError: the arrays' names or shapes fit no model, or some of a layer's maps are int8 and others not.
     """
     try:
         count = len(params.get("layers", {}))
@@ -22,7 +23,7 @@ def describe(base: Arch, params: Params) -> Arch:
             base,
             front=_front(base.front, params),
             width=params["norm"]["scale"].shape[0],
-            layers=tuple(_describe_layer(params["layers"][str(i)]) for i in range(count)),
+            layers=tuple(_describe_layer(params["layers"][str(i)], f"layers/{i}") for i in range(count)),
             mask_embedding="mask_embedding" in params,
             project_rank=_rank(params.get("project", {})),
             head=base.head if "head" in params else None,
@@ -51,7 +52,18 @@ def _blocks(dense: Params) -> tuple[int, int] | None:
     return (dense["blocks"].shape[2], dense["blocks"].shape[1]) if "blocks" in dense else None
 
 
-def _describe_layer(params: Params) -> Layer:
+def _int8(maps: Mapping[str, Params], where: str) -> bool:
+    """Tell whether a layer's maps are int8, all or none."""
+    found = [name for name, dense in maps.items() if "kernel_scale" in dense or "down_scale" in dense]
+    if found and len(found) < len(maps):
+        raise InputError(
+            f"{where}: {len(found)} of its {len(maps)} maps are int8 ({found[0]}); quantise all of a layer's maps, or "
+            "dequantize these (compress.quantize)"
+        )
+    return bool(found)
+
+
+def _describe_layer(params: Params, where: str) -> Layer:
     attention, ffn = params["attention"], params["ffn"]
     maps = dict((*attention.items(), *ffn.items()))
     return Layer(
@@ -60,4 +72,5 @@ def _describe_layer(params: Params) -> Layer:
         ranks=Ranks(**{name: _rank(dense) for name, dense in maps.items()}),
         packed=Packed(**{name: _blocks(dense) for name, dense in maps.items()}),
         reuse="q" not in attention,
+        int8=_int8(maps, where),
     )

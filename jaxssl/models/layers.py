@@ -18,9 +18,11 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from compress.errors import InputError
+from compress.quantize import rounded
 from jaxssl.models.arch import Arch, Conv, Layer, Waveform
 from jaxssl.models.block_product import block_product
 from jaxssl.models.fourier import overlap_save, pays
+from jaxssl.models.int8_product import int8_product
 
 Init = Callable[..., Array]
 Maps = tuple[Array, Array]  # attention of all heads: exp(score), (batch, heads, query, key), and its sums over keys
@@ -96,7 +98,8 @@ class Dense(nnx.Module):
     """A dense map `y = x · kernel + bias`, or `y = x · down · up + bias` when it has a rank.
 
     `kernel` is (*inputs, *outputs); factorised, `down` is (*inputs, rank) and `up` is (rank, *outputs); packed, the
-    kernel is given by `blocks` and `index` (`compress.blocks`).
+    kernel is given by `blocks` and `index` (`compress.blocks`). In int8, `kernel`, `down` and `up` have scales
+    beside them (`compress.quantize`), and inputs are quantised as they come (`jaxssl.models.int8_product`).
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Dense(nnx.Module):
         *,
         rank: int | None = None,
         packed: tuple[int, int] | None = None,
+        int8: bool = False,
         kernel_init: Init = encoder_init,
         bias_init: Init = initializers.zeros,
         rngs: nnx.Rngs,
@@ -117,10 +121,10 @@ class Dense(nnx.Module):
             self.blocks = nnx.Param(kernel_init(rngs.params(), (*index.shape, packed[0], packed[0])))
             self.index = nnx.Param(jnp.asarray(index))
         elif rank is None:
-            self.kernel = nnx.Param(kernel_init(rngs.params(), (*inputs, *outputs)))
+            self._hold("kernel", kernel_init(rngs.params(), (*inputs, *outputs)), len(inputs), int8)
         else:
-            self.down = nnx.Param(kernel_init(rngs.params(), (*inputs, rank)))
-            self.up = nnx.Param(kernel_init(rngs.params(), (rank, *outputs)))
+            self._hold("down", kernel_init(rngs.params(), (*inputs, rank)), len(inputs), int8)
+            self._hold("up", kernel_init(rngs.params(), (rank, *outputs)), 1, int8)
         self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
@@ -130,19 +134,31 @@ class Dense(nnx.Module):
         if hasattr(self, "gate"):  # (batch or 1, time or 1, units)
             x = x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
         if hasattr(self, "kernel"):
-            y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), self.contracted)
+            y = self._product(x, "kernel", self.contracted)
         elif hasattr(self, "blocks"):
             y = block_product(x.reshape(*x.shape[:2], -1), self.blocks[...], self.index[...])
             y = y.reshape(*x.shape[:2], *self.bias.shape)
         else:
-            low = jnp.tensordot(x, self.down[...].astype(x.dtype), self.contracted)
-            y = jnp.tensordot(low, self.up[...].astype(x.dtype), 1)
+            y = self._product(self._product(x, "down", self.contracted), "up", 1)
         return y + jnp.expand_dims(self.bias[...].astype(x.dtype), (0, 1))
 
     def bias_alone(self, x: Array) -> Array:
         """Return what the map gives for an input of no units: its bias at every frame of `x: (batch, time, …)`."""
         bias = self.bias[...].astype(x.dtype)
         return jnp.broadcast_to(bias, (*x.shape[:2], *bias.shape))
+
+    def _hold(self, name: str, array: Array, inputs: int, int8: bool) -> None:
+        """Take an array of weights, of which the first `inputs` axes are inputs, as it is or in int8."""
+        if int8:
+            array, scale = rounded(array, tuple(range(inputs)))
+            setattr(self, f"{name}_scale", nnx.Param(scale))
+        setattr(self, name, nnx.Param(array))
+
+    def _product(self, x: Array, name: str, contracted: int) -> Array:
+        weights = getattr(self, name)[...]
+        if hasattr(self, f"{name}_scale"):
+            return int8_product(x, weights, getattr(self, f"{name}_scale")[...], contracted)
+        return jnp.tensordot(x, weights.astype(x.dtype), contracted)
 
 
 class Attention(nnx.Module):
@@ -153,10 +169,10 @@ class Attention(nnx.Module):
         self.rate = 0.0 if layer.reuse else arch.dropout.attention  # ARMHuBERT drops no weight of a reused map
         inner, ranks, packed = (layer.heads, arch.head_dim), layer.ranks, layer.packed
         if not layer.reuse:
-            self.q = Dense((arch.width,), inner, rank=ranks.q, packed=packed.q, rngs=rngs)
-            self.k = Dense((arch.width,), inner, rank=ranks.k, packed=packed.k, rngs=rngs)
-        self.v = Dense((arch.width,), inner, rank=ranks.v, packed=packed.v, rngs=rngs)
-        self.out = Dense(inner, (arch.width,), rank=ranks.out, packed=packed.out, rngs=rngs)
+            self.q = Dense((arch.width,), inner, rank=ranks.q, packed=packed.q, int8=layer.int8, rngs=rngs)
+            self.k = Dense((arch.width,), inner, rank=ranks.k, packed=packed.k, int8=layer.int8, rngs=rngs)
+        self.v = Dense((arch.width,), inner, rank=ranks.v, packed=packed.v, int8=layer.int8, rngs=rngs)
+        self.out = Dense(inner, (arch.width,), rank=ranks.out, packed=packed.out, int8=layer.int8, rngs=rngs)
 
     def __call__(
         self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Maps | None
@@ -193,8 +209,8 @@ class FeedForward(nnx.Module):
     def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
         self.units, self.rate = layer.ffn, arch.dropout.activation
         ranks, packed = layer.ranks, layer.packed
-        self.fc1 = Dense((arch.width,), (layer.ffn,), rank=ranks.fc1, packed=packed.fc1, rngs=rngs)
-        self.fc2 = Dense((layer.ffn,), (arch.width,), rank=ranks.fc2, packed=packed.fc2, rngs=rngs)
+        self.fc1 = Dense((arch.width,), (layer.ffn,), rank=ranks.fc1, packed=packed.fc1, int8=layer.int8, rngs=rngs)
+        self.fc2 = Dense((layer.ffn,), (arch.width,), rank=ranks.fc2, packed=packed.fc2, int8=layer.int8, rngs=rngs)
 
     def __call__(self, x: Array, rngs: nnx.Rngs | None) -> Array:
         """Map `x: (batch, time, width)` to the same shape."""

@@ -16,10 +16,10 @@ from flax import nnx
 from jax import Array
 from jax.nn import initializers
 
-from compress.address import flatten
 from compress.errors import InputError
+from compress.quantize import float32
 from jaxssl.models.arch import Arch, ClusterHead, Conv, CosineHead, Layer, Waveform
-from jaxssl.models.checks import check_arch, checked
+from jaxssl.models.checks import check_arch, check_arrays, checked
 from jaxssl.models.layers import (
     Dense,
     Extractor,
@@ -269,7 +269,8 @@ def apply(
         lengths: (batch,), valid samples or frames of each row; None: all.
         mask: (batch, frames before time reduction), true where a frame is hidden from the model.
         key: randomness for dropout and LayerDrop; None is deterministic.
-        dtype: of the computation, float32 or bfloat16; parameters stay float32.
+        dtype: of the computation, float32 or bfloat16; parameters stay as they are, and those stored in bfloat16 are
+            used as the float32 numbers they are.
         padding: "independent": what stands beside an utterance never changes its output. "fairseq" and
             "transformers" reproduce what these do in a padded batch: Base's group norm runs over the padding, and
             fairseq also counts frames by dividing the padded length.
@@ -344,15 +345,8 @@ def apply_gated(
 
 
 def check_params(arch: Arch, params: Params) -> None:
-    """Raise InputError at the first path, in the arch's order, whose presence or shape is not what `arch` says."""
-    expected, found = flatten(shapes(arch)), flatten(params)
-    for path, leaf in expected.items():
-        if path not in found:
-            raise InputError(f"{path}: the arch wants shape {leaf.shape}, the parameters have no such array")
-        if tuple(found[path].shape) != tuple(leaf.shape):
-            raise InputError(f"{path}: the arch wants shape {leaf.shape}, the parameters have {found[path].shape}")
-    if extra := sorted(found.keys() - expected.keys()):
-        raise InputError(f"{extra[0]}: the parameters have it, the arch does not ({len(extra)} such arrays)")
+    """Raise InputError at the first path where `params` are not what `arch` says, as `check_arrays` does."""
+    check_arrays(shapes(arch), params)
 
 
 def _fairseq_frames(lengths: Array, samples: int, frames: int) -> Array:
@@ -379,7 +373,7 @@ def _skeleton(arch: Arch) -> tuple[Any, Any]:
 def _restore(arch: Arch, params: Params) -> Model:
     graph, abstract = _skeleton(arch)
     state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: replacing writes into the state
-    nnx.replace_by_pure_dict(state, nnx.restore_int_paths(params))
+    nnx.replace_by_pure_dict(state, nnx.restore_int_paths(float32(params)))
     return nnx.merge(graph, state)
 
 

@@ -15,9 +15,9 @@ def axes(arch: Arch) -> tuple[Axis, ...]:
     have no heads axis of their own.
 
     Raises:
-        InputError: a layer has packed maps.
+        InputError: a layer has packed or int8 maps.
     """
-    _check_unpacked(arch)
+    _check_prunable(arch)
     return tuple(axis for i in range(len(arch.layers)) for axis in (*_heads(arch, i), _hidden(i, arch.layers[i])))
 
 
@@ -69,17 +69,22 @@ def entries(arch: Arch, *, biases: bool = True) -> tuple[tuple[str, ...], ...]:
     Smaller Always Faster?"); of a factorised map `down` and `up`.
 
     Raises:
-        InputError: a layer has packed maps.
+        InputError: a layer has packed or int8 maps.
     """
-    _check_unpacked(arch)
+    _check_prunable(arch)
     return tuple(
         tuple(f"{m.path}/{name}" for m in _layer_matrices(arch, i, layer) for name in _tensors(m.rank, biases))
         for i, layer in enumerate(arch.layers)
     )
 
 
-def _check_unpacked(arch: Arch) -> None:
+def _check_prunable(arch: Arch) -> None:
     for i, layer in enumerate(arch.layers):
+        if layer.int8:
+            raise InputError(
+                f"layers/{i}: its maps are int8, and a cut would leave their scales; dequantize first "
+                "(compress.quantize, or jaxssl.specialise.dequantized for the whole model)"
+            )
         if count := sum(blocks is not None for blocks in vars(layer.packed).values()):
             raise InputError(
                 f"layers/{i}: {count} of its 6 maps are packed, and blocks have no heads, units or entries to prune; "
@@ -139,12 +144,12 @@ def _layer_matrices(arch: Arch, index: int, layer: Layer) -> tuple[Matrix, ...]:
     attention, ffn = f"layers/{index}/attention", f"layers/{index}/ffn"
     inner, ranks, packed = (layer.heads, arch.head_dim), layer.ranks, layer.packed
     qkv = tuple(
-        Matrix(f"{attention}/{n}", 1, (arch.width, *inner), getattr(ranks, n), getattr(packed, n))
+        Matrix(f"{attention}/{n}", 1, (arch.width, *inner), getattr(ranks, n), getattr(packed, n), layer.int8)
         for n in _inner(layer)
     )
     return (
         *qkv,
-        Matrix(f"{attention}/out", 2, (*inner, arch.width), ranks.out, packed.out),
-        Matrix(f"{ffn}/fc1", 1, (arch.width, layer.ffn), ranks.fc1, packed.fc1),
-        Matrix(f"{ffn}/fc2", 1, (layer.ffn, arch.width), ranks.fc2, packed.fc2),
+        Matrix(f"{attention}/out", 2, (*inner, arch.width), ranks.out, packed.out, layer.int8),
+        Matrix(f"{ffn}/fc1", 1, (arch.width, layer.ffn), ranks.fc1, packed.fc1, layer.int8),
+        Matrix(f"{ffn}/fc2", 1, (layer.ffn, arch.width), ranks.fc2, packed.fc2, layer.int8),
     )

@@ -51,12 +51,13 @@ def start(params: Any, optimizer: optax.GradientTransformation, *, seed: int, he
     """Return the state before the first update; `params` are copied, because updates reuse their memory.
 
     Raises:
-        InputError: an array has no gradient, as the block numbers of a packed map.
+        InputError: an array has no gradient, as the block numbers of a packed map or the weights of an int8 one.
     """
     for path, leaf in jax.tree.leaves_with_path(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise InputError(f"{name}: {leaf.dtype} has no gradient; of a packed map? unpack the model before training")
+            remedy = "of an int8 map? dequantize" if leaf.dtype == jnp.int8 else "of a packed map? unpack"
+            raise InputError(f"{name}: {leaf.dtype} has no gradient; {remedy} the model before training")
     params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     zero = jnp.zeros((), jnp.int32)
     with jax.numpy_dtype_promotion("standard"):

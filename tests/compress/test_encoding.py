@@ -12,9 +12,11 @@ import pytest
 from compress.address import flatten, unflatten
 from compress.encoding import EXPANSION, decode, encode, smallest
 from compress.errors import InputError
+from compress.quantize import bfloat16
 from compress.sparse import apply_masks, entry_masks
 from jaxssl.models.model import shapes
-from jaxssl.models.sites import entries
+from jaxssl.models.sites import entries, matrices
+from jaxssl.specialise import quantized
 from tests.archs import ARCHS, MEL
 
 PREFIX = struct.Struct("<8sII")
@@ -27,7 +29,8 @@ def assert_same(one, two):
     assert list(one) == list(two)
     for path, leaf in two.items():
         assert (one[path].shape, one[path].dtype) == (leaf.shape, leaf.dtype), path
-        np.testing.assert_array_equal(one[path].view(np.uint32), np.asarray(leaf).view(np.uint32), err_msg=path)
+        bits = f"u{leaf.dtype.itemsize}"
+        np.testing.assert_array_equal(one[path].view(bits), np.asarray(leaf).view(bits), err_msg=path)
 
 
 def sparse(shape, density, seed=0):
@@ -58,10 +61,33 @@ def test_models_come_back(arch, sparsity):
     assert_same(decode(encode(tree)), tree)
 
 
+@pytest.mark.parametrize("arch", [MEL, ARCHS["uneven"]], ids=["mel", "uneven"])
+def test_rounded_models_come_back_in_a_half_and_a_quarter_of_the_bytes(arch):
+    """Of the maps' weights; pruned ones are left out as they are of float32."""
+    params = unflatten({path: sparse(leaf.shape, 1) for path, leaf in flatten(shapes(arch)).items()})
+    whole = len(encode(params))
+    for tree, share in ((bfloat16(params), 0.5), (quantized(arch, params)[1], 0.25)):
+        assert_same(decode(encode(tree)), tree)
+        names = [f"{m.path}/{name}" for m in matrices(arch)[1:] for name in ("kernel", "down", "up")]
+        maps = {path: leaf for path, leaf in flatten(tree).items() if path in names}
+        stored = sum(smallest(path, np.asarray(leaf)).bytes for path, leaf in maps.items())
+        assert stored == share * sum(4 * leaf.size for leaf in maps.values())
+        pruned = apply_masks(params, entry_masks(params, entries(arch), 0.9))
+        small = bfloat16(pruned) if share == 0.5 else quantized(arch, pruned)[1]
+        assert_same(decode(encode(small)), small)
+        assert len(encode(small)) < len(encode(tree)) < whole
+
+
 @pytest.mark.parametrize(
     "array",
     [
         ODD,
+        ODD.astype(jnp.bfloat16),
+        np.zeros((0, 3), jnp.bfloat16),
+        sparse((40, 300), 0.02).astype(jnp.bfloat16)[::2, ::3],
+        np.array([[0, 1, -128, 127], [0, 0, 0, -1]], np.int8),
+        np.zeros((3, 0), np.int8),
+        np.where(sparse((2, 70_000), 0.01) != 0, 3, 0).astype(np.int8),
         np.where(np.eye(64, 8, dtype=bool), ODD, np.float32(0)),
         np.zeros((0, 3), np.float32),
         np.zeros((), np.float32),
@@ -149,7 +175,7 @@ def test_a_tree_of_zeros_is_no_bomb():
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64, np.uint32, bool, object])
 def test_other_dtypes_are_refused(dtype):
-    with pytest.raises(InputError, match=f"a/b: {np.dtype(dtype)} is not encoded; give float32 or int32"):
+    with pytest.raises(InputError, match=f"a/b: {np.dtype(dtype)} is not encoded; give float32, bfloat16, int8, int32"):
         encode({"a": {"b": np.zeros(3, dtype)}})
 
 
