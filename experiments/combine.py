@@ -43,6 +43,14 @@ from jaxssl.models.sites import matrices
 from jaxssl.training.calendar import Calendar
 
 Kind = Literal["layers", "heads", "rows", "rank", "svd", "weights"]
+ALONE: dict[Kind, str] = {
+    "layers": "fewer layers",
+    "heads": "heads",
+    "rows": "rows",
+    "rank": "low rank, activation-aware",
+    "svd": "low rank, plain SVD",
+    "weights": "weights",
+}
 STAGE = re.compile(r"(?P<kind>layers|heads|rows|rank|svd|weights)=(?P<value>[0-9.]+)(@(?P<steps>\d+))?(:(?P<how>\w+))?")
 ROUND = 64  # rows of the default plan are multiples, where there are enough of them
 
@@ -95,7 +103,7 @@ def run(config: Config) -> None:
         for number, stage in enumerate(stages):
             now = _stage(job, bench, now, stage, lesson, name=numbered[number], step=ends[number])
 
-    draw(job, points, ends=ends, out=config.out, technique="combine", label=f"combined: {_told(stages)}", now=0)
+    draw(job, points, ends=ends, out=config.out, technique="combine", label=_label(stages), now=0)
 
 
 def stages_of(config: Config, arch: Arch) -> list[Stage]:
@@ -228,6 +236,12 @@ def _parse(config: Config, word: str) -> Stage:
     kind: Any = found["kind"]
     steps = int(found["steps"] or config.every)
     return Stage(kind, float(found["value"]), steps, (found["how"] or config.recover) == "distil")
+
+
+def _label(stages: Sequence[Stage]) -> str:
+    """Name the curve in pictures of several runs: by its technique, where it is one."""
+    kinds = {stage.kind for stage in stages}
+    return ALONE[kinds.pop()] if len(kinds) == 1 else "combined"
 
 
 def _told(stages: Sequence[Stage]) -> str:

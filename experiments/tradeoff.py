@@ -263,12 +263,23 @@ def differences(curves: Sequence[Curve]) -> list[str]:
 
 
 def _show(curves: Sequence[Curve], table: Sequence[Row]) -> None:
-    columns = {"share:.2f": "share of dense time"}
-    columns |= {f"{i}:.3f": curve.label for i, curve in enumerate(curves)} | {"wins": "best"}
+    """Print for each measure a line a run, a column a share of the dense time; the best of a column has a star."""
     for key, label in QUALITY.items():
-        rows = [{**r, **{str(i): r[c.label] for i, c in enumerate(curves)}} for r in table if r["measure"] == key]
-        if rows:
-            report.show(f"{label} at equal measured time", rows, columns)
+        found = [row for row in table if row["measure"] == key]
+        columns = {"run": "run"} | {str(i): f"{row['share']:.2f} of dense time" for i, row in enumerate(found)}
+        rows = [
+            {
+                "run": c.label,
+                **{str(i): _starred(row, c.label) for i, row in enumerate(found) if row[c.label] is not None},
+            }
+            for c in curves
+        ]
+        if found:
+            report.show(f"{label} at equal measured time, the best with a star", rows, columns)
+
+
+def _starred(row: Row, label: str) -> str:
+    return f"{row[label]:.3f}{'*' if row['wins'] == label else ' '}"
 
 
 def _as_trained(rows: Sequence[Row]) -> list[Row]:
