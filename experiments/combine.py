@@ -244,9 +244,5 @@ def _label(stages: Sequence[Stage]) -> str:
     return ALONE[kinds.pop()] if len(kinds) == 1 else "combined"
 
 
-def _told(stages: Sequence[Stage]) -> str:
-    return " → ".join(map(str, stages))
-
-
 if __name__ == "__main__":
     main(run, Config, __doc__)
