@@ -14,7 +14,12 @@ One recovery run follows.
 
 Beside it stand the uniform plans of the same budget, the largest of each kind that fits by the same measure: fewer
 layers, fewer heads, fewer units, both, low rank; each recovers as long. The report says by how much the automatic plan
-beats the best of them on held-out speech, with a paired bootstrap interval over utterances, or that it does not.
+beats the best of them on held-out speech, with a paired bootstrap interval over utterances, or why it does not.
+
+On two CPU cores the first command takes six minutes, three of them the search (some 600 plans heard), the second nine.
+Expected on 52 minutes of LibriSpeech, default model: 3.364, 3.376, 3.405, 3.450 and 3.667 nats at 0.83, 0.65, 0.49,
+0.40 and 0.30 of the dense time (the dense model trained as long: 3.347); most attention goes first, then feed-forward
+blocks become low-rank. At half the time the best uniform plan, two heads and 352 units a layer, had 3.424.
 """
 
 import json

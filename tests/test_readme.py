@@ -1,5 +1,6 @@
 """The README's code blocks do what they say."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -28,6 +29,8 @@ def test_make_targets_exist():
 def test_commands_run(shared, tmp_path):
     ran = 0
     for line in commands():
+        if "tools.export" in line and not importlib.util.find_spec("onnxruntime"):
+            continue  # it needs `make torch`, as the text says
         if line.startswith("python "):
             words = [word.replace("../shared/data", str(shared)) for word in shlex.split(line)[1:]]
             done = subprocess.run(
