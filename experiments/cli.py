@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from compress.errors import InputError
+from jaxssl import compiled
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -27,8 +28,10 @@ class Preempted(Exception):
     """The run was told to stop, and saved before it did."""
 
 
-def main(run: Callable[[Config], Any], config: type[Config], description: str) -> None:
+def main(run: Callable[[Config], Any], config: type[Config], description: str, *, remember: bool = True) -> None:
     """Parse the command line into `config`, run, and leave with an exit code.
+
+    With `remember` the programs that are compiled stay on disk for the next run (`jaxssl.compiled`).
 
     0: done. 75: told to stop (SIGTERM), and saved: the same command goes on. 2: the input cannot be used, or the disk
     does not take the output; one line on standard error says why.
@@ -37,6 +40,8 @@ def main(run: Callable[[Config], Any], config: type[Config], description: str) -
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
     sys.unraisablehook = _interrupt_again
     values = tyro.cli(config, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    if remember:
+        compiled.remember()
     try:
         run(values)
     except InputError as error:

@@ -250,4 +250,4 @@ def _row(model: "Model", program: Program, timing: Timing, baseline: Timing) -> 
 
 
 if __name__ == "__main__":
-    main(run, Config, __doc__)
+    main(run, Config, __doc__, remember=False)  # it times compiling

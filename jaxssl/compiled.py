@@ -1,0 +1,38 @@
+"""Compiled programs on disk, so that a command's second run starts at once (JAX's persistent compilation cache)."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+WORTH = 0.3  # seconds of compiling; what takes less is not kept
+
+
+def remember() -> Path | None:
+    """Keep what compiles in the user's cache from now on, apart for every kind of processor.
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, says another place, or by being empty none; it is left alone then.
+
+    Returns:
+        The folder; None where the environment has decided.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return None
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(root) / "jaxssl" / f"compiled-{_processor()}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
+
+
+def _processor() -> str:
+    """Name this kind of processor: a home folder may be shared by machines that cannot run each other's programs."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    except OSError:
+        told = [platform.processor()]
+    return hashlib.sha256("\n".join([platform.machine(), *told]).encode()).hexdigest()[:12]
