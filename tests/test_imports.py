@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("compress", "jaxssl", "experiments", "tools")
+ROOMS = ("compress", "jaxssl", "experiments", "tools", "benchmarks")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 COMPRESS = ("compress", "jax", "numpy")
 FORBIDDEN = {

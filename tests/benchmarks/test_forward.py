@@ -1,0 +1,95 @@
+"""The benchmark's shapes and arithmetic, and the whole command on a tiny model."""
+
+import csv
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import forward, rivals, variants
+from experiments.cli import main
+from jaxssl.latency import Load, compile_forward
+from jaxssl.models import cost
+from jaxssl.models.arch import Layer, melhubert
+from jaxssl.models.model import init
+from jaxssl.models.zoo import PRESETS
+from tests.archs import MEL
+
+BIG = replace(MEL, layers=(Layer(4, 24),) * 4)
+
+
+def test_compressed_forms_are_what_they_are_called():
+    found = variants.compressed(melhubert(20))
+    assert list(found) == ["dense", "6 heads", "1024 units", "rank 128", "6 layers", "all of these"]
+    sizes = {name: cost.parameters(arch) for name, arch in found.items()}
+    assert sizes["dense"] == 90_231_424
+    assert sizes["rank 128"] == 26_530_432  # the README's
+    assert min(sizes, key=sizes.get) == "all of these"
+    layer = found["all of these"].layers[0]
+    assert (len(found["all of these"].layers), layer.heads, layer.ffn, layer.ranks.q) == (6, 6, 1024, 128)
+
+
+def test_parts_add_up_to_the_whole():
+    """Of a model whose time is the sum of its parts' the differences give the parts back."""
+    parts = {"front end": 5.0, "positions": 2.0, "attention": 7.0, "feed-forward": 11.0, "norms": 1.0}
+    whole = sum(parts.values())
+    times = {
+        "whole": whole,
+        "no attention": whole - 7.0,
+        "no feed-forward": whole - 11.0,
+        "no blocks": 8.0,
+        "no layers": 7.0,
+        "no layers, no positions": 5.0,
+    }
+    assert variants.parts(times) == parts
+    assert set(variants.without(BIG)) == set(times)
+    assert all(layer.heads == layer.ffn == 0 for layer in variants.without(BIG)["no blocks"].layers)
+
+
+def test_every_system_computes_the_same(torch, key):
+    """What is timed is one function: PyTorch's output is ours, on the benchmark's own samples."""
+    model, load = rivals.Model(BIG, init(BIG, key)), Load(0.2, 2)
+    module = rivals._torch(model)
+    with torch.inference_mode():
+        theirs = module(torch.tensor(rivals.samples(load)))["last"].numpy()
+    from jaxssl.upstream import encode
+
+    ours = encode(BIG, model.params, rivals.samples(load)).last
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    for start in rivals.starts(model, ("ours", "pytorch")).values():
+        start(load).run()
+    assert compile_forward(BIG, model.params, load).load == load
+
+
+def test_the_command_end_to_end(torch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "small", lambda: BIG)
+    words = ["--arch", "small", "--seconds", "0.2", "--batch", "1", "2", "--system", "pytorch", "--rounds", "1"]
+    monkeypatch.setattr(forward, "SHORT", Load(0.2))
+    monkeypatch.setattr(sys, "argv", ["forward", *words, "--out", str(tmp_path / "out")])
+    main(forward.run, forward.Config, "", remember=False)
+    told = json.loads((tmp_path / "out/forward.json").read_text())
+    assert [(p["load"], p["system"]) for p in told["points"]] == [
+        (load, system) for load in ("0.2 s × 1", "0.2 s × 2") for system in ("ours", "pytorch")
+    ]
+    for point in told["points"]:
+        assert point["gmacs_per_s"] == pytest.approx(point["of_peak"] * told["peak"] / 1e9)
+        assert point["ratio_low"] <= point["ratio"] <= point["ratio_high"]
+    assert [form["form"] for form in told["forms"]] == list(variants.compressed(BIG))
+    assert told["forms"][0]["promised"] == 1
+    assert [part["system"] for part in told["parts"]] == ["pytorch"]
+    with (tmp_path / "out/forward.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    assert (tmp_path / "out/forward.png").stat().st_size > 10_000
+    assert "where the time goes" in capsys.readouterr().out
+
+
+def test_impossible_requests_are_refused(tmp_path, monkeypatch, capsys):
+    for words, message in ((["--rounds", "0"], "--rounds 0"), (["--arch", "nothing"], "nothing")):
+        monkeypatch.setattr(sys, "argv", ["forward", *words, "--out", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as left:
+            main(forward.run, forward.Config, "", remember=False)
+        assert left.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
