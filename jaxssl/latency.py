@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import Params
+from jaxssl.prepare import prepared
 from jaxssl.upstream import encode
 
 
@@ -98,8 +99,10 @@ def speedup(baseline: Timing, other: Timing) -> Speedup:
 def compile_forward(arch: Arch, params: Params, load: Load, *, dtype: Any = jnp.float32, seed: int = 0) -> Program:
     """Compile waveform → encoder output (`last`) for one load, and run it once on noise.
 
-    Log-Mel models are timed from the waveform too, so that their features are paid for as HuBERT's are.
+    Log-Mel models are timed from the waveform too, so that their features are paid for as HuBERT's are. Weights are in
+    the form that runs fastest here (`jaxssl.prepare`), as whoever deploys a model would have them.
     """
+    arch, params = prepared(arch, params)
     samples = jax.random.normal(jax.random.key(seed), (load.batch, round(load.seconds * SAMPLE_RATE)))
 
     def forward(params: Params, samples: jax.Array) -> jax.Array:

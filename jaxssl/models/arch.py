@@ -184,6 +184,7 @@ class Arch:
         project_rank: rank of the map from features to `width`; None is dense.
         project: whether there is such a map; features that are `width` wide can do without (ARMHuBERT).
         time_reduction: frames that become one before the first layer, by a strided convolution (FitHuBERT).
+        prepared: whether weights are in the form that runs fastest on CPUs (`jaxssl.prepare`), not that of checkpoints.
         dropout: probabilities in training.
         head: pre-training output, or None.
     """
@@ -201,6 +202,7 @@ class Arch:
     head: ClusterHead | CosineHead | None = None
     project: bool = True
     time_reduction: int = 1
+    prepared: bool = False
 
     def frames(self, samples: Any) -> Any:
         """Count the encoder's frames for `samples` samples (an int or an array of ints); a last partial one is none."""

@@ -21,7 +21,7 @@ from compress.errors import InputError
 from compress.quantize import rounded
 from jaxssl.models.arch import Arch, Conv, Layer, Waveform
 from jaxssl.models.block_product import block_product
-from jaxssl.models.fourier import overlap_save, pays
+from jaxssl.models.fourier import filtered, overlap_save, pays, spectrum
 from jaxssl.models.int8_product import int8_product
 
 Init = Callable[..., Array]
@@ -253,34 +253,40 @@ class TransformerLayer(nnx.Module):
 class Position(nnx.Module):
     """The grouped convolution that tells frames where they are, weight-normalised with one gain per tap.
 
-    The convolution runs with `gain · kernel / ‖kernel‖`, the norm over the two other axes (wav2vec 2.0, §2).
+    The convolution runs with `gain · kernel / ‖kernel‖`, the norm over the two other axes (wav2vec 2.0, §2); a prepared
+    one (`jaxssl.prepare`) has the spectrum of that.
     """
 
     def __init__(self, arch: Arch, *, rngs: nnx.Rngs):
-        taps, groups, width = arch.position_kernel, arch.position_groups, arch.width
-        self.groups = groups
-        deviation = math.sqrt(4 / (taps * width))
-        self.kernel = nnx.Param(initializers.normal(deviation)(rngs.params(), (taps, width // groups, width)))
-        self.gain = nnx.Param(jnp.sqrt((self.kernel[...] ** 2).sum((1, 2))))
+        self.taps, self.groups, width = arch.position_kernel, arch.position_groups, arch.width
+        deviation = math.sqrt(4 / (self.taps * width))
+        kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))
+        if arch.prepared:
+            self.spectrum = nnx.Param(spectrum(kernel, groups=self.groups))
+        else:
+            self.kernel, self.gain = nnx.Param(kernel), nnx.Param(jnp.sqrt((kernel**2).sum((1, 2))))
         self.bias = nnx.Param(jnp.zeros(width))
-
-    def weight(self) -> Array:
-        """Return the normalised kernel, (taps, width / groups, width)."""
-        kernel = self.kernel[...]
-        scale = self.gain[...] / jnp.sqrt((kernel**2).sum((1, 2)))
-        return kernel * scale[:, None, None]
 
     def __call__(self, x: Array) -> Array:
         """Convolve `x: (batch, time, width)`; an even kernel sees one frame more of the past than of the future."""
-        taps, frames = self.kernel.shape[0], x.shape[0] * x.shape[1]
-        pads = taps // 2, (taps - 1) // 2
+        y = self.convolved(x, (self.taps // 2, (self.taps - 1) // 2))
+        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+
+    def convolved(self, x: Array, pads: tuple[int, int]) -> Array:
+        """Convolve by whichever way is the fastest here."""
+        if hasattr(self, "spectrum"):
+            return filtered(x, self.spectrum[...], taps=self.taps, padding=pads)
+        weight, frames = normalised(self.kernel[...], self.gain[...]), x.shape[0] * x.shape[1]
         fast = partial(overlap_save, padding=pads, groups=self.groups)
         plain = partial(convolve, padding=pads, groups=self.groups)
         if is_symbolic_dim(frames):  # an exported program, for lengths and devices that are not known yet
-            y = jax.lax.platform_dependent(x, self.weight(), cpu=fast, default=plain)
-        else:
-            y = (fast if pays(frames) else plain)(x, self.weight())
-        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+            return jax.lax.platform_dependent(x, weight, cpu=fast, default=plain)
+        return (fast if pays(frames) else plain)(x, weight)
+
+
+def normalised(kernel: Array, gain: Array) -> Array:
+    """Return the positional kernel as it runs, (taps, width / groups, width)."""
+    return kernel * (gain / jnp.sqrt((kernel**2).sum((1, 2))))[:, None, None]
 
 
 class TimeNorm(nnx.Module):
