@@ -268,11 +268,12 @@ def test_a_model_that_hears_beats_one_that_is_deaf(finished):
             assert row["low"] <= row["value"] <= row["high"]
             assert sum(row["layers"]) == pytest.approx(1, abs=1e-5)
             assert len(row["layers"]) == (1 if row is plain else 4)
-        assert plain["value"] != fresh["value"] != other["value"]
         assert "difference" not in one
         assert other["difference"] == pytest.approx(other["value"] - one["value"])
         assert other["difference_low"] <= other["difference"] <= other["difference_high"]
     assert rows["phones", "PER", "hears"]["high"] < 0.75
+    assert rows["phones", "PER", "log-Mel"]["value"] < rows["phones", "PER", "deaf"]["value"]
+    assert rows["phones", "PER", "random weights"]["layers"] != rows["phones", "PER", "hears"]["layers"]
     assert rows["phones", "PER", "deaf"]["difference_low"] > 0.2
     assert rows["phones", "frame accuracy", "deaf"]["difference_high"] < -0.2
     assert (out / "probe.png").stat().st_size > 10_000
@@ -281,7 +282,8 @@ def test_a_model_that_hears_beats_one_that_is_deaf(finished):
 
 def test_measures_need_no_training(finished):
     hears, deaf, plain, _ = finished[0]["measures"]
-    assert plain["cka"] == pytest.approx([1], abs=0.2)  # the layer below all is a linear map of it
+    assert 0 < plain["cka"][0] < 1  # of one layer: with what the teacher makes of the frames
+    assert len(plain["cka"]) == 1
     assert "masked_accuracy" not in plain
     assert hears["cka"] == pytest.approx([1] * 4)
     assert hears["teacher"] == deaf["teacher"] == hears["model"]
