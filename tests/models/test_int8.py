@@ -220,7 +220,8 @@ def test_what_is_saved_is_what_is_loaded(arch, form, key, tmp_path):
     one, two = ({p: leaf for p, leaf in flatten(tree).items() if leaf.size} for tree in (params, loaded))
     assert_same(unflatten(one), unflatten(two))
     inputs = noise(arch, key)
-    np.testing.assert_array_equal(apply(arch, params, inputs).last, apply(again, loaded, inputs).last)
+    # The arrays are the same to the bit; how they lie in memory may change the order of a sum.
+    np.testing.assert_allclose(apply(arch, params, inputs).last, apply(again, loaded, inputs).last, atol=1e-6)
 
 
 @pytest.mark.parametrize("base", [BASE, MEL], ids=["hubert", "melhubert"])
