@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from compress.errors import InputError
 from compress.quantize import rounded
 from jaxssl.models.arch import Arch, Conv, Layer, Waveform
+from jaxssl.models.attend import attend
 from jaxssl.models.block_product import block_product
 from jaxssl.models.fourier import filtered, overlap_save, pays, spectrum
 from jaxssl.models.int8_product import int8_product
@@ -164,8 +165,8 @@ class Dense(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention, heads on an axis of their own; with `reuse`, on the maps of the layer before."""
 
-    def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
-        self.heads, self.head_dim, self.reuse = layer.heads, arch.head_dim, layer.reuse
+    def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: nnx.Rngs):
+        self.heads, self.head_dim, self.reuse, self.lends = layer.heads, arch.head_dim, layer.reuse, lends
         self.rate = 0.0 if layer.reuse else arch.dropout.attention  # ARMHuBERT drops no weight of a reused map
         inner, ranks, packed = (layer.heads, arch.head_dim), layer.ranks, layer.packed
         if not layer.reuse:
@@ -180,10 +181,13 @@ class Attention(nnx.Module):
         """Attend over `x: (batch, time, width)`; keys where `valid: (batch, time)` is false are not seen.
 
         `before` are the maps of the layer before, for a layer that reuses them; this layer's are returned, without
-        dropout, None where there are no heads.
+        dropout, where it made or reused some: None without heads, or where nobody needs more than their product.
         """
         if self.heads == 0:
             return self.out.bias_alone(x), None
+        if rngs is None and not (self.reuse or self.lends):
+            context = attend(self.q(x) * self.head_dim**-0.5, self.k(x), self.v(x), valid)
+            return self.out(context.astype(x.dtype)), None
         maps = before if self.reuse else self.maps(x, valid)
         assert maps is not None
         weights, total = maps
@@ -222,9 +226,9 @@ class FeedForward(nnx.Module):
 class TransformerLayer(nnx.Module):
     """Attention and feed-forward, each with a residual and a norm: before the block (pre-LN) or after the sum."""
 
-    def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
+    def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: nnx.Rngs):
         self.norm_first, self.rate = arch.norm_first, arch.dropout.hidden
-        self.attention = Attention(arch, layer, rngs=rngs)
+        self.attention = Attention(arch, layer, lends=lends, rngs=rngs)
         self.attention_norm = LayerNorm(arch.width, rngs=rngs)
         self.ffn = FeedForward(arch, layer, rngs=rngs)
         self.ffn_norm = LayerNorm(arch.width, rngs=rngs)

@@ -107,7 +107,9 @@ class Model(nnx.Module):
         self.norm = LayerNorm(arch.width, rngs=rngs)
         if (ratio := arch.time_reduction) > 1:
             self.reduction = StridedConv(arch.width, Conv(arch.width, ratio, ratio), bias=True, rngs=rngs)
-        self.layers = nnx.List([TransformerLayer(arch, layer, rngs=rngs) for layer in arch.layers])
+        self.lends = (*(layer.reuse for layer in arch.layers[1:]), False)[: len(arch.layers)]
+        each = zip(arch.layers, self.lends, strict=True)
+        self.layers = nnx.List([TransformerLayer(arch, layer, lends=lends, rngs=rngs) for layer, lends in each])
         match arch.head:
             case ClusterHead() as head:
                 self.head = ClusterLogits(arch, head, rngs=rngs)
@@ -175,8 +177,7 @@ class Model(nnx.Module):
         keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
         start, maps = 0, None
         # A layer whose maps are reused runs apart from its equals, so that no scan need return maps.
-        lends = (*(layer.reuse for layer in self.arch.layers[1:]), False)
-        for _, run in groupby(zip(self.arch.layers, lends, strict=False)):
+        for _, run in groupby(zip(self.arch.layers, self.lends, strict=True)):
             end = start + len(list(run))
             layers, mine = self.layers[start:end], None if keys is None else keys[start:end]
             outputs, maps = self.run_layers(layers, hidden[-1], valid, mine, stack, maps)

@@ -1,0 +1,63 @@
+"""Attention without maps is attention, however it is computed."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxssl.models import attend as attending
+from jaxssl.models.attend import LONG, attend
+from jaxssl.models.layers import frame_mask
+from jaxssl.models.model import apply, init
+from tests.archs import ARCHS, MEL, noise
+
+TIMES = [5, LONG - 1, LONG, LONG + 77]
+
+
+def plain(q, k, v, valid):
+    """The definition, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    scores = np.einsum("bthd,bshd->bhts", q, k)
+    scores = scores if valid is None else np.where(np.asarray(valid)[:, None, None], scores, -1e30)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_it_is_the_definition(key, time, padded):
+    q, k, v = jax.random.normal(key, (3, 2, time, 3, 4))
+    valid = frame_mask(jnp.array([time, max(time // 2, 1)]), time) if padded else None
+    np.testing.assert_allclose(jax.jit(attend)(q, k, v, valid), plain(q, k, v, valid), atol=1e-5)
+
+
+def test_gradients_are_those_of_all_heads_at_once(key):
+    q, k, v = jax.random.normal(key, (3, 1, LONG, 2, 4))
+
+    def value(run, q, k, v):
+        x = (z.transpose(0, 2, 1, 3) for z in (q, k, v))
+        return jnp.sin(run(*x, None)).sum()
+
+    runs = (attending._at_once, attending._one_by_one)
+    one, two = (jax.jit(jax.grad(lambda *x, run=run: value(run, *x), argnums=(0, 1, 2)))(q, k, v) for run in runs)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_bfloat16_sums_in_float32(key):
+    q, k, v = jax.random.normal(key, (3, 1, 40, 2, 4)).astype(jnp.bfloat16)
+    found = attend(q, k, v, None)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, plain(q, k, v, None), atol=0.03)
+
+
+@pytest.mark.parametrize("name", ["base", "uneven", "reusing", "student"])
+def test_running_computes_what_training_does(name, key):
+    """Training keeps the maps, for dropout; without any rate it is the same function."""
+    arch = replace(ARCHS[name], dropout=replace(MEL.dropout, hidden=0.0, attention=0.0))
+    params, x = init(arch, key), noise(arch, key)
+    runs, trains = apply(arch, params, x).hidden, apply(arch, params, x, key=key).hidden
+    for one, two in zip(runs, trains, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
