@@ -151,7 +151,7 @@ def _forms(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
 def _parts(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
     """Time the parts of the model, in ours and in PyTorch."""
     rows = []
-    for system in [s for s in config.system if s in ("ours", "pytorch")]:
+    for system in [s for s in dict.fromkeys(("ours", *config.system)) if s in ("ours", "pytorch")]:
         only = Config(**{**vars(config), "system": (system,)})
         programs = {form: _start(each, only)[system](SHORT) for form, each in variants.without(arch).items()}
         medians = {form: 1e3 * timing.median for form, timing in race(programs, rounds=2 * config.rounds).items()}

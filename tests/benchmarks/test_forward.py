@@ -78,7 +78,7 @@ def test_the_command_end_to_end(torch, tmp_path, monkeypatch, capsys):
         assert point["ratio_low"] <= point["ratio"] <= point["ratio_high"]
     assert [form["form"] for form in told["forms"]] == list(variants.compressed(BIG))
     assert told["forms"][0]["promised"] == 1
-    assert [part["system"] for part in told["parts"]] == ["pytorch"]
+    assert [part["system"] for part in told["parts"]] == ["ours", "pytorch"]
     with (tmp_path / "out/forward.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
     assert (tmp_path / "out/forward.png").stat().st_size > 10_000
