@@ -5,6 +5,7 @@ apply(*prepared(arch, params), x) == apply(arch, params, x) but for rounding.
 
 import jax
 
+from compress.quantize import float32
 from jaxssl.models.arch import Arch
 from jaxssl.models.describe import describe
 from jaxssl.models.fourier import spectrum
@@ -20,7 +21,7 @@ def prepared(arch: Arch, params: Params) -> tuple[Arch, Params]:
     """
     if arch.prepared or jax.default_backend() != "cpu":
         return arch, params
-    position = params["position"]
+    position = float32(params["position"])  # weights may be stored in bfloat16
     kernel = normalised(position["kernel"], position["gain"])
     position = {"spectrum": jax.jit(spectrum, static_argnames="groups")(kernel, groups=arch.position_groups)}
     params = {**params, "position": {**position, "bias": params["position"]["bias"]}}

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from compress.quantize import bfloat16
 from jaxssl.models.arch import from_json, to_json
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init
@@ -23,6 +24,13 @@ def test_the_function_stays(arch, key):
     for one, two in zip(apply(arch, params, x).hidden, apply(ready, arrays, x).hidden, strict=True):
         np.testing.assert_allclose(one, two, atol=2e-5)
     assert prepared(ready, arrays)[1] is arrays  # once is enough
+
+
+def test_weights_in_bfloat16_are_the_numbers_they_are(key):
+    arch = ARCHS["base"]
+    params, x = bfloat16(init(arch, key)), noise(arch, key)
+    ready, arrays = prepared(arch, params)
+    np.testing.assert_allclose(apply(arch, params, x).last, apply(ready, arrays, x).last, atol=2e-5)
 
 
 def test_it_is_an_arch_like_others(key):
