@@ -1,7 +1,7 @@
 """Forward passes of one model by several programs: ours, PyTorch eager and compiled, ONNX Runtime.
 
 All run the same weights and waveforms, unpadded, and hand over the encoder's output. PyTorch's model is the one that
-`tools.export` writes (fused attention, `inference_mode`), and for plain HuBERT transformers' own.
+`tools.export` writes (fused attention, `inference_mode`).
 """
 
 import json

@@ -25,6 +25,7 @@ from jaxssl.training.step import make_evaluation
 
 Measure = Literal["rtf", "macs", "params"]
 TIGHTER = 4  # attempts to meet a measured budget
+OFTEN = 25  # losses heard from one saving to the next
 ENOUGH = 1.02  # of a measured budget: noise of a timing
 
 
@@ -64,6 +65,8 @@ class Judge:
                     params = simulate(params, group, group.options[option], self.known)
             sums = [self.run(params, (), batch)["masked_loss"] for batch in self.batches]
             self.heard[choice] = sum(float(part) for part, _ in sums) / sum(float(count) for _, count in sums)
+            if len(self.heard) % OFTEN == 0:
+                self.save()
         return self.heard[choice]
 
     def told(self, choice: Choice) -> str:

@@ -15,6 +15,7 @@ from jaxssl.models.arch import (
     Ranks,
     Waveform,
 )
+from jaxssl.models.model import apply
 
 CONVS = (Conv(12, 10, 5), *(Conv(12, 3, 2),) * 2, Conv(12, 2, 2))
 
@@ -87,3 +88,13 @@ def noise(arch, key, *, batch=2, frames=30):
     if isinstance(arch.front, Waveform):
         return jax.random.normal(key, (batch, frames * 40 + 20))
     return jax.random.normal(key, (batch, frames, arch.front.size))
+
+
+def beside_noise(arch, params, key):
+    """Run an utterance alone, and in a batch with loud padding; return both outputs and its frames."""
+    long = noise(arch, key)
+    short = long[:1, : long.shape[1] * 2 // 3]
+    noisy = long.at[0, short.shape[1] :].set(1e4)
+    alone = apply(arch, params, short)
+    together = apply(arch, params, noisy, jax.numpy.array([short.shape[1], long.shape[1]]))
+    return alone, together, int(alone.lengths[0])

@@ -9,7 +9,6 @@ not), or a Hugging Face folder of HubertModel or HubertForCTC. OUT gets `arch.js
 
 import hashlib
 import json
-import logging
 import shlex
 import sys
 from collections import Counter
@@ -34,6 +33,7 @@ from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params
 from jaxssl.models.torch_names import build
 from tools import sources
+from tools.cli import guarded
 
 
 @dataclass(frozen=True)
@@ -209,20 +209,9 @@ def _report(converted: Converted, out: Path) -> list[str]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0, 2 for what cannot be used or written, 130 when interrupted."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
+    """Run the command line; return its exit code, see `tools.cli.guarded`."""
     options = tyro.cli(Options, args=args)
-    try:
-        run(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return guarded(lambda: run(options), options.out)
 
 
 if __name__ == "__main__":

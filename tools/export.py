@@ -18,12 +18,11 @@ are timed in turns with ours on one utterance.
 """
 
 import json
-import logging
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +43,9 @@ from jaxssl.data.padding import pad
 from jaxssl.latency import Load, Program, race, speedup
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import SAMPLE_RATE, LogMel
+from jaxssl.prepare import prepared
 from jaxssl.specialise import dequantized
+from tools.cli import guarded
 from tools.formats import FORMATS, Given, Run, check_installed
 
 Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface"]
@@ -133,7 +134,8 @@ def difference(found: np.ndarray, expected: np.ndarray, frames: np.ndarray) -> f
 
 
 def _ours(given: Given) -> Run:
-    program = jax.jit(given.forward)
+    ready = prepared(given.arch, given.params)
+    program = jax.jit(replace(given, arch=ready[0], params=ready[1]).forward)
     return lambda samples, lengths: np.asarray(program(samples, lengths.astype(np.int32))[0])
 
 
@@ -182,23 +184,16 @@ def _table(rows: Sequence[Mapping[str, Any]], seconds: float) -> list[str]:
     return lines
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0, 2 for what cannot be used or written, 130 when interrupted."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
-    options = tyro.cli(Options, args=args, description=__doc__)
-    try:
-        rows = run(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+def show(rows: Sequence[Mapping[str, Any]], options: Options) -> None:
+    """Print what was written."""
     print("\n".join(_table(rows, options.seconds)))
     print(f"wrote {options.out}: {', '.join(row['form'] for row in rows[1:])}, export.json")
-    return 0
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code, see `tools.cli.guarded`."""
+    options = tyro.cli(Options, args=args, description=__doc__)
+    return guarded(lambda: show(run(options), options), options.out)
 
 
 if __name__ == "__main__":

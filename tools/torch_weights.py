@@ -6,6 +6,7 @@ import numpy as np
 from jax import Array
 
 from compress.address import flatten
+from compress.errors import InputError
 from jaxssl.data.logmel import Stats, hamming, triangles
 from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params
@@ -18,6 +19,8 @@ SHORT = {"kernel": "weight", "scale": "weight"}
 
 def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarray]:
     """Return the standalone module's state: names with dots, linear maps as (out, in), one positional kernel."""
+    if arch.prepared:
+        raise InputError("the weights are prepared for running (jaxssl.prepare); export the model they were made from")
     arch, params = dequantized(*unpacked(arch, params))
     flat = {path: leaf for path, leaf in flatten(params).items() if leaf.size and not LEFT.fullmatch(path)}
     flat = {path: leaf for path, leaf in flat.items() if not _idle(arch, path)}

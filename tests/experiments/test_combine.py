@@ -91,6 +91,15 @@ def test_the_studys_winner_is_the_default():
     assert not stages[1].distil
 
 
+def test_a_curve_of_one_technique_is_called_by_it():
+    def label(*words):
+        return combine._label(combine.stages_of(combine.Config(plan=words), melhubert_mini()))
+
+    assert label("svd=96", "svd=48") == "low rank, plain SVD"
+    assert label("rank=96") == "low rank, activation-aware"
+    assert label("layers=3", "rows=512") == "combined"
+
+
 def test_a_plan_is_read_from_a_file(place, tmp_path):
     path = tmp_path / "plan.txt"
     path.write_text("# half of it\nlayers=1@7:distil\n\nrows=12  # as narrow as it gets\n")

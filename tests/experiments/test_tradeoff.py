@@ -38,6 +38,7 @@ def test_quality_at_equal_time_is_on_the_line_between_points(three, tmp_path, ca
     ]
     shown = capsys.readouterr().out
     assert "–" in shown
+    assert "2.100*" in shown  # heads at 0.9, the best there
     assert "note:" not in shown  # nothing keeps these runs from being compared
 
 

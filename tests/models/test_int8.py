@@ -21,7 +21,7 @@ from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.specialise import dequantized, groups, quantized
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import start
-from tests.archs import ARCHS, BASE, MEL, noise
+from tests.archs import ARCHS, BASE, MEL, beside_noise, noise
 from tools import export, huggingface
 from tools.torch_weights import state
 
@@ -157,12 +157,7 @@ def test_int8_stays_near_float(arch, key):
 @pytest.mark.parametrize("arch", [MEL, ARCHS["wave-uneven"]], ids=["mel", "wave-uneven"])
 def test_padding_beside_an_utterance_changes_nothing(arch, key):
     arch = int8(arch)
-    params, long = init(arch, key), noise(arch, key)
-    short = long[:1, : long.shape[1] * 2 // 3]
-    noisy = long.at[0, short.shape[1] :].set(1e4)
-    alone = apply(arch, params, short)
-    together = apply(arch, params, noisy, jnp.array([short.shape[1], long.shape[1]]))
-    frames = int(alone.lengths[0])
+    alone, together, frames = beside_noise(arch, init(arch, key), key)
     # A sum in another order may round an input to the next step, which float32 alone would not show.
     np.testing.assert_allclose(together.last[0, :frames], alone.last[0], atol=2e-3)
 

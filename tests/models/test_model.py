@@ -14,7 +14,7 @@ from jaxssl.models.arch import Dropout, Layer, Waveform
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init, map_inputs, shapes
 from jaxssl.models.sites import matrices
-from tests.archs import ARCHS, BASE, LARGE, MEL, noise
+from tests.archs import ARCHS, BASE, LARGE, MEL, beside_noise, noise
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 
@@ -56,12 +56,7 @@ def test_output_carries_every_layer(arch, key):
 @every_arch
 def test_padding_beside_an_utterance_changes_nothing(arch, key):
     """The law of batching: f([x, longer])[0] == f([x])[0], whatever stands in the padding."""
-    params, long = init(arch, key), noise(arch, key)
-    short = long[:1, : long.shape[1] * 2 // 3]
-    noisy = long.at[0, short.shape[1] :].set(1e4)
-    alone = apply(arch, params, short)
-    together = apply(arch, params, noisy, jnp.array([short.shape[1], long.shape[1]]))
-    frames = int(alone.lengths[0])
+    alone, together, frames = beside_noise(arch, init(arch, key), key)
     assert int(together.lengths[0]) == frames
     np.testing.assert_allclose(together.last[0, :frames], alone.last[0], atol=1e-5, rtol=1e-4)
 

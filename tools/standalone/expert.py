@@ -1,7 +1,7 @@
 """s3prl's view of an exported model: a folder of its `upstream` with hubconf.py, or a `UpstreamExpert` anywhere.
 
-from expert import UpstreamExpert
-hidden = UpstreamExpert("exported")([wav, another])["hidden_states"]  # each (batch, frames, width)
+from NAME.expert import UpstreamExpert  # NAME: what this folder is called where it was put
+hidden = UpstreamExpert()([wav, another])["hidden_states"]  # each (batch, frames, width)
 """
 
 from collections.abc import Sequence
