@@ -85,9 +85,9 @@ def run(options: Options) -> list[dict[str, Any]]:
         raise InputError(f"{options.out}: already there; choose another folder or remove it")
     if options.seconds < 0.1 or options.rounds < 1:
         raise InputError(f"--seconds {options.seconds:g} and --rounds {options.rounds}: give 0.1 and 1 or more")
+    given = read(options.model)
     for name in options.format:
         check_installed(name)
-    given = read(options.model)
     samples, lengths = _speech(options.audio)
     ours: Run = _ours(given)
     expected, frames = given.forward(jnp.asarray(samples), jnp.asarray(lengths))
