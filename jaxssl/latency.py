@@ -102,7 +102,7 @@ def compile_forward(arch: Arch, params: Params, load: Load, *, dtype: Any = jnp.
     Log-Mel models are timed from the waveform too, so that their features are paid for as HuBERT's are. Weights are in
     the form that runs fastest here (`jaxssl.prepare`), as whoever deploys a model would have them.
     """
-    arch, params = prepared(arch, params)
+    arch, params = prepared(arch, params, dtype=dtype)
     samples = jax.random.normal(jax.random.key(seed), (load.batch, round(load.seconds * SAMPLE_RATE)))
 
     def forward(params: Params, samples: jax.Array) -> jax.Array:

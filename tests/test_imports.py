@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("compress", "jaxssl", "experiments", "tools", "benchmarks")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 COMPRESS = ("compress", "jax", "numpy")
+FLAX = tuple(f"jaxssl/models/{name}.py" for name in ("extractor", "layers", "model"))
 FORBIDDEN = {
     "jaxssl": ("experiments", "tools", "torch", "matplotlib", "transformers"),
     "jaxssl/models": ("jaxssl.data", "jaxssl.training"),
@@ -39,7 +40,7 @@ def test_arrows_and_length(path):
             broken.append("anything but jax and numpy")
         if found.startswith("matplotlib") and name != "experiments/canvas.py":
             broken.append("matplotlib")
-        if found.startswith("flax") and name not in ("jaxssl/models/layers.py", "jaxssl/models/model.py"):
+        if found.startswith("flax") and name not in FLAX:
             broken.append("flax")
         assert not broken, f"{name} imports {found}, against: {broken}"
     assert len(path.read_text().splitlines()) <= 400

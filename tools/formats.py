@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from compress.errors import InputError
 from jaxssl.data.logmel import WINDOW, Stats
 from jaxssl.models.arch import Arch, to_json
-from jaxssl.models.layers import standardise
+from jaxssl.models.extractor import standardise
 from jaxssl.models.model import Params
 from jaxssl.upstream import encode
 from tools import huggingface as hugging_face

@@ -12,7 +12,7 @@ import numpy as np
 from compress.errors import InputError
 from jaxssl.data import audio, logmel
 from jaxssl.models.arch import Arch, Waveform
-from jaxssl.models.layers import standardise
+from jaxssl.models.extractor import standardise
 from jaxssl.models.model import apply
 from jaxssl.upstream import mel_inputs
 

@@ -29,7 +29,7 @@ def describe(base: Arch, params: Params) -> Arch:
             head=base.head if "head" in params else None,
             project="project" in params,
             time_reduction=params["reduction"]["kernel"].shape[0] if "reduction" in params else 1,
-            prepared="spectrum" in params["position"],
+            prepared="filters" in params["position"],
         )
     except (KeyError, IndexError) as error:
         raise InputError(f"these arrays are no model of ours: {error} is missing") from error

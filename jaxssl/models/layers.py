@@ -1,4 +1,4 @@
-"""The modules that define the forward pass: dense maps, attention, feed-forward, positions, the extractor.
+"""The modules of the Transformer: dense maps, attention, feed-forward, positions.
 
 Every module computes in the dtype of its input and keeps its parameters in float32; norms and softmax accumulate in
 float32. Shapes use `batch`, `time` (frames), `width`. `rngs` is None in evaluation: nothing is dropped then.
@@ -19,10 +19,12 @@ from jax.typing import DTypeLike
 
 from compress.errors import InputError
 from compress.quantize import rounded
-from jaxssl.models.arch import Arch, Conv, Layer, Waveform
+from jaxssl.models import choice
+from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.attend import attend
+from jaxssl.models.banded import banded, bands, by_bands
 from jaxssl.models.block_product import block_product
-from jaxssl.models.fourier import filtered, overlap_save, pays, spectrum
+from jaxssl.models.fourier import filtered, overlap_save, spectrum
 from jaxssl.models.int8_product import int8_product
 
 Init = Callable[..., Array]
@@ -55,7 +57,15 @@ def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def convolve(x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, int] = (0, 0), groups: int = 1) -> Array:
+def convolve(
+    x: Array,
+    kernel: Array,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    groups: int = 1,
+    precision: jax.lax.Precision | None = None,
+) -> Array:
     """Convolve `x: (batch, time, in)` with `kernel: (taps, in / groups, out)`; without a bias."""
     return jax.lax.conv_general_dilated(
         x,
@@ -64,24 +74,8 @@ def convolve(x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, in
         padding=[padding],
         dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=groups,
+        precision=precision,
     )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def scale_gradient(x: Array, scale: float) -> Array:
-    """Return `x`; what flows back through it is multiplied by `scale`."""
-    return x
-
-
-def _scale_forward(x: Array, scale: float) -> tuple[Array, None]:
-    return x, None
-
-
-def _scale_backward(scale: float, _: None, gradient: Array) -> tuple[Array]:
-    return (scale * gradient,)
-
-
-scale_gradient.defvjp(_scale_forward, _scale_backward)
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -159,7 +153,9 @@ class Dense(nnx.Module):
         weights = getattr(self, name)[...]
         if hasattr(self, f"{name}_scale"):
             return int8_product(x, weights, getattr(self, f"{name}_scale")[...], contracted)
-        return jnp.tensordot(x, weights.astype(x.dtype), contracted)
+        # Sums in float32 are also what XLA's CPU code has fast bfloat16 products for; GPUs do so of themselves.
+        wide = jnp.float32 if jax.default_backend() == "cpu" else None
+        return jnp.tensordot(x, weights.astype(x.dtype), contracted, preferred_element_type=wide).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -258,7 +254,7 @@ class Position(nnx.Module):
     """The grouped convolution that tells frames where they are, weight-normalised with one gain per tap.
 
     The convolution runs with `gain · kernel / ‖kernel‖`, the norm over the two other axes (wav2vec 2.0, §2); a prepared
-    one (`jaxssl.prepare`) has the spectrum of that.
+    one (`jaxssl.prepare`) has `filters` of that.
     """
 
     def __init__(self, arch: Arch, *, rngs: nnx.Rngs):
@@ -266,7 +262,7 @@ class Position(nnx.Module):
         deviation = math.sqrt(4 / (self.taps * width))
         kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))
         if arch.prepared:
-            self.spectrum = nnx.Param(spectrum(kernel, groups=self.groups))
+            self.filters = nnx.Param(filters(kernel, groups=self.groups))
         else:
             self.kernel, self.gain = nnx.Param(kernel), nnx.Param(jnp.sqrt((kernel**2).sum((1, 2))))
         self.bias = nnx.Param(jnp.zeros(width))
@@ -278,95 +274,27 @@ class Position(nnx.Module):
 
     def convolved(self, x: Array, pads: tuple[int, int]) -> Array:
         """Convolve by whichever way is the fastest here."""
-        if hasattr(self, "spectrum"):
-            return filtered(x, self.spectrum[...], taps=self.taps, padding=pads)
+        if hasattr(self, "filters"):
+            run = banded if choice.prepared_positions() == "banded" else filtered
+            return run(x, self.filters[...], taps=self.taps, padding=pads)
         weight, frames = normalised(self.kernel[...], self.gain[...]), x.shape[0] * x.shape[1]
-        fast = partial(overlap_save, padding=pads, groups=self.groups)
-        plain = partial(convolve, padding=pads, groups=self.groups)
+        ways = {"fourier": overlap_save, "banded": by_bands, "plain": convolve}
+        runs = {name: partial(way, padding=pads, groups=self.groups) for name, way in ways.items()}
         if is_symbolic_dim(frames):  # an exported program, for lengths and devices that are not known yet
-            return jax.lax.platform_dependent(x, weight, cpu=fast, default=plain)
-        return (fast if pays(frames) else plain)(x, weight)
+            return jax.lax.platform_dependent(
+                x, weight, cpu=runs["fourier"], cuda=runs["banded"], default=runs["plain"]
+            )
+        return runs[choice.positions(frames)](x, weight)
+
+
+def filters(kernel: Array, *, groups: int) -> Array:
+    """Return a positional kernel in the form that a prepared model has here."""
+    return (bands if choice.prepared_positions() == "banded" else spectrum)(kernel, groups=groups)
 
 
 def normalised(kernel: Array, gain: Array) -> Array:
     """Return the positional kernel as it runs, (taps, width / groups, width)."""
     return kernel * (gain / jnp.sqrt((kernel**2).sum((1, 2))))[:, None, None]
-
-
-class TimeNorm(nnx.Module):
-    """Normalise each channel over time: GroupNorm with as many groups as channels."""
-
-    def __init__(self, channels: int):
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
-
-    def __call__(self, x: Array, lengths: Array | None) -> Array:
-        """Normalise `x: (batch, time, channels)` by the statistics of each row's first `lengths: (batch,)` frames."""
-        wide = x.astype(jnp.float32)
-        valid = None if lengths is None else frame_mask(lengths, x.shape[1])[..., None]
-        mean = wide.mean(1, keepdims=True, where=valid)
-        variance = jnp.square(wide - mean).mean(1, keepdims=True, where=valid)
-        scale = self.scale[...][None, None] * jax.lax.rsqrt(variance + NORM_EPSILON)
-        return ((wide - mean) * scale + self.bias[...][None, None]).astype(x.dtype)
-
-
-class StridedConv(nnx.Module):
-    """A strided convolution without padding."""
-
-    def __init__(self, inputs: int, spec: Conv, *, bias: bool, rngs: nnx.Rngs):
-        self.stride = spec.stride
-        shape = (spec.kernel, inputs, spec.channels)
-        self.kernel = nnx.Param(initializers.he_normal()(rngs.params(), shape, jnp.float32))
-        if bias:
-            init = uniform_init(inputs * spec.kernel)
-            self.bias = nnx.Param(init(rngs.params(), (spec.channels,)))
-
-    def __call__(self, x: Array) -> Array:
-        """Map `x: (batch, time, in)` to (batch, fewer, channels)."""
-        y = convolve(x, self.kernel[...], stride=self.stride)
-        return y + self.bias[...].astype(x.dtype)[None, None] if hasattr(self, "bias") else y
-
-
-class ConvLayer(nnx.Module):
-    """One step of the extractor: convolution, norm where the model has one, GELU."""
-
-    def __init__(self, front: Waveform, index: int, *, rngs: nnx.Rngs):
-        spec = front.convs[index]
-        self.conv = StridedConv(front.convs[index - 1].channels if index else 1, spec, bias=front.bias, rngs=rngs)
-        if front.norm == "layer":
-            self.norm = LayerNorm(spec.channels, rngs=rngs)
-        elif index == 0:
-            self.norm = TimeNorm(spec.channels)
-
-    def __call__(self, x: Array, lengths: Array | None) -> Array:
-        """Map `x: (batch, time, in)` to (batch, fewer, channels); `lengths` count the output's valid frames."""
-        x = self.conv(x)
-        match getattr(self, "norm", None):
-            case None:
-                return gelu(x)
-            case TimeNorm() as norm:
-                return gelu(norm(x, lengths))
-            case norm:
-                return gelu(norm(x))
-
-
-class Extractor(nnx.Module):
-    """HuBERT's front end: the convolutions and, where the model has one, the norm of their output."""
-
-    def __init__(self, front: Waveform, *, rngs: nnx.Rngs):
-        self.specs, self.gradient_scale = front.convs, front.gradient_scale
-        self.convs = nnx.List([ConvLayer(front, i, rngs=rngs) for i in range(len(front.convs))])
-        if front.feature_norm:
-            self.norm = LayerNorm(front.size, rngs=rngs)
-
-    def __call__(self, samples: Array, lengths: Array | None) -> tuple[Array, Array]:
-        """Turn `samples: (batch, samples)` into raw and normalised features, both (batch, time, channels)."""
-        x = samples[..., None]
-        for spec, conv in zip(self.specs, self.convs, strict=True):
-            lengths = None if lengths is None else (lengths - spec.kernel) // spec.stride + 1
-            x = conv(x, lengths)
-        x = scale_gradient(x, self.gradient_scale)
-        return x, self.norm(x) if hasattr(self, "norm") else x
 
 
 def _spread(ins: int, outs: int, rank: int | None, size: int, kept: int) -> np.ndarray:
@@ -386,12 +314,3 @@ def _spread(ins: int, outs: int, rank: int | None, size: int, kept: int) -> np.n
 def frame_mask(lengths: Array, frames: int) -> Array:
     """Return (batch, frames), true where a frame is among the first `lengths: (batch,)`."""
     return jnp.arange(frames)[None, :] < lengths[:, None]
-
-
-def standardise(samples: Array, lengths: Array | None = None) -> Array:
-    """Bring each row of `samples: (batch, samples)` to zero mean and unit variance over its valid samples."""
-    valid = None if lengths is None else frame_mask(lengths, samples.shape[1])
-    mean = samples.mean(1, keepdims=True, where=valid)
-    variance = jnp.square(samples - mean).mean(1, keepdims=True, where=valid)
-    out = (samples - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
-    return out if valid is None else jnp.where(valid, out, jnp.zeros_like(out))

@@ -20,17 +20,15 @@ from compress.errors import InputError
 from compress.quantize import float32
 from jaxssl.models.arch import Arch, ClusterHead, Conv, CosineHead, Layer, Waveform
 from jaxssl.models.checks import check_arch, check_arrays, checked
+from jaxssl.models.extractor import Extractor, StridedConv, standardise
 from jaxssl.models.layers import (
     Dense,
-    Extractor,
     LayerNorm,
     Maps,
     Position,
-    StridedConv,
     TransformerLayer,
     dropout,
     frame_mask,
-    standardise,
     uniform_init,
 )
 

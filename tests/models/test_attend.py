@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxssl.models import attend as attending
-from jaxssl.models.attend import LONG, attend
+from jaxssl.models.attend import attend
+from jaxssl.models.choice import LONG
 from jaxssl.models.layers import frame_mask
 from jaxssl.models.model import apply, init
 from tests.archs import ARCHS, MEL, noise
@@ -37,8 +38,7 @@ def test_gradients_are_those_of_all_heads_at_once(key):
     q, k, v = jax.random.normal(key, (3, 1, LONG, 2, 4))
 
     def value(run, q, k, v):
-        x = (z.transpose(0, 2, 1, 3) for z in (q, k, v))
-        return jnp.sin(run(*x, None)).sum()
+        return jnp.sin(run(q, k, v, None)).sum()
 
     runs = (attending._at_once, attending._one_by_one)
     one, two = (jax.jit(jax.grad(lambda *x, run=run: value(run, *x), argnums=(0, 1, 2)))(q, k, v) for run in runs)

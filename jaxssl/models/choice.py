@@ -1,0 +1,57 @@
+"""Which way each part of a model is computed, by device, from measurements: the one table of such choices.
+
+part        CPU                                   NVIDIA GPU                           elsewhere
+----------  ------------------------------------  -----------------------------------  ----------
+positions   Fourier transform (`fourier`) from    product with bands (`banded`)        convolution
+            1000 frames of a batch on, and where
+            weights are prepared; convolution
+attention   one head after another from 512       cuDNN's flash attention in bfloat16  all heads
+            frames on; all heads together         and float16; all heads together      together
+
+Measured on two CPU cores with AVX-512:
+- the gradient of positions of 8 × 375 frames of width 256 takes 37 ms by the Fourier transform, 1,600 by XLA's grouped
+  convolution (a plain loop there), the forward pass of 4 × 750 frames of width 768 190 ms instead of 400, but that of
+  1 × 250 frames 100 ms instead of 45 unless the kernel's spectrum is prepared, which is 7;
+- attention in 12 heads of 64, one by one: 750 frames take 11 ms instead of 26, 1500 frames 37 instead of 113, 250
+  frames 2.3 instead of 1.3, because one head's scores stay in the cache.
+
+Measured on an H200 in bfloat16, 16 × 749 frames: positions of width 768 by bands 0.52 ms, by the Fourier transform
+0.81, by cuDNN's grouped convolution 1.21 alone and 18 inside the model, where XLA picks another of its kernels;
+attention in 12 heads of 64 by flash 0.30 ms, all heads together 0.86.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+WORTH = 1000  # frames of a batch from which the transforms of a positional kernel are paid back
+LONG = 512  # frames of an utterance from which one head at a time is faster
+
+
+def positions(frames: int) -> Literal["fourier", "banded", "plain"]:
+    """Choose how a batch of that many frames is convolved with a kernel of parameters."""
+    if jax.default_backend() == "cpu":
+        return "fourier" if frames >= WORTH else "plain"
+    return "banded" if nvidia() else "plain"
+
+
+def prepared_positions() -> Literal["fourier", "banded"] | None:
+    """Choose the form in which a positional kernel is prepared once; None: it stays what it is."""
+    return "fourier" if jax.default_backend() == "cpu" else "banded" if nvidia() else None
+
+
+def attention(time: int, head_dim: int, dtype: jnp.dtype) -> Literal["one by one", "flash", "at once"]:
+    """Choose how heads attend, without dropout and where nobody needs their maps."""
+    if jax.default_backend() == "cpu":
+        return "one by one" if time >= LONG else "at once"
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    return "flash" if half and head_dim % 8 == 0 and head_dim <= 128 and nvidia(8.0) else "at once"
+
+
+def nvidia(capability: float = 0.0) -> bool:
+    """Tell whether programs run on NVIDIA GPUs of at least that compute capability."""
+    if jax.default_backend() != "gpu":
+        return False
+    device = jax.devices()[0]
+    return "cuda" in device.client.platform_version and float(device.compute_capability) >= capability
