@@ -34,7 +34,7 @@ compare: prune  ## all techniques, and which wins: pruning, low rank, distillati
 
 bench: $(VENV)/.tested  ## time forward passes and a training step beside PyTorch and ONNX Runtime (needs `make torch`)
 	$(BIN)/python -m benchmarks.forward $(ARGS)
-	$(BIN)/python -m experiments.latency --train --arch melhubert-20ms --seconds 15 --batch 4 --rounds 3
+	$(BIN)/python -m benchmarks.training
 
 test: $(VENV)/.tested  ## run the test suite
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,14 +1,17 @@
 """Attention without its maps, for running a model: what a backend computes fastest."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.export import is_symbolic_dim
 
 from jaxssl.models import choice
+from jaxssl.models.bits import kept
 
 
-def attend(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
+def attend(q: Array, k: Array, v: Array, valid: Array | None, *, rate: float = 0.0, key: Array | None = None) -> Array:
     """Let every frame look at every valid one.
 
     Args:
@@ -16,6 +19,8 @@ def attend(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
         k: the same.
         v: the same.
         valid: (batch, time), false where a key is padding, which is at the end; None: all are valid.
+        rate: of dropout of what a frame takes from another.
+        key: of dropout; None without any.
 
     Returns:
         (batch, time, heads, head_dim), in float32 or `v`'s dtype.
@@ -25,11 +30,11 @@ def attend(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
         seen = jnp.ones((q.shape[0], time), bool) if valid is None else valid
         return jax.lax.platform_dependent(q, k, v, seen, cpu=_one_by_one, default=_at_once)
     match choice.attention(time, q.shape[3], v.dtype):
-        case "flash":
+        case "flash" if key is None:
             return _flash(q, k, v, valid)
         case "one by one":
-            return _one_by_one(q, k, v, valid)
-    return _at_once(q, k, v, valid)
+            return _one_by_one(q, k, v, valid, rate, key)
+    return _at_once(q, k, v, valid, rate, key)
 
 
 def _flash(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
@@ -38,26 +43,34 @@ def _flash(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
     return jax.nn.dot_product_attention(q, k, v, scale=1.0, key_value_seq_lengths=keys, implementation="cudnn")
 
 
-def _at_once(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
+def _at_once(q: Array, k: Array, v: Array, valid: Array | None, rate: float = 0.0, key: Array | None = None) -> Array:
     """Attend in all heads together."""
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    return _context(q, k, v, None if valid is None else valid[:, None, None]).transpose(0, 2, 1, 3)
+    seen = None if valid is None else valid[:, None, None]
+    return _context(q, k, v, seen, key, rate=rate).transpose(0, 2, 1, 3)
 
 
-def _one_by_one(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
-    """Attend in one head of one row after the other."""
+def _one_by_one(
+    q: Array, k: Array, v: Array, valid: Array | None, rate: float = 0.0, key: Array | None = None
+) -> Array:
+    """Attend in one head of one row after the other; a backward pass makes each one's scores again."""
     batch, time, heads, size = q.shape
     rows = [x.transpose(0, 2, 1, 3).reshape(batch * heads, time, size) for x in (q, k, v)]
     seen = None if valid is None else jnp.repeat(valid, heads, axis=0)[:, None]
-    context = jax.lax.map(lambda each: _context(*each), (*rows, seen))
+    keys = None if key is None else jax.random.split(key, batch * heads)
+    each = jax.checkpoint(partial(_context, rate=rate), prevent_cse=False)  # the loop keeps the two apart
+    context = jax.lax.map(lambda one: each(*one), (*rows, seen, keys))
     return context.reshape(batch, heads, time, size).transpose(0, 2, 1, 3)
 
 
-def _context(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
+def _context(q: Array, k: Array, v: Array, valid: Array | None, key: Array | None, *, rate: float) -> Array:
     """Attend over the last two axes, (…, time, head_dim); `valid` is that of keys, (…, 1, time)."""
     scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
     if valid is not None:
         scores = jnp.where(valid, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    if key is not None:
+        weights = jnp.where(kept(key, rate, weights.shape), weights / (1 - rate), jnp.zeros_like(weights))
     context = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return context / weights.sum(-1, keepdims=True)  # after the product: (time × head_dim) numbers instead of time²
+    return context / total  # after the product: (time × head_dim) numbers instead of time²

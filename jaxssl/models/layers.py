@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.export import is_symbolic_dim
 from jax.nn import initializers
 from jax.typing import DTypeLike
@@ -23,6 +24,7 @@ from jaxssl.models import choice
 from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.attend import attend
 from jaxssl.models.banded import banded, bands, by_bands
+from jaxssl.models.bits import kept
 from jaxssl.models.block_product import block_product
 from jaxssl.models.fourier import filtered, overlap_save, spectrum
 from jaxssl.models.int8_product import int8_product
@@ -31,6 +33,7 @@ Init = Callable[..., Array]
 Maps = tuple[Array, Array]  # attention of all heads: exp(score), (batch, heads, query, key), and its sums over keys
 
 NORM_EPSILON = 1e-5
+KEPT = "kept"  # the name of what a backward pass does not compute again, see `Stack`
 encoder_init = initializers.normal(0.02)
 
 
@@ -53,8 +56,7 @@ def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
     """Zero entries of `x` with probability `rate` and scale the rest up; the identity without `rngs`."""
     if rngs is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+    return jnp.where(kept(rngs.dropout(), rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
 
 
 def convolve(
@@ -135,7 +137,7 @@ class Dense(nnx.Module):
             y = y.reshape(*x.shape[:2], *self.bias.shape)
         else:
             y = self._product(self._product(x, "down", self.contracted), "up", 1)
-        return y + jnp.expand_dims(self.bias[...].astype(x.dtype), (0, 1))
+        return checkpoint_name(y + jnp.expand_dims(self.bias[...].astype(x.dtype), (0, 1)), KEPT)
 
     def bias_alone(self, x: Array) -> Array:
         """Return what the map gives for an input of no units: its bias at every frame of `x: (batch, time, …)`."""
@@ -181,9 +183,10 @@ class Attention(nnx.Module):
         """
         if self.heads == 0:
             return self.out.bias_alone(x), None
-        if rngs is None and not (self.reuse or self.lends):
-            context = attend(self.q(x) * self.head_dim**-0.5, self.k(x), self.v(x), valid)
-            return self.out(context.astype(x.dtype)), None
+        if not (self.reuse or self.lends):
+            rate, key = (0.0, None) if rngs is None or self.rate == 0.0 else (self.rate, rngs.dropout())
+            context = attend(self.q(x) * self.head_dim**-0.5, self.k(x), self.v(x), valid, rate=rate, key=key)
+            return self.out(checkpoint_name(context.astype(x.dtype), KEPT)), None
         maps = before if self.reuse else self.maps(x, valid)
         assert maps is not None
         weights, total = maps

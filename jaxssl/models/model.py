@@ -22,6 +22,7 @@ from jaxssl.models.arch import Arch, ClusterHead, Conv, CosineHead, Layer, Wavef
 from jaxssl.models.checks import check_arch, check_arrays, checked
 from jaxssl.models.extractor import Extractor, StridedConv, standardise
 from jaxssl.models.layers import (
+    KEPT,
     Dense,
     LayerNorm,
     Maps,
@@ -193,8 +194,8 @@ class Model(nnx.Module):
     ) -> tuple[list[Array], Maps | None]:
         """Run equal layers one after the other; return each one's output, and the maps that a next layer could reuse.
 
-        One program for all of them (`scan`) compiles faster; with rematerialisation inside, a gradient keeps one
-        (batch, time, width) array per layer and computes the rest again.
+        One program for all of them compiles faster. Scanned, a gradient keeps what dense maps and attention give and
+        computes norms, GELU and dropout again; with `remat` it keeps one (batch, time, width) array per layer.
         """
         if stack == "unroll" or len(layers) == 1:
             outputs = []
@@ -210,7 +211,8 @@ class Model(nnx.Module):
             x, _ = self.run_layer(nnx.merge(graph, state), x, valid, key, maps)
             return x, x
 
-        run: Any = jax.checkpoint(body) if stack == "remat" else body
+        saved = jax.checkpoint_policies.save_only_these_names(KEPT) if stack == "scan" else None
+        run = jax.checkpoint(body, policy=saved, prevent_cse=False)  # a scan keeps the two passes apart
         _, stacked = jax.lax.scan(run, x, (states, keys))
         return list(stacked), maps  # layers that reuse maps pass them on, and those of others are not reused
 
@@ -273,8 +275,9 @@ def apply(
         padding: "independent": what stands beside an utterance never changes its output. "fairseq" and
             "transformers" reproduce what these do in a padded batch: Base's group norm runs over the padding, and
             fairseq also counts frames by dividing the padded length.
-        stack: how consecutive equal layers run: each written out; as one scanned program; or scanned and computed
-            again in the backward pass ("remat"), which needs the least memory. The values are the same.
+        stack: how consecutive equal layers run: each written out; as one scanned program, whose backward pass
+            computes what is cheap again; or scanned and all computed again in the backward pass ("remat"), which
+            needs the least memory. The values are the same.
 
     Raises:
         InputError: `params` or `inputs` do not fit `arch`; the message names the first path that differs.

@@ -108,15 +108,15 @@ def activation_bytes(arch: Arch, work: Work, *, fsdp: int = 1) -> float:
     """Return what the forward pass leaves for the backward pass on one chip, in bytes.
 
     With w the width, a = heads · head_dim, h heads, f hidden units, t frames of an utterance, e bytes of the dtype, one
-    frame leaves in one layer (dropout's terms, in brackets, only where its rate is not 0; random bits are 4 bytes)
+    frame leaves in one layer (the term in brackets only where attention drops some; random bits are made again)
 
-        h·t·(8 + 2e) [+ h·t·(8 + e)]  +  2·e·f [+ 8·f]  +  e·(4·a + 2·w) [+ 16·w]
+        h·t·(8 + 2e) [+ h·t·e]  +  2·e·f  +  e·(4·a + 2·w)
 
     and 8·e·w outside the layers. The constants were read off XLA's buffer assignment on a CPU (jax 0.10, float32, two
     to four layers); other compilers fuse more, so this is rather an upper bound. With `remat` each layer leaves its
     input and its output, 2·e·w; the layer at work takes 5/4 of the sum above; and the layers' parameters and gradients
-    are stacked: 8 bytes each, spread as they are. An entry of the waveform extractor's maps takes 3·e, where it is
-    normalised 8 more.
+    are stacked: 8 bytes each, spread as they are. An entry of the waveform extractor's maps takes 3·e, with
+    layer norms 8 more.
     """
     rows, frames = work.seconds / work.crop, arch.frames(round(work.crop * SAMPLE_RATE))
     layers = [_layer_bytes(arch, layer, frames, work.width) for layer in arch.layers]
@@ -301,18 +301,16 @@ def _first_that_fits(plans: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def _layer_bytes(arch: Arch, layer: Layer, frames: int, width: int) -> float:
     """Bytes that one frame leaves in one layer; the formula of `activation_bytes`."""
-    drop, attention = arch.dropout, layer.heads * arch.head_dim
-    scores = layer.heads * frames * (8 + 2 * width + (8 + width if drop.attention else 0))
-    hidden = layer.ffn * (2 * width + (8 if drop.activation else 0))
-    return scores + hidden + width * (4 * attention + 2 * arch.width) + (16 * arch.width if drop.hidden else 0)
+    attention = layer.heads * arch.head_dim
+    scores = layer.heads * frames * (8 + (3 if arch.dropout.attention else 2) * width)
+    return scores + 2 * width * layer.ffn + width * (4 * attention + 2 * arch.width)
 
 
 def _extractor_bytes(front: Waveform, work: Work) -> float:
     samples, total = round(work.crop * SAMPLE_RATE), 0.0
-    for i, conv in enumerate(front.convs):
+    for conv in front.convs:
         samples = (samples - conv.kernel) // conv.stride + 1
-        norm = front.norm == "layer" or i == 0
-        total += samples * conv.channels * (3 * work.width + (8 if norm else 0))
+        total += samples * conv.channels * (3 * work.width + (8 if front.norm == "layer" else 0))
     return total
 
 

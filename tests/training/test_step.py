@@ -89,7 +89,8 @@ def test_rematerialisation_lowers_memory(key):
 
         return jax.jit(jax.grad(value)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries("remat") < 0.5 * temporaries("scan")
+    unroll, scan, remat = (temporaries(stack) for stack in ("unroll", "scan", "remat"))
+    assert remat < 0.75 * scan < 0.75 * 0.75 * unroll
 
 
 def test_accumulation_is_one_large_batch(key):
