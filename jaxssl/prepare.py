@@ -3,6 +3,7 @@
 apply(*prepared(arch, params, dtype=dtype), x, dtype=dtype) == apply(arch, params, x, dtype=dtype) but for rounding.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,21 +28,24 @@ def prepared(arch: Arch, params: Params, *, dtype: Any = jnp.float32) -> tuple[A
     """
     if arch.prepared or choice.prepared_positions() is None:
         return arch, params
+    params = _ready(params, groups=arch.position_groups, dtype=jnp.dtype(dtype))
+    return describe(arch, params), params
+
+
+@partial(jax.jit, static_argnames=("groups", "dtype"))  # one program, where that of every array would be compiled
+def _ready(params: Params, *, groups: int, dtype: jnp.dtype) -> Params:
     position = float32(params["position"])  # weights may be stored in bfloat16
-    kernel = normalised(position["kernel"], position["gain"])
-    ready = jax.jit(filters, static_argnames="groups")(kernel, groups=arch.position_groups)
+    ready = filters(normalised(position["kernel"], position["gain"]), groups=groups)
     if choice.prepared_positions() == "banded":  # Fourier transforms stay in float32
         ready = ready.astype(dtype)
-    position = {"filters": ready, "bias": params["position"]["bias"]}
-    params = {**_rounded(params, jnp.dtype(dtype)), "position": position}
-    return describe(arch, params), params
+    return {**_rounded(params, dtype), "position": {"filters": ready, "bias": params["position"]["bias"]}}
 
 
 def _rounded(params: Params, dtype: jnp.dtype) -> Params:
     """Round float32 weights to `dtype`."""
 
     def each(path: Any, leaf: jax.Array) -> jax.Array:
-        weight = path[-1].key in ROUNDED and leaf.dtype == jnp.float32
+        weight = path[-1].key in ROUNDED and leaf.dtype == jnp.float32 != dtype
         return leaf.astype(dtype) if weight else leaf
 
     return jax.tree_util.tree_map_with_path(each, params)
