@@ -28,24 +28,27 @@ def prepared(arch: Arch, params: Params, *, dtype: Any = jnp.float32) -> tuple[A
     """
     if arch.prepared or choice.prepared_positions() is None:
         return arch, params
-    params = _ready(params, groups=arch.position_groups, dtype=jnp.dtype(dtype))
+    dtype = jnp.dtype(dtype)
+    position = _position(params["position"], groups=arch.position_groups, dtype=dtype)
+    params = {**(params if dtype == jnp.float32 else _rounded(params, dtype=dtype)), "position": position}
     return describe(arch, params), params
 
 
-@partial(jax.jit, static_argnames=("groups", "dtype"))  # one program, where that of every array would be compiled
-def _ready(params: Params, *, groups: int, dtype: jnp.dtype) -> Params:
-    position = float32(params["position"])  # weights may be stored in bfloat16
-    ready = filters(normalised(position["kernel"], position["gain"]), groups=groups)
+@partial(jax.jit, static_argnames=("groups", "dtype"))
+def _position(position: Params, *, groups: int, dtype: jnp.dtype) -> Params:
+    wide = float32(position)  # weights may be stored in bfloat16
+    ready = filters(normalised(wide["kernel"], wide["gain"]), groups=groups)
     if choice.prepared_positions() == "banded":  # Fourier transforms stay in float32
         ready = ready.astype(dtype)
-    return {**_rounded(params, dtype), "position": {"filters": ready, "bias": params["position"]["bias"]}}
+    return {"filters": ready, "bias": position["bias"]}
 
 
-def _rounded(params: Params, dtype: jnp.dtype) -> Params:
+@partial(jax.jit, static_argnames="dtype")  # one program, where that of every array would be compiled
+def _rounded(params: Params, *, dtype: jnp.dtype) -> Params:
     """Round float32 weights to `dtype`."""
 
     def each(path: Any, leaf: jax.Array) -> jax.Array:
-        weight = path[-1].key in ROUNDED and leaf.dtype == jnp.float32 != dtype
+        weight = path[-1].key in ROUNDED and leaf.dtype == jnp.float32
         return leaf.astype(dtype) if weight else leaf
 
     return jax.tree_util.tree_map_with_path(each, params)
