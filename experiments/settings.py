@@ -42,8 +42,8 @@ class Training:
     """largest norm of a gradient"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the computation; parameters stay float32"""
-    stack: Stack = "unroll"
-    """how equal layers run: unroll; scan: compiles faster; remat: computes again in the backward pass, least memory"""
+    stack: Stack = "scan"
+    """how equal layers run: unroll; scan: backward computes what is cheap again; remat: all again, least memory"""
     seed: int = 0
     """of initial weights, order, crops, masks and dropout"""
     valid_every: int = 100
