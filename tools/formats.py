@@ -71,7 +71,7 @@ def onnx_int8(given: Given, folder: Path) -> Run:
 
     whole = folder / "float32.onnx"
     graph = _write_onnx(given, whole, apart=False)
-    kept = [node.name for node in graph.node if any(name.endswith("front.mel") for name in node.input)]
+    kept = [node.name for node in graph.node if any(name.startswith("model.front.") for name in node.input)]
     with _quiet():
         quantize_dynamic(
             whole,
@@ -142,6 +142,8 @@ def _write_onnx(given: Given, path: Path, *, apart: bool) -> Any:
     import onnx
     import torch
 
+    from tools.onnx_model import faster, unfused
+
     class Last(torch.nn.Module):
         """What a deployed model returns: two tensors."""
 
@@ -155,21 +157,21 @@ def _write_onnx(given: Given, path: Path, *, apart: bool) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         _write_torch(given, Path(folder))
-        model = Last(_module().load(folder)).eval()
+        model = Last(faster(_module().load(folder))).eval()
     size, count = torch.export.Dim("batch"), torch.export.Dim("samples", min=_shortest(given.arch))
     example = torch.zeros(2, 16_000), torch.tensor([16_000, 12_000])
     with _quiet():
-        torch.onnx.export(
+        program = torch.onnx.export(
             model,
             example,
-            path,
             input_names=["samples", "lengths"],
             output_names=["last", "frames"],
             dynamic_shapes=({0: size, 1: count}, {0: size}),
             opset_version=OPSET,
-            external_data=apart,
             verbose=False,
         )
+    unfused(program.model.graph)
+    program.save(path, external_data=apart)
     return onnx.load(path, load_external_data=False).graph
 
 

@@ -69,15 +69,17 @@ class LogMel(nn.Module):
         for _ in range(2):  # beside a large offset the rounded first mean hides a quiet frame
             frames = frames - frames.mean(-1, keepdim=True)
         frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], -1)
-        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, n=FFT))
-        energies = spectrum.square().sum(-1) @ self.mel
-        x = (energies.clamp(min=torch.finfo(torch.float32).eps).log() - self.mean) / self.std
+        x = (self.energies(frames).clamp(min=torch.finfo(torch.float32).eps).log() - self.mean) / self.std
         if lengths is not None:
             lengths = 1 + (lengths - WINDOW) // SHIFT
             x = x * first(lengths, x.shape[1])[..., None]
             lengths = (lengths + self.stack - 1) // self.stack
         x = F.pad(x, (0, 0, 0, -x.shape[1] % self.stack))
         return x.reshape(x.shape[0], -1, self.stack * x.shape[2]), lengths
+
+    def energies(self, frames: Tensor) -> Tensor:
+        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, n=FFT))
+        return spectrum.square().sum(-1) @ self.mel
 
 
 class ConvLayer(nn.Module):
