@@ -4,11 +4,12 @@
     python -m benchmarks.forward --arch hubert-base --seconds 1 5 --batch 1
     python -m benchmarks.forward --arch hubert-base --dtype bfloat16 --seconds 15 --batch 16 --no-compressed
 
-Three tables, each with the median of the paired ratios and their quartiles: every length × batch; compressed forms at
-5 s × 1, with what their MACs promise; and where the time goes, part by part (from the times of models without it). The
-share of peak is the rate of multiplications over that of a large plain matrix product in the same run, JAX's or
-PyTorch's, whichever is faster. Random weights: times do not depend on them. Needs `make torch`. Writes forward.json,
-forward.csv and forward.png.
+Three tables, each with the median of the paired ratios and their quartiles: every length × batch, by ours, by our
+export for ONNX Runtime ("exported") and by the others; compressed forms at 5 s × 1, int8 among them, with what their
+MACs promise; and where the time goes, part by part (from the times of models without it). The share of peak is the rate
+of multiplications over that of a large plain matrix product in the same run, JAX's or PyTorch's, whichever is faster.
+Random weights: times do not depend on them. Needs `make torch`; on two cores half an hour, most of it torch.compile's.
+On a GPU leave out what runs on CPUs only: --system pytorch compiled. Writes forward.json, forward.csv and forward.png.
 """
 
 import time
@@ -32,8 +33,19 @@ from jaxssl.models.model import init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.training.estimate import named
 
-System = Literal["ours", "pytorch", "compiled", "onnxruntime"]
+System = Literal["ours", "exported", "pytorch", "compiled", "onnxruntime"]
+OURS = ("ours", "exported")
+RIVALS: tuple[System, ...] = ("pytorch", "compiled", "onnxruntime")
+INT8 = "int8, exported"
 SHORT = Load(5.0)  # of compressed forms and of parts
+LEADS = {
+    "model": "model",
+    "load": "load",
+    "fastest": "fastest of the others",
+    "milliseconds:.1f": "ms",
+    "ours:.2f": "ours is faster by",
+    "exported:.2f": "our export by",
+}
 POINTS = {
     "model": "model",
     "form": "form",
@@ -68,7 +80,7 @@ class Config:
     """lengths of an utterance, in seconds"""
     batch: tuple[int, ...] = (1, 4)
     """utterances in one run"""
-    system: tuple[System, ...] = ("ours", "pytorch", "compiled", "onnxruntime")
+    system: tuple[System, ...] = ("ours", "exported", *RIVALS)
     """programs; ours is always among them"""
     compressed: bool = True
     """also compressed forms, and the parts, at 5 s × 1"""
@@ -106,11 +118,14 @@ def run(config: Config) -> None:
             "machine": machine(jnp.dtype(config.dtype)),
             "peak": peak,
             "points": points,
+            "leads": lead(points),
             "forms": forms,
             "parts": parts,
         }
         report.write_json(config.out / "forward.json", values)
         report.write_csv(config.out / "forward.csv", points)
+    if leads := lead(points):
+        report.show("against the fastest of the others", leads, LEADS)
     if forms:
         report.show(f"compressed forms, {SHORT}, against our own dense model", forms, FORMS)
         columns = {
@@ -130,7 +145,7 @@ def _grid(name: str, arch: Arch, config: Config, peak: float) -> list[dict[str, 
     loads = grid(config.seconds, config.batch)
     rows = []
     for load in follow(loads, name, total=len(loads)):
-        timings = race({system: start(load) for system, start in systems.items()}, rounds=config.rounds)
+        timings = race({system: start(load) for system, start in systems.items()}, rounds=config.rounds, settle=True)
         rows += [_point(name, arch, load, system, timings, peak) for system in timings]
     return rows
 
@@ -138,13 +153,17 @@ def _grid(name: str, arch: Arch, config: Config, peak: float) -> list[dict[str, 
 def _forms(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
     """Time ours in every compressed form, in turns with the dense one."""
     archs = variants.compressed(arch)
-    timings = race({form: _ours(each, config) for form, each in archs.items()}, rounds=2 * config.rounds)
+    programs = {form: _ours(each, config) for form, each in archs.items()}
+    if "exported" in config.system:
+        programs |= {INT8: rivals.starts(_model(arch, config), ("int8",))["int8"](SHORT)}
+    timings = race(programs, rounds=2 * config.rounds, settle=True)
     rows = []
-    for form, each in archs.items():
-        ratio, promised = speedup(timings["dense"], timings[form]), _macs(arch, SHORT) / _macs(each, SHORT)
-        row = {"model": name, "form": form, "milliseconds": 1e3 * timings[form].median, "promised": promised}
+    for form, timing in timings.items():
+        ratio = speedup(timings["dense"], timing)
+        promised = _macs(arch, SHORT) / _macs(archs[form], SHORT) if form in archs else None
+        row = {"model": name, "form": form, "milliseconds": 1e3 * timing.median, "promised": promised}
         row |= {"speedup": ratio.median, "speedup_low": ratio.low, "speedup_high": ratio.high}
-        rows.append(row | {"kept": ratio.median / promised})
+        rows.append(row | {"kept": promised and ratio.median / promised})
     return rows
 
 
@@ -154,8 +173,23 @@ def _parts(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
     for system in [s for s in dict.fromkeys(("ours", *config.system)) if s in ("ours", "pytorch")]:
         only = Config(**{**vars(config), "system": (system,)})
         programs = {form: _start(each, only)[system](SHORT) for form, each in variants.without(arch).items()}
-        medians = {form: 1e3 * timing.median for form, timing in race(programs, rounds=2 * config.rounds).items()}
+        timings = race(programs, rounds=2 * config.rounds, settle=True)
+        medians = {form: 1e3 * timing.median for form, timing in timings.items()}
         rows.append({"model": name, "system": system, "whole": medians["whole"], **variants.parts(medians)})
+    return rows
+
+
+def lead(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return for every point of the grid how ours and our export stand to the fastest of the others."""
+    loads = dict.fromkeys((point["model"], point["load"]) for point in points)
+    rows = []
+    for model, load in loads:
+        times = {p["system"]: p["milliseconds"] for p in points if (p["model"], p["load"]) == (model, load)}
+        if rivals_here := {system: time for system, time in times.items() if system in RIVALS}:
+            fastest = min(rivals_here, key=lambda system: rivals_here[system])
+            row = {"model": model, "load": load, "fastest": fastest, "milliseconds": rivals_here[fastest]}
+            ratios = {ours: times[ours] and rivals_here[fastest] / times[ours] for ours in OURS if ours in times}
+            rows.append(row | ratios)
     return rows
 
 
@@ -182,8 +216,11 @@ def _point(
 
 
 def _start(arch: Arch, config: Config) -> dict[str, rivals.Start]:
-    model = rivals.Model(arch, init(arch, jax.random.key(0, impl="rbg")), config.dtype)
-    return rivals.starts(model, tuple(dict.fromkeys(("ours", *config.system))))
+    return rivals.starts(_model(arch, config), tuple(dict.fromkeys(("ours", *config.system))))
+
+
+def _model(arch: Arch, config: Config) -> rivals.Model:
+    return rivals.Model(arch, init(arch, jax.random.key(0, impl="rbg")), config.dtype)
 
 
 def _ours(arch: Arch, config: Config) -> Any:
@@ -213,7 +250,7 @@ def _peak(dtype: str) -> float:
 def draw(path: Path, points: Sequence[Mapping[str, Any]], *, title: str) -> None:
     """Draw how much faster ours is than each other program, by load, a panel for each model."""
     models = list(dict.fromkeys(point["model"] for point in points))
-    others = list(dict.fromkeys(point["system"] for point in points if point["system"] != "ours"))
+    others = list(dict.fromkeys(point["system"] for point in points if point["system"] in RIVALS))
     if not others:
         return
     figure = canvas.figure(5 * len(models), 4)

@@ -1,13 +1,15 @@
-"""Forward passes of one model by several programs: ours, PyTorch eager and compiled, ONNX Runtime.
+"""Forward passes of one model by several programs: ours, PyTorch eager and compiled, ONNX Runtime; and our exports.
 
 All run the same weights and waveforms, unpadded, and hand over the encoder's output. PyTorch's model is the one that
-`tools.export` writes (fused attention, `inference_mode`).
+`tools.export` writes (fused attention, `inference_mode`), and "onnxruntime" runs what PyTorch's exporter makes of it.
+"exported" and "int8" are what our exporter writes for ONNX Runtime instead.
 """
 
 import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,7 @@ import numpy as np
 from jaxssl.latency import Load, Program, compile_forward
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel, to_json
 from jaxssl.models.model import Params
-from tools.formats import Given
-from tools.formats import onnx as write_onnx
+from tools.formats import Given, onnx_int8, onnx_session, write_onnx
 from tools.torch_weights import state
 
 Start = Callable[[Load], Program]
@@ -40,7 +41,9 @@ def starts(model: Model, names: tuple[str, ...]) -> dict[str, Start]:
         "ours": _ours,
         "pytorch": _eager,
         "compiled": _compiled,
-        "onnxruntime": _onnxruntime,
+        "onnxruntime": partial(_onnx, form="plain"),
+        "exported": partial(_onnx, form="float32"),
+        "int8": partial(_onnx, form="int8"),
     }
     return {name: known[name](model) for name in names}
 
@@ -68,9 +71,14 @@ def _compiled(model: Model) -> Start:
     return lambda load: _torch_program(run, load)
 
 
-def _onnxruntime(model: Model) -> Start:
+def _onnx(model: Model, *, form: str) -> Start:
+    given = Given(model.arch, model.params, None)
     with tempfile.TemporaryDirectory() as folder:
-        run = write_onnx(Given(model.arch, model.params, None), Path(folder))
+        if form == "int8":
+            run = onnx_int8(given, Path(folder))
+        else:
+            write_onnx(given, Path(folder) / "model.onnx", apart=True, tuned=form == "float32")
+            run = onnx_session(Path(folder) / "model.onnx")
 
     def start(load: Load) -> Program:
         fed, lengths = samples(load), np.full(load.batch, round(load.seconds * SAMPLE_RATE))

@@ -122,7 +122,12 @@ def compile_forward(arch: Arch, params: Params, load: Load, *, dtype: Any = jnp.
 
 
 def race(
-    programs: Mapping[str, Program], *, rounds: int = 15, warmup: int = 2, tick: Callable[[], None] = lambda: None
+    programs: Mapping[str, Program],
+    *,
+    rounds: int = 15,
+    warmup: int = 2,
+    settle: bool = False,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Timing]:
     """Run the programs in turns and time each run.
 
@@ -130,11 +135,15 @@ def race(
         programs: what to time, by name.
         rounds: timed runs of each.
         warmup: untimed runs of each beforehand.
+        settle: run each program once untimed before each timed run. For programs of several runtimes, whose threads
+            spin on for a while after a run: they made others' next one of 45 ms take 64.
         tick: called after every round, for a progress bar.
     """
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(-warmup, rounds):
         for name, program in programs.items():
+            if settle:
+                program.run()
             begin = time.perf_counter()
             program.run()
             if turn >= 0:

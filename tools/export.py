@@ -157,7 +157,7 @@ def _timed(runs: Mapping[str, Run], options: Options) -> list[dict[str, Any]]:
     programs = {
         name: Program(partial(_once, each, samples, lengths), load, 0.0, 0.0, None) for name, each in runs.items()
     }
-    timings = race(programs, rounds=options.rounds)
+    timings = race(programs, rounds=options.rounds, settle=True)
     found = []
     for timing in timings.values():
         ratio = speedup(timings["jax"], timing)

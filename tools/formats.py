@@ -61,8 +61,8 @@ def torch(given: Given, folder: Path) -> Run:
 
 def onnx(given: Given, folder: Path) -> Run:
     """Write an ONNX graph of samples and lengths, both of any size, in float32."""
-    _write_onnx(given, folder / "model.onnx", apart=True)
-    return _onnx_session(folder / "model.onnx")
+    write_onnx(given, folder / "model.onnx", apart=True)
+    return onnx_session(folder / "model.onnx")
 
 
 def onnx_int8(given: Given, folder: Path) -> Run:
@@ -70,7 +70,7 @@ def onnx_int8(given: Given, folder: Path) -> Run:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     whole = folder / "float32.onnx"
-    graph = _write_onnx(given, whole, apart=False)
+    graph = write_onnx(given, whole, apart=False)
     kept = [node.name for node in graph.node if any(name.startswith("model.front.") for name in node.input)]
     with _quiet():
         quantize_dynamic(
@@ -82,7 +82,7 @@ def onnx_int8(given: Given, folder: Path) -> Run:
             nodes_to_exclude=kept,  # filters of energies that differ by ten powers of ten
         )
     whole.unlink()
-    return _onnx_session(folder / "model.onnx")
+    return onnx_session(folder / "model.onnx")
 
 
 def stablehlo(given: Given, folder: Path) -> Run:
@@ -137,8 +137,11 @@ def _write_tensors(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)
 
 
-def _write_onnx(given: Given, path: Path, *, apart: bool) -> Any:
-    """Write a graph by PyTorch's own exporter, its weights in a file `apart` or not; return it."""
+def write_onnx(given: Given, path: Path, *, apart: bool, tuned: bool = True) -> Any:
+    """Write a graph by PyTorch's exporter, its weights in a file `apart` or not; return it.
+
+    `tuned`: in the operations that ONNX Runtime runs faster (`tools.onnx_model`), else as the exporter makes it.
+    """
     import onnx
     import torch
 
@@ -157,7 +160,8 @@ def _write_onnx(given: Given, path: Path, *, apart: bool) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         _write_torch(given, Path(folder))
-        model = Last(faster(_module().load(folder))).eval()
+        plain = _module().load(folder)
+        model = Last(faster(plain) if tuned else plain).eval()
     size, count = torch.export.Dim("batch"), torch.export.Dim("samples", min=_shortest(given.arch))
     example = torch.zeros(2, 16_000), torch.tensor([16_000, 12_000])
     with _quiet():
@@ -170,12 +174,14 @@ def _write_onnx(given: Given, path: Path, *, apart: bool) -> Any:
             opset_version=OPSET,
             verbose=False,
         )
-    unfused(program.model.graph)
+    if tuned:
+        unfused(program.model.graph)
     program.save(path, external_data=apart)
     return onnx.load(path, load_external_data=False).graph
 
 
-def _onnx_session(path: Path) -> Run:
+def onnx_session(path: Path) -> Run:
+    """Read a graph that `write_onnx` wrote, to run on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

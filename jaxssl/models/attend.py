@@ -1,4 +1,4 @@
-"""Attention without its maps, for running a model: what a backend computes fastest."""
+"""Attention without its maps: what a backend computes fastest, in running and in training a model."""
 
 from functools import partial
 

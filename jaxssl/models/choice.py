@@ -12,8 +12,9 @@ Measured on two CPU cores with AVX-512:
 - the gradient of positions of 8 × 375 frames of width 256 takes 37 ms by the Fourier transform, 1,600 by XLA's grouped
   convolution (a plain loop there), the forward pass of 4 × 750 frames of width 768 190 ms instead of 400, but that of
   1 × 250 frames 100 ms instead of 45 unless the kernel's spectrum is prepared, which is 7;
-- attention in 12 heads of 64, one by one: 750 frames take 11 ms instead of 26, 1500 frames 37 instead of 113, 250
-  frames 2.3 instead of 1.3, because one head's scores stay in the cache.
+- attention in 12 heads of 64, one by one: 250 frames take 1.5 ms instead of 1.0, 750 frames 7.9 instead of 8.4, 4 × 750
+  31 instead of 35, 1500 frames 25 instead of 31, because one head's scores stay in the cache; where the process does
+  not keep its memory (`jaxssl.memory`), 37 instead of 113. In training a head at a time needs 1 / heads of the memory.
 
 Measured on an H200 in bfloat16, 16 × 749 frames: positions of width 768 by bands 0.52 ms, by the Fourier transform
 0.81, by cuDNN's grouped convolution 1.21 alone and 18 inside the model, where XLA picks another of its kernels;
@@ -24,7 +25,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
+ROW = 1000  # frames of an utterance from which a batch goes row by row
 WORTH = 1000  # frames of a batch from which the transforms of a positional kernel are paid back
 LONG = 512  # frames of an utterance from which one head at a time is faster
 
@@ -47,6 +50,13 @@ def attention(time: int, head_dim: int, dtype: jnp.dtype) -> Literal["one by one
         return "one by one" if time >= LONG else "at once"
     half = dtype in (jnp.bfloat16, jnp.float16)
     return "flash" if half and head_dim % 8 == 0 and head_dim <= 128 and nvidia(8.0) else "at once"
+
+
+def rows(batch: int, frames: int) -> Literal["one by one", "together"]:
+    """Choose how a batch of rows of that many frames runs, without dropout."""
+    if is_symbolic_dim(batch) or is_symbolic_dim(frames) or jax.default_backend() != "cpu":
+        return "together"
+    return "one by one" if batch > 1 and frames >= ROW else "together"
 
 
 def nvidia(capability: float = 0.0) -> bool:

@@ -18,6 +18,7 @@ from jax.nn import initializers
 
 from compress.errors import InputError
 from compress.quantize import float32
+from jaxssl.models import choice
 from jaxssl.models.arch import Arch, ClusterHead, Conv, CosineHead, Layer, Waveform
 from jaxssl.models.checks import check_arch, check_arrays, checked
 from jaxssl.models.extractor import Extractor, StridedConv, standardise
@@ -32,6 +33,7 @@ from jaxssl.models.layers import (
     frame_mask,
     uniform_init,
 )
+from jaxssl.models.rows import one_by_one
 
 Params = dict[str, Any]
 Padding = Literal["independent", "fairseq", "transformers"]
@@ -286,7 +288,12 @@ def apply(
     inputs = checked(arch, inputs)
     rngs = None if key is None else nnx.Rngs(dropout=key)
     model = _restore(arch, params)
-    return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)
+
+    def run(inputs: Array, lengths: Array | None, mask: Array | None) -> Output:
+        return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)
+
+    apart = rngs is None and choice.rows(inputs.shape[0], arch.front.frames(inputs.shape[1])) == "one by one"
+    return one_by_one(run, inputs, lengths, mask) if apart else run(inputs, lengths, mask)
 
 
 def predict(arch: Arch, params: Params, last: Array) -> Array:

@@ -15,7 +15,7 @@ from jaxssl.models import cost
 from jaxssl.models.arch import Layer, melhubert
 from jaxssl.models.model import init
 from jaxssl.models.zoo import PRESETS
-from tests.archs import MEL
+from tests.archs import ARCHS, MEL
 
 BIG = replace(MEL, layers=(Layer(4, 24),) * 4)
 
@@ -61,6 +61,23 @@ def test_every_system_computes_the_same(torch, key):
     for start in rivals.starts(model, ("ours", "pytorch")).values():
         start(load).run()
     assert compile_forward(BIG, model.params, load).load == load
+
+
+def test_the_lead_is_over_the_fastest_of_the_others():
+    times = {"ours": 10.0, "exported": 8.0, "pytorch": 20.0, "onnxruntime": 12.0}
+    points = [{"model": "m", "load": "1 s × 1", "system": s, "milliseconds": t} for s, t in times.items()]
+    points.append({"model": "m", "load": "5 s × 1", "system": "ours", "milliseconds": 9.0})
+    assert forward.lead(points) == [
+        {"model": "m", "load": "1 s × 1", "fastest": "onnxruntime", "milliseconds": 12.0, "ours": 1.2, "exported": 1.5}
+    ]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "exported", "int8"])
+def test_what_onnx_runtime_times_is_the_model(torch, key, name):
+    for need in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(need)
+    arch = ARCHS["base"]
+    rivals.starts(rivals.Model(arch, init(arch, key)), (name,))[name](Load(0.2, 2)).run()
 
 
 def test_the_command_end_to_end(torch, tmp_path, monkeypatch, capsys):

@@ -46,6 +46,28 @@ def test_gradients_are_those_of_all_heads_at_once(key):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.parametrize("run", [attending._at_once, attending._one_by_one])
+def test_dropout_drops_shares_and_keeps_their_mean(key, run):
+    q, k = jax.random.normal(key, (2, 1, 40, 2, 4))
+    v = jnp.ones((1, 40, 2, 4))
+    found = run(q, k, v, None, 0.25, key)
+    assert float(jnp.abs(found - 1).max()) > 0.05  # without dropout all are 1
+    many = jnp.stack([run(q, k, v, None, 0.25, each).mean() for each in jax.random.split(key, 50)])
+    assert float(many.mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_a_backward_pass_drops_the_same_again(key):
+    """The derivative along a direction is that of the function with its mask."""
+    q, k, v, to = jax.random.normal(key, (4, 1, 12, 2, 4))
+
+    def value(x):
+        return (attending._one_by_one(q, k, v + x * to, None, 0.5, key) ** 2).sum()
+
+    step = 1e-2
+    slope = (value(step) - value(-step)) / (2 * step)  # exact: the function is quadratic
+    np.testing.assert_allclose(jax.grad(value)(0.0), slope, rtol=1e-3)
+
+
 def test_bfloat16_sums_in_float32(key):
     q, k, v = jax.random.normal(key, (3, 1, 40, 2, 4)).astype(jnp.bfloat16)
     found = attend(q, k, v, None)

@@ -1,0 +1,50 @@
+"""The benchmark of training updates: turns, peaks, ratios, on a tiny model in processes of their own."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import training, updates
+from experiments.cli import main
+from jaxssl.latency import Load
+
+WORDS = ["--arch", "melhubert-mini", "--seconds", "0.5", "--batch", "2", "--system", "scan", "--rounds", "2"]
+
+
+def test_ratios_are_of_turns_and_memory_of_peaks():
+    told = {
+        "pytorch": [{"seconds": 4.0, "bytes": 8 << 30}, {"seconds": 6.0, "bytes": 6 << 30}],
+        "scan": [{"seconds": 2.0, "bytes": 1 << 30}, {"seconds": 2.0, "bytes": 2 << 30}],
+    }
+    row = training._row("scan", told, Load(1.0), ideal=1.0)
+    assert (row["seconds_median"], row["ratio"], row["memory"], row["gib"], row["mfu"]) == (2.0, 2.5, 0.25, 2.0, 0.5)
+
+
+def test_the_peak_is_of_what_comes_after():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("others tell the peak since the process began")
+    peak = updates.resident()
+    before = peak()
+    held = bytearray(200 << 20)
+    assert peak() - before > 150 << 20
+    del held
+
+
+def test_the_command_end_to_end(torch, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["training", *WORDS, "--out", str(tmp_path / "out")])
+    main(training.run, training.Config, "", remember=False)
+    told = json.loads((tmp_path / "out/training.json").read_text())
+    assert [row["system"] for row in told["rows"]] == ["pytorch", "scan"]
+    assert all(len(row["seconds"]) == 2 and row["gib"] > 0.1 for row in told["rows"])
+    assert told["rows"][0]["ratio"] == told["rows"][0]["memory"] == 1
+
+
+@pytest.mark.parametrize(("words", "told"), [(("--rounds", "0"), "--rounds 0"), (("--arch", "no"), "no model")])
+def test_bad_words_are_refused_in_one_line(tmp_path, monkeypatch, capsys, words, told):
+    monkeypatch.setattr(sys, "argv", ["training", *WORDS, *words, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        main(training.run, training.Config, "", remember=False)
+    assert stop.value.code
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
