@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("compress", "jaxssl", "experiments", "tools", "benchmarks")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 COMPRESS = ("compress", "jax", "numpy")
-FLAX = tuple(f"jaxssl/models/{name}.py" for name in ("extractor", "layers", "model"))
+FLAX = tuple(f"jaxssl/models/{name}.py" for name in ("extractor", "layers", "logits", "model"))
 FORBIDDEN = {
     "jaxssl": ("experiments", "tools", "torch", "matplotlib", "transformers"),
     "jaxssl/models": ("jaxssl.data", "jaxssl.training"),

@@ -33,6 +33,7 @@ from jaxssl.models.layers import (
     frame_mask,
     uniform_init,
 )
+from jaxssl.models.logits import ClusterLogits, CosineLogits
 from jaxssl.models.rows import one_by_one
 
 Params = dict[str, Any]
@@ -61,35 +62,6 @@ class Output:
     last: Array
     logits: Array | None
     lengths: Array
-
-
-class ClusterLogits(nnx.Module):
-    """MelHuBERT's output layer."""
-
-    def __init__(self, arch: Arch, head: ClusterHead, *, rngs: nnx.Rngs):
-        outer = uniform_init(arch.width)
-        self.project = Dense((arch.width,), (head.clusters,), kernel_init=outer, bias_init=outer, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        return self.project(x)
-
-
-class CosineLogits(nnx.Module):
-    """HuBERT's output: cosine of the projected frame to every codeword, over the temperature (HuBERT, eq. 3)."""
-
-    def __init__(self, arch: Arch, head: CosineHead, *, rngs: nnx.Rngs):
-        self.head = head
-        outer, sets = uniform_init(arch.width), len(head.codewords) if head.untied else 1
-        self.project = Dense((arch.width,), (sets * head.size,), kernel_init=outer, bias_init=outer, rngs=rngs)
-        self.codewords = nnx.Param(initializers.uniform(1.0)(rngs.params(), (sum(head.codewords), head.size)))
-
-    def __call__(self, x: Array) -> Array:
-        sets = len(self.head.codewords)
-        projected = jnp.split(self.project(x), sets, -1) if self.head.untied else [self.project(x)] * sets
-        bounds = [sum(self.head.codewords[:i]) for i in range(1, sets)]
-        codewords = jnp.split(self.codewords[...].astype(x.dtype), bounds)
-        cosines = [_unit(p) @ _unit(c).T for p, c in zip(projected, codewords, strict=True)]
-        return jnp.concatenate(cosines, -1) / self.head.temperature
 
 
 class Model(nnx.Module):
@@ -292,8 +264,9 @@ def apply(
     def run(inputs: Array, lengths: Array | None, mask: Array | None) -> Output:
         return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)
 
-    apart = rngs is None and choice.rows(inputs.shape[0], arch.front.frames(inputs.shape[1])) == "one by one"
-    return one_by_one(run, inputs, lengths, mask) if apart else run(inputs, lengths, mask)
+    if rngs is None and choice.rows(inputs.shape[0], _frames(arch, inputs)) == "one by one":
+        return one_by_one(run, inputs, lengths, mask)
+    return run(inputs, lengths, mask)
 
 
 def predict(arch: Arch, params: Params, last: Array) -> Array:
@@ -358,15 +331,14 @@ def check_params(arch: Arch, params: Params) -> None:
     check_arrays(shapes(arch), params)
 
 
+def _frames(arch: Arch, inputs: Array) -> int:
+    return arch.front.frames(inputs.shape[1]) if isinstance(arch.front, Waveform) else inputs.shape[1]
+
+
 def _fairseq_frames(lengths: Array, samples: int, frames: int) -> Array:
     """Count valid frames as fairseq does: a frame is padding when all its `samples // frames` samples are."""
     block = samples // frames
     return jnp.minimum(-(-lengths // block), frames)
-
-
-def _unit(x: Array) -> Array:
-    norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
-    return (x.astype(jnp.float32) / jnp.maximum(norm, 1e-8)).astype(x.dtype)
 
 
 @lru_cache(maxsize=256)
