@@ -8,7 +8,7 @@ Three tables, each with the median of the paired ratios and their quartiles: eve
 export for ONNX Runtime ("exported") and by the others; compressed forms at 5 s × 1, int8 among them, with what their
 MACs promise; and where the time goes, part by part (from the times of models without it). The share of peak is the rate
 of multiplications over that of a large plain matrix product in the same run, JAX's or PyTorch's, whichever is faster.
-Random weights: times do not depend on them. Needs `make torch`; on two cores half an hour, most of it torch.compile's.
+Random weights: times do not depend on them. Needs `make torch`; on two cores three quarters of an hour.
 On a GPU leave out what runs on CPUs only: --system pytorch compiled. Writes forward.json, forward.csv and forward.png.
 """
 
@@ -185,11 +185,10 @@ def lead(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for model, load in loads:
         times = {p["system"]: p["milliseconds"] for p in points if (p["model"], p["load"]) == (model, load)}
-        if rivals_here := {system: time for system, time in times.items() if system in RIVALS}:
-            fastest = min(rivals_here, key=lambda system: rivals_here[system])
-            row = {"model": model, "load": load, "fastest": fastest, "milliseconds": rivals_here[fastest]}
-            ratios = {ours: times[ours] and rivals_here[fastest] / times[ours] for ours in OURS if ours in times}
-            rows.append(row | ratios)
+        if others := [system for system in times if system in RIVALS]:
+            fastest = min(others, key=lambda system: times[system])
+            row = {"model": model, "load": load, "fastest": fastest, "milliseconds": times[fastest]}
+            rows.append(row | {ours: times[fastest] / times[ours] for ours in OURS if ours in times})
     return rows
 
 

@@ -8,7 +8,7 @@ Forward, backward and Adam, dropout on, in turns. Ours with the Transformer stac
 computed again (`--stack` of the experiments); PyTorch's is `tools.torch_step`: eager, fused attention where PyTorch has
 it, fused Adam. Peak memory is on a CPU what the process held at most while it made updates, libraries included, and on
 a GPU what its allocator handed out at most. MFU is three times the forward pass's multiplications over the time, as a
-share of a plain matrix product's rate. Random weights: times do not depend on them. Needs `make torch`; 5 minutes on
+share of a plain matrix product's rate. Random weights: times do not depend on them. Needs `make torch`; 7 minutes on
 two cores. Writes training.json.
 """
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxssl.models import attend as attending
+from jaxssl.models import choice
 from jaxssl.models.attend import attend
 from jaxssl.models.choice import LONG
 from jaxssl.models.layers import frame_mask
@@ -32,6 +33,42 @@ def test_it_is_the_definition(key, time, padded):
     q, k, v = jax.random.normal(key, (3, 2, time, 3, 4))
     valid = frame_mask(jnp.array([time, max(time // 2, 1)]), time) if padded else None
     np.testing.assert_allclose(jax.jit(attend)(q, k, v, valid), plain(q, k, v, valid), atol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_flash_kernel_is_asked_for_the_definition(key, monkeypatch, padded):
+    """With XLA's implementation in place of cuDNN's, which runs on NVIDIA GPUs alone."""
+    asked, known = [], jax.nn.dot_product_attention
+
+    def plainly(*args, implementation, **words):
+        asked.append(implementation)
+        return known(*args, implementation="xla", **words)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plainly)
+    monkeypatch.setattr(choice, "attention", lambda *_: "flash")
+    q, k, v = jax.random.normal(key, (3, 2, 40, 3, 4))
+    valid = frame_mask(jnp.array([40, 17]), 40) if padded else None
+    np.testing.assert_allclose(attend(q, k, v, valid), plain(q, k, v, valid), atol=1e-5)
+    assert asked == ["cudnn"]
+    attend(q, k, v, valid, rate=0.1, key=key)
+    assert asked == ["cudnn"]  # it does not drop
+
+
+def test_devices_get_what_was_measured_on_them(monkeypatch):
+    half, full = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+    assert [choice.attention(LONG + more, 64, full) for more in (-1, 0)] == ["at once", "one by one"]
+    assert [choice.positions(choice.WORTH + more) for more in (-1, 0)] == ["plain", "fourier"]
+    assert choice.prepared_positions() == "fourier"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(choice, "nvidia", lambda capability=0.0: capability <= 7.5)
+    assert choice.attention(LONG, 64, half) == "at once"  # too old
+    assert choice.positions(1) == choice.prepared_positions() == "banded"
+    monkeypatch.setattr(choice, "nvidia", lambda capability=0.0: True)
+    asked = [(64, half), (64, full), (60, half), (136, half)]
+    assert [choice.attention(9, *each) for each in asked] == ["flash", "at once", "at once", "at once"]
+    monkeypatch.setattr(choice, "nvidia", lambda capability=0.0: False)
+    assert choice.positions(10**6) == "plain"
+    assert choice.prepared_positions() is None
 
 
 def test_gradients_are_those_of_all_heads_at_once(key):

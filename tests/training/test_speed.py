@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from jaxssl.latency import Load, race
+from jaxssl.latency import Load, Program, race
 from jaxssl.models import cost
 from jaxssl.models.arch import Dropout, melhubert
 from jaxssl.models.model import apply, init, shapes
@@ -80,3 +80,12 @@ def test_models_without_output_and_utterances_without_frames_are_refused():
         speed.objective(UNEVEN)
     with pytest.raises(InputError, match="0.01 s give 0 frames"):
         speed.example(MEL, Load(0.01, 1))
+
+
+def test_programs_settle_before_they_are_timed():
+    """Each runs twice in its turn, and once is timed."""
+    order: list[str] = []
+    programs = {name: Program(lambda name=name: order.append(name), LOAD, 0.0, 0.0, None) for name in "ab"}
+    timings = race(programs, rounds=2, warmup=0, settle=True)
+    assert order == list("aabb" * 2)
+    assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 2, "b": 2}
