@@ -20,16 +20,24 @@ def remember() -> Path | None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return None
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "jaxssl" / f"compiled-{_processor()}"
+    folder = place("compiled")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
 
 
+def place(kind: str) -> Path:
+    """Return the folder in the user's cache for that kind of programs; it need not exist.
+
+    Each kind of processor has its own: a home folder may be shared by machines that cannot run each other's programs.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "jaxssl" / f"{kind}-{_processor()}"
+
+
 def _processor() -> str:
-    """Name this kind of processor: a home folder may be shared by machines that cannot run each other's programs."""
+    """Name this kind of processor by what it can do."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxssl.models import choice
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import Params
 from jaxssl.prepare import prepared
@@ -185,6 +186,7 @@ def machine(dtype: Any) -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "processor": _processor(),
+        "kernels": choice.kernels(),
         "cores": os.cpu_count(),
         "dtype": jnp.dtype(dtype).name,
         "jax": jax.__version__,

@@ -7,11 +7,21 @@ import jax.numpy as jnp
 from jax import Array
 from jax.export import is_symbolic_dim
 
+from jaxssl import native
 from jaxssl.models import choice
 from jaxssl.models.bits import kept
 
 
-def attend(q: Array, k: Array, v: Array, valid: Array | None, *, rate: float = 0.0, key: Array | None = None) -> Array:
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    valid: Array | None,
+    *,
+    rate: float = 0.0,
+    key: Array | None = None,
+    prepared: bool = False,
+) -> Array:
     """Let every frame look at every valid one.
 
     Args:
@@ -21,6 +31,7 @@ def attend(q: Array, k: Array, v: Array, valid: Array | None, *, rate: float = 0
         valid: (batch, time), false where a key is padding, which is at the end; None: all are valid.
         rate: of dropout of what a frame takes from another.
         key: of dropout; None without any.
+        prepared: whether the model is for running only (`jaxssl.prepare`).
 
     Returns:
         (batch, time, heads, head_dim), in float32 or `v`'s dtype.
@@ -29,7 +40,9 @@ def attend(q: Array, k: Array, v: Array, valid: Array | None, *, rate: float = 0
     if is_symbolic_dim(time):  # an exported program, for lengths and devices that are not known yet
         seen = jnp.ones((q.shape[0], time), bool) if valid is None else valid
         return jax.lax.platform_dependent(q, k, v, seen, cpu=_one_by_one, default=_at_once)
-    match choice.attention(time, q.shape[3], v.dtype):
+    match choice.attention(time, q.shape[3], v.dtype, prepared=prepared):
+        case "native" if key is None:
+            return native.attention(q, k, v, valid)
         case "flash" if key is None:
             return _flash(q, k, v, valid)
         case "one by one":

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from compress.errors import InputError
 from compress.quantize import rounded
+from jaxssl import native
 from jaxssl.models import choice
 from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.attend import attend
@@ -107,11 +108,13 @@ class Dense(nnx.Module):
         rank: int | None = None,
         packed: tuple[int, int] | None = None,
         int8: bool = False,
+        prepared: bool = False,
         kernel_init: Init = encoder_init,
         bias_init: Init = initializers.zeros,
         rngs: nnx.Rngs,
     ):
         self.contracted = len(inputs)
+        self.prepared, self.special = prepared, int8 or packed is not None
         self.listening = False
         if packed is not None:
             index = _spread(math.prod(inputs), math.prod(outputs), rank, *packed)
@@ -130,6 +133,9 @@ class Dense(nnx.Module):
             self.heard = nnx.Intermediate(x)
         if hasattr(self, "gate"):  # (batch or 1, time or 1, units)
             x = x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
+        if self._native(x):
+            weights = [self.kernel] if hasattr(self, "kernel") else [self.down, self.up]
+            return native.dense(x, *(each[...].astype(x.dtype) for each in (*weights, self.bias)))
         if hasattr(self, "kernel"):
             y = self._product(x, "kernel", self.contracted)
         elif hasattr(self, "blocks"):
@@ -143,6 +149,13 @@ class Dense(nnx.Module):
         """Return what the map gives for an input of no units: its bias at every frame of `x: (batch, time, …)`."""
         bias = self.bias[...].astype(x.dtype)
         return jnp.broadcast_to(bias, (*x.shape[:2], *bias.shape))
+
+    def _native(self, x: Array) -> bool:
+        """Tell whether the map of `x` is left to our kernels."""
+        if not self.prepared or self.special or any(map(is_symbolic_dim, x.shape)):
+            return False
+        rank = self.up.shape[0] if hasattr(self, "up") else None
+        return choice.dense(x.shape[0] * x.shape[1], math.prod(self.bias.shape), rank, x.dtype) == "native"
 
     def _hold(self, name: str, array: Array, inputs: int, int8: bool) -> None:
         """Take an array of weights, of which the first `inputs` axes are inputs, as it is or in int8."""
@@ -166,12 +179,14 @@ class Attention(nnx.Module):
     def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: nnx.Rngs):
         self.heads, self.head_dim, self.reuse, self.lends = layer.heads, arch.head_dim, layer.reuse, lends
         self.rate = 0.0 if layer.reuse else arch.dropout.attention  # ARMHuBERT drops no weight of a reused map
-        inner, ranks, packed = (layer.heads, arch.head_dim), layer.ranks, layer.packed
+        self.prepared = arch.prepared
+        outer, inner, ranks, packed = (arch.width,), (layer.heads, arch.head_dim), layer.ranks, layer.packed
+        dense = partial(Dense, int8=layer.int8, prepared=arch.prepared, rngs=rngs)
         if not layer.reuse:
-            self.q = Dense((arch.width,), inner, rank=ranks.q, packed=packed.q, int8=layer.int8, rngs=rngs)
-            self.k = Dense((arch.width,), inner, rank=ranks.k, packed=packed.k, int8=layer.int8, rngs=rngs)
-        self.v = Dense((arch.width,), inner, rank=ranks.v, packed=packed.v, int8=layer.int8, rngs=rngs)
-        self.out = Dense(inner, (arch.width,), rank=ranks.out, packed=packed.out, int8=layer.int8, rngs=rngs)
+            self.q = dense(outer, inner, rank=ranks.q, packed=packed.q)
+            self.k = dense(outer, inner, rank=ranks.k, packed=packed.k)
+        self.v = dense(outer, inner, rank=ranks.v, packed=packed.v)
+        self.out = dense(inner, outer, rank=ranks.out, packed=packed.out)
 
     def __call__(
         self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Maps | None
@@ -185,7 +200,8 @@ class Attention(nnx.Module):
             return self.out.bias_alone(x), None
         if not (self.reuse or self.lends):
             rate, key = (0.0, None) if rngs is None or self.rate == 0.0 else (self.rate, rngs.dropout())
-            context = attend(self.q(x) * self.head_dim**-0.5, self.k(x), self.v(x), valid, rate=rate, key=key)
+            q = self.q(x) * self.head_dim**-0.5
+            context = attend(q, self.k(x), self.v(x), valid, rate=rate, key=key, prepared=self.prepared)
             return self.out(checkpoint_name(context.astype(x.dtype), KEPT)), None
         maps = before if self.reuse else self.maps(x, valid)
         assert maps is not None
@@ -211,9 +227,10 @@ class FeedForward(nnx.Module):
 
     def __init__(self, arch: Arch, layer: Layer, *, rngs: nnx.Rngs):
         self.units, self.rate = layer.ffn, arch.dropout.activation
-        ranks, packed = layer.ranks, layer.packed
-        self.fc1 = Dense((arch.width,), (layer.ffn,), rank=ranks.fc1, packed=packed.fc1, int8=layer.int8, rngs=rngs)
-        self.fc2 = Dense((layer.ffn,), (arch.width,), rank=ranks.fc2, packed=packed.fc2, int8=layer.int8, rngs=rngs)
+        outer, inner, ranks, packed = (arch.width,), (layer.ffn,), layer.ranks, layer.packed
+        dense = partial(Dense, int8=layer.int8, prepared=arch.prepared, rngs=rngs)
+        self.fc1 = dense(outer, inner, rank=ranks.fc1, packed=packed.fc1)
+        self.fc2 = dense(inner, outer, rank=ranks.fc2, packed=packed.fc2)
 
     def __call__(self, x: Array, rngs: nnx.Rngs | None) -> Array:
         """Map `x: (batch, time, width)` to the same shape."""

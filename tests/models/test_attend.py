@@ -45,7 +45,7 @@ def test_the_flash_kernel_is_asked_for_the_definition(key, monkeypatch, padded):
         return known(*args, implementation="xla", **words)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", plainly)
-    monkeypatch.setattr(choice, "attention", lambda *_: "flash")
+    monkeypatch.setattr(choice, "attention", lambda *_, **__: "flash")
     q, k, v = jax.random.normal(key, (3, 2, 40, 3, 4))
     valid = frame_mask(jnp.array([40, 17]), 40) if padded else None
     np.testing.assert_allclose(attend(q, k, v, valid), plain(q, k, v, valid), atol=1e-5)
