@@ -66,6 +66,7 @@ def _eager(model: Model) -> Start:
 def _compiled(model: Model) -> Start:
     import torch
 
+    torch._dynamo.config.recompile_limit = 1000  # each load compiles anew; beyond it PyTorch would run eagerly
     mode = "max-autotune" if torch.cuda.is_available() else None
     run = torch.compile(_torch(model), mode=mode, dynamic=False)
     return lambda load: _torch_program(run, load)
