@@ -108,6 +108,16 @@ void tile(int height, Factor a, Factor b, int64_t depth, Result c, bool add, con
   }
 }
 
+// The same for a width of `columns`, a multiple of kLanes and kPanel at most.
+void tile(int height, int64_t columns, Factor a, Factor b, int64_t depth, Result c, bool add, const float* next) {
+  switch (columns / kLanes) {
+    case 1: return tile<1>(height, a, b, depth, c, add, next);
+    case 2: return tile<2>(height, a, b, depth, c, add, next);
+    case 3: return tile<std::min(3, kVectors)>(height, a, b, depth, c, add, next);
+    case 4: return tile<std::min(4, kVectors)>(height, a, b, depth, c, add, next);
+  }
+}
+
 // Call `work(begin, size)` on parts of `count` that differ by one at most and are no larger than `most`.
 template <class Work>
 void evenly(int64_t count, int64_t most, Work work) {
@@ -115,34 +125,32 @@ void evenly(int64_t count, int64_t most, Work work) {
   for (int64_t i = 0; i < parts; ++i) work(count * i / parts, count * (i + 1) / parts - count * i / parts);
 }
 
-// c = a · b, or c += a · b, for a of (rows, depth) and b of (depth, width × kLanes). The weights that come next, the
-// first of them at `after`, are fetched a little with each tile: memory is slower than a few rows' multiplications.
-template <int width>
-void strip(Factor a, Factor b, int64_t depth, Result c, int64_t rows, bool add, const float* after) {
-  constexpr int64_t lines = std::max<int64_t>(1, width * kLanes / kLine);
-  for (int64_t k = 0; k < depth; k += kDepth) {
-    const int64_t terms = std::min(kDepth, depth - k);
-    const float* now = b.data + k * b.stride;
-    const float* next = k + kDepth < depth ? now + kDepth * b.stride : after;
-    int64_t turn = 0;  // two for each line: the first and the second half of the rows
-    evenly(rows, kRows, [&](int64_t i, int64_t height) {
-      const float* wanted = next + turn / 2 * kLine + turn % 2 * (terms / 2) * b.stride;
-      tile<width>(height, {a.data + i * a.stride + k, a.stride}, {now, b.stride}, terms,
-                  {c.data + i * c.stride, c.stride}, add || k > 0, turn < 2 * lines ? wanted : now);
-      ++turn;
-    });
-  }
-}
+// Columns of a panel that begins at `j`.
+int64_t width(int64_t j, int64_t columns) { return std::min<int64_t>(kPanel, columns - j); }
 
-// The same for b of (depth, columns), columns a multiple of kLanes.
+int64_t aligned(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
+
+// c = a · b, or c += a · b, for a of (rows, depth) and b of (depth, columns), columns a multiple of kLanes. The weights
+// that come next, after the last of them those at `after`, are fetched a little with each tile: memory is slower than a
+// few rows' multiplications.
 void product(Factor a, Factor b, int64_t depth, Result c, int64_t rows, int64_t columns, bool add, const float* after) {
-  int64_t j = 0;
-  for (; j + kPanel <= columns; j += kPanel)
-    strip<kVectors>(a, {b.data + j, b.stride}, depth, {c.data + j, c.stride}, rows, add,
-                    j + kPanel < columns ? b.data + j + kPanel : after);
-  for (; j < columns; j += kLanes)
-    strip<1>(a, {b.data + j, b.stride}, depth, {c.data + j, c.stride}, rows, add,
-             j + kLanes < columns ? b.data + j + kLanes : after);
+  for (int64_t j = 0; j < columns; j += kPanel) {
+    const int64_t wide = width(j, columns), lines = (wide + kLine - 1) / kLine;
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      const int64_t terms = std::min(kDepth, depth - k);
+      const float* now = b.data + k * b.stride + j;
+      const float* next = k + kDepth < depth     ? now + kDepth * b.stride
+                          : j + kPanel < columns ? b.data + j + kPanel
+                                                 : after;
+      int64_t turn = 0;  // two for each line: the first and the second half of the rows
+      evenly(rows, kRows, [&](int64_t i, int64_t height) {
+        const float* wanted = next + turn / 2 * kLine + turn % 2 * (terms / 2) * b.stride;
+        tile(height, wide, {a.data + i * a.stride + k, a.stride}, {now, b.stride}, terms,
+             {c.data + i * c.stride + j, c.stride}, add || k > 0, turn < 2 * lines ? wanted : now);
+        ++turn;
+      });
+    }
+  }
 }
 
 // This thread's memory for intermediate results, at the beginning of a cache line.
@@ -202,31 +210,40 @@ float exponentials(float* scores, int64_t seen, int64_t padded) {
   return 1 / sum;
 }
 
+// Write a matrix of (rows, columns) as panels of (rows, width), one after the other, the last one filled up with zeros.
+// `at(row, column)` says where a number is.
+template <class At>
+void pack(float* to, int64_t rows, int64_t columns, At at) {
+  for (int64_t j = 0; j < columns; j += kPanel) {
+    const int64_t wide = width(j, aligned(columns)), given = std::min(wide, columns - j);
+    for (int64_t k = 0; k < rows; ++k, to += wide) {
+      for (int64_t i = 0; i < given; ++i) to[i] = *at(k, j + i);
+      std::fill(to + given, to + wide, 0.0f);
+    }
+  }
+}
+
 // Let the frames from `begin` to `end` attend, a few at a time, so that their scores stay in the cache.
 void attend(const Head& head, int64_t begin, int64_t end) {
   const int64_t stride = head.stride, size = head.size, seen = head.seen;
-  const int64_t padded = (seen + kPanel - 1) / kPanel * kPanel, wide = (size + kPanel - 1) / kPanel * kPanel;
+  const int64_t padded = aligned(seen), wide = aligned(size);
   float* keys = scratch(padded * size + seen * wide + kRows * (padded + wide));
   float* values = keys + padded * size;
   float* scores = values + seen * wide;
   float* context = scores + kRows * padded;
-  for (int64_t j = 0; j < padded; j += kPanel)  // (panels, size, kPanel)
-    for (int64_t d = 0; d < size; ++d)
-      for (int64_t i = j; i < j + kPanel; ++i)
-        keys[j * size + d * kPanel + i - j] = i < seen ? head.keys[i * stride + d] : 0;
-  for (int64_t d = 0; d < wide; d += kPanel)  // (panels, seen, kPanel)
-    for (int64_t j = 0; j < seen; ++j)
-      for (int64_t i = d; i < d + kPanel; ++i)
-        values[d * seen + j * kPanel + i - d] = i < size ? head.values[j * stride + i] : 0;
+  pack(keys, size, seen, [&](int64_t d, int64_t j) { return head.keys + j * stride + d; });
+  pack(values, seen, size, [&](int64_t j, int64_t d) { return head.values + j * stride + d; });
   evenly(end - begin, kRows, [&](int64_t offset, int64_t rows) {
     const int64_t first = begin + offset;
     const Factor queries{head.queries + first * stride, stride};
     for (int64_t j = 0; j < padded; j += kPanel)
-      tile<kVectors>(rows, queries, {keys + j * size, kPanel}, size, {scores + j, padded}, false, keys);
+      tile(rows, width(j, padded), queries, {keys + j * size, width(j, padded)}, size, {scores + j, padded}, false,
+           keys);
     float scales[kRows];
     for (int64_t i = 0; i < rows; ++i) scales[i] = exponentials(scores + i * padded, seen, padded);
     for (int64_t d = 0; d < wide; d += kPanel)
-      tile<kVectors>(rows, {scores, padded}, {values + d * seen, kPanel}, seen, {context + d, wide}, false, values);
+      tile(rows, width(d, wide), {scores, padded}, {values + d * seen, width(d, wide)}, seen, {context + d, wide},
+           false, values);
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t d = 0; d < size; ++d) head.context[(first + i) * stride + d] = context[i * wide + d] * scales[i];
   });
