@@ -261,12 +261,13 @@ def draw(path: Path, points: Sequence[Mapping[str, Any]], *, title: str) -> None
             spans = [(row["ratio"], row["ratio_low"], row["ratio_high"]) for row in rows]
             values, reach = canvas.bars(spans)
             style = {"color": canvas.COLOURS[i], "marker": canvas.MARKERS[i], "linestyle": "", "capsize": 3}
-            panel.errorbar(np.arange(len(rows)) + 0.12 * (i - 1), values, yerr=reach, label=f"over {other}", **style)
+            places = np.array([loads.index(row["load"]) for row in rows]) + 0.12 * (i - 1)
+            panel.errorbar(places, values, yerr=reach, label=f"over {other}", **style)
         panel.axhline(1, color="0.6", linestyle="--", linewidth=1)
         panel.set_xticks(range(len(loads)), loads, rotation=30, fontsize=8)
-        panel.set(title=model, ylim=(0, None))
+        panel.set(title=model)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("ours is faster by")
+    panels[0].set(ylabel="ours is faster by", ylim=(0, None))  # shared, so set when all are drawn
     canvas.finish(figure, path, title, "")
 
 

@@ -26,9 +26,12 @@ def figure(width: float, height: float) -> Any:
 
 def finish(figure: Any, path: Path, title: str, caption: str) -> None:
     """Put title and caption above the panels and one legend below, and save."""
+    from matplotlib.ticker import MaxNLocator
+
     names: dict[str, Any] = {}
     for panel in figure.axes:
-        panel.locator_params(axis="x", nbins=5)
+        if isinstance(panel.xaxis.get_major_locator(), MaxNLocator):  # ticks that a panel has set itself stay
+            panel.locator_params(axis="x", nbins=5)
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             names.setdefault(label, handle)
     width = int(figure.get_figwidth() * 13)
