@@ -45,6 +45,8 @@ def attend(
             return native.attention(q, k, v, valid)
         case "flash" if key is None:
             return _flash(q, k, v, valid)
+        case "pallas" if key is None:
+            return _pallas(q, k, v, valid)
         case "one by one":
             return _one_by_one(q, k, v, valid, rate, key)
     return _at_once(q, k, v, valid, rate, key)
@@ -54,6 +56,19 @@ def _flash(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
     """Attend without writing scores to memory."""
     keys = None if valid is None else valid.sum(1, dtype=jnp.int32)
     return jax.nn.dot_product_attention(q, k, v, scale=1.0, key_value_seq_lengths=keys, implementation="cudnn")
+
+
+def _pallas(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
+    """Attend likewise on a TPU, in whole blocks of frames."""
+    from jax.experimental.pallas.ops.tpu.flash_attention import MIN_BLOCK_SIZE, SegmentIds, flash_attention
+
+    batch, time = q.shape[:2]
+    more = -time % MIN_BLOCK_SIZE
+    seen = jnp.ones((batch, time), jnp.int32) if valid is None else valid.astype(jnp.int32)
+    keys = jnp.pad(seen, ((0, 0), (0, more)))
+    blocks = (jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, more), (0, 0))) for x in (q, k, v))
+    context = flash_attention(*blocks, segment_ids=SegmentIds(jnp.ones_like(keys), keys))
+    return context[:, :, :time].transpose(0, 2, 1, 3)
 
 
 def _at_once(q: Array, k: Array, v: Array, valid: Array | None, rate: float = 0.0, key: Array | None = None) -> Array:

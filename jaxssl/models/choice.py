@@ -6,8 +6,8 @@ positions   Fourier transform (`fourier`) from    product with bands (`banded`) 
             1000 frames of a batch on, and where
             weights are prepared; convolution
 attention   our kernel (`jaxssl.native`) where    cuDNN's flash attention in bfloat16  all heads
-            weights are prepared, in float32;     and float16; all heads together      together
-            one head after another from 512
+            weights are prepared, in float32;     and float16; all heads together      together; TPUs
+            one head after another from 512                                            see below
             frames on; all heads together
 dense maps  our kernels where weights are         plain products                       plain products
             prepared, in float32: factorised
@@ -37,6 +37,9 @@ Measured on two CPU cores with AVX-512:
 Measured on an H200 in bfloat16, 16 × 749 frames: positions of width 768 by bands 0.52 ms, by the Fourier transform
 0.81, by cuDNN's grouped convolution 1.21 alone and 18 inside the model, where XLA picks another of its kernels;
 attention in 12 heads of 64 by flash 0.30 ms, all heads together 0.86.
+
+No TPU was at hand. In bfloat16 and without dropout, Pallas' flash attention runs there from 1024 frames on, for its
+memory: the scores of 16 such utterances in 12 heads are 0.8 GB. It was interpreted and lowered, not measured.
 """
 
 from typing import Literal
@@ -50,6 +53,7 @@ from jaxssl import native
 ROW = 1000  # frames of an utterance from which a batch goes row by row
 WORTH = 1000  # frames of a batch from which the transforms of a positional kernel are paid back
 FEW = 300  # frames of a batch up to which our kernel is faster than a plain product
+HUGE = 1024  # frames of an utterance from which a TPU is spared its scores
 LONG = 512  # frames of an utterance from which one head at a time is faster
 
 
@@ -78,14 +82,17 @@ def dense(frames: int, outputs: int, rank: int | None, dtype: jnp.dtype) -> Lite
 
 def attention(
     time: int, head_dim: int, dtype: jnp.dtype, *, prepared: bool = False
-) -> Literal["native", "one by one", "flash", "at once"]:
+) -> Literal["native", "one by one", "flash", "pallas", "at once"]:
     """Choose how heads attend, without dropout and where nobody needs their maps."""
     if prepared and dtype == jnp.float32 and kernels() == "native":
         return "native"
     if jax.default_backend() == "cpu":
         return "one by one" if time >= LONG else "at once"
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    return "flash" if half and head_dim % 8 == 0 and head_dim <= 128 and nvidia(8.0) else "at once"
+    if dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8 or head_dim > 128:
+        return "at once"
+    if jax.default_backend() == "tpu":
+        return "pallas" if time >= HUGE and dtype == jnp.bfloat16 else "at once"
+    return "flash" if nvidia(8.0) else "at once"
 
 
 def rows(batch: int, frames: int) -> Literal["one by one", "together"]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from jaxssl.models import attend as attending
 from jaxssl.models import choice
@@ -120,3 +121,26 @@ def test_running_computes_what_training_does(name, key):
     runs, trains = apply(arch, params, x).hidden, apply(arch, params, x, key=key).hidden
     for one, two in zip(runs, trains, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_kernel_of_tpus_is_the_definition(key, monkeypatch, padded):
+    """Interpreted, and lowered for a TPU: there is none here to run it."""
+    monkeypatch.setattr(choice, "attention", lambda *_, **__: "pallas")
+    q, k, v = jax.random.normal(key, (3, 2, 150, 2, 64))
+    valid = frame_mask(jnp.array([150, 77]), 150) if padded else None
+    with pltpu.force_tpu_interpret_mode():
+        found = jax.jit(attend)(q / 8, k, v, valid)
+    np.testing.assert_allclose(found, plain(q / 8, k, v, valid), atol=1e-5)
+    shapes = [jax.ShapeDtypeStruct((16, 1499, 12, 64), jnp.bfloat16)] * 3
+    program = jax.export.export(jax.jit(lambda q, k, v: attend(q, k, v, None)), platforms=["tpu"])(*shapes)
+    assert "tpu_custom_call" in str(program.mlir_module())
+
+
+def test_which_attention_is_whose(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert choice.attention(1024, 64, jnp.bfloat16) == "pallas"
+    assert choice.attention(1023, 64, jnp.bfloat16) == "at once"
+    assert choice.attention(1024, 64, jnp.float32, prepared=True) == "at once"
+    assert choice.attention(1024, 256, jnp.bfloat16) == "at once"
+    assert choice.prepared_positions() is None
