@@ -38,7 +38,7 @@ constexpr int64_t kChunk = 96;             // rows of a factorised map whose mid
 constexpr int64_t kShare = 24;             // rows of a factorised map that are worth another thread
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
-typedef float Unaligned __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef float Unaligned __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
@@ -51,15 +51,14 @@ inline Vector exponential(Vector x) {
   x = larger(x, splat(-87.0f));
   const Vector magic = splat(12582912.0f);  // 1.5 × 2^23: adding it rounds to a whole number, in the low bits
   Vector whole = x * 1.44269504f + magic;
-  const Bits power = reinterpret_cast<Bits&>(whole) << 23;
+  const Bits power = (Bits)whole << 23;  // of vectors a cast keeps the bits
   whole -= magic;
   const Vector rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts
   Vector y = splat(1.9875691500e-4f);
   for (const float term : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
     y = y * rest + term;
   y = y * rest * rest + rest + 1.0f;
-  Bits scaled = reinterpret_cast<Bits&>(y) + power;
-  return reinterpret_cast<Vector&>(scaled);
+  return (Vector)((Bits)y + power);
 }
 
 struct Factor {
