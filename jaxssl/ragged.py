@@ -89,7 +89,7 @@ def _encode(
 def _check(i: int, samples: np.ndarray) -> None:
     if samples.ndim != 1 or len(samples) < SHORTEST:
         raise InputError(
-            f"utterance {i}: {samples.shape} is no waveform of {SHORTEST} samples (25 ms at 16 kHz) or more"
+            f"utterance {i}: {samples.shape}, not a waveform of {SHORTEST} samples (25 ms at 16 kHz) or more"
         )
     if bad := int(np.count_nonzero(~np.isfinite(samples))):
         raise InputError(f"utterance {i}: {bad} of {samples.size} samples are NaN or infinite; repair or leave it out")
