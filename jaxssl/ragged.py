@@ -1,6 +1,6 @@
 """Utterances of any length through a model: similar lengths together, by a few compiled programs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,34 +56,32 @@ def encode_all(
         raise InputError(f"batch {batch}: run 1 utterance or more together")
     for i, samples in enumerate(utterances):
         _check(i, samples)
-    return _encode(arch, params, utterances, stats, dtype, batch, programs, waste)
-
-
-def _encode(
-    arch: Arch,
-    params: Params,
-    utterances: Sequence[np.ndarray],
-    stats: Stats | None,
-    dtype: Any,
-    batch: int,
-    programs: int,
-    waste: float,
-) -> Iterator[tuple[int, np.ndarray]]:
     if not utterances:
-        return
+        return iter(())
     arch, params = prepared(arch, params, dtype=dtype)
-    moments = None if stats is None else (stats.mean, stats.std)
+    run = partial(_run, arch, dtype, params, None if stats is None else (stats.mean, stats.std))
     lengths = np.asarray([len(samples) for samples in utterances])
     edges = choose(lengths, batch_size=batch, most=programs, waste=waste)
     planned = plan(lengths, edges, batch_size=batch, rng=None, fill=True)
-    for bucket, rows in zip(planned.buckets, planned.rows, strict=True):
-        samples = np.zeros((batch, edges[bucket]), np.float32)
-        valid = np.full(batch, edges[bucket], np.int32)  # silence fills the last batch
-        for row, i in enumerate(rows[rows >= 0]):
-            samples[row, : lengths[i]], valid[row] = utterances[i], lengths[i]
-        last, frames = map(np.asarray, _run(arch, dtype, params, samples, valid, moments))
-        for row, i in enumerate(rows[rows >= 0]):
-            yield int(i), last[row, : frames[row]]
+    batches = zip(planned.buckets, planned.rows, strict=True)
+    return (pair for bucket, rows in batches for pair in _together(run, utterances, rows, edges[bucket]))
+
+
+def _together(
+    run: Callable[[np.ndarray, np.ndarray], tuple[Array, Array]],
+    utterances: Sequence[np.ndarray],
+    rows: np.ndarray,
+    length: int,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Run the utterances that `rows` names, padded to `length`; rows of -1, which fill a batch, are silence."""
+    samples, valid = np.zeros((len(rows), length), np.float32), np.full(len(rows), length, np.int32)
+    named = [int(i) for i in rows if i >= 0]
+    for row, i in enumerate(named):
+        valid[row] = len(utterances[i])
+        samples[row, : valid[row]] = utterances[i]
+    last, frames = map(np.asarray, run(samples, valid))
+    for row, i in enumerate(named):
+        yield i, last[row, : frames[row]]
 
 
 def _check(i: int, samples: np.ndarray) -> None:
@@ -97,7 +95,7 @@ def _check(i: int, samples: np.ndarray) -> None:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(
-    arch: Arch, dtype: Any, params: Params, samples: Array, lengths: Array, moments: tuple[Array, Array] | None
+    arch: Arch, dtype: Any, params: Params, moments: tuple[Array, Array] | None, samples: Array, lengths: Array
 ) -> tuple[Array, Array]:
     stats = None if moments is None else Stats(*moments)  # type: ignore[arg-type]  # traced arrays
     out = encode(arch, params, samples, lengths, stats=stats, dtype=dtype)

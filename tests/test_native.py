@@ -46,8 +46,8 @@ def kernels(request):
         return "jaxssl"
     if platform.machine() != "x86_64":
         pytest.skip("builds for another processor")
-    path = build.library(X86[request.param])
-    assert path != build.library()
+    path = build.shared_object(X86[request.param])
+    assert path != build.shared_object()
     native.register(path, request.param)
     return request.param
 
@@ -71,6 +71,13 @@ def test_attention(kernels, batch, time, heads, size):
 def test_rows_that_only_fill_a_batch_stay_finite(kernels):
     q, k, v = (normal(i, 1, 9, 2, 16) for i in range(3))
     assert jnp.isfinite(native.attention(q, k, v, jnp.zeros((1, 9), bool), prefix=kernels)).all()
+
+
+def test_no_rows_give_none(kernels):
+    nobody = jnp.zeros((0, 9, 2, 16))
+    assert native.attention(nobody, nobody, nobody, None, prefix=kernels).shape == nobody.shape
+    weights = normal(0, 32, 16), normal(1, 16, 48), normal(2, 48)
+    assert native.dense(jnp.zeros((0, 9, 32)), *weights, prefix=kernels).shape == (0, 9, 48)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
@@ -178,6 +185,10 @@ def test_a_second_process_takes_what_the_first_built(tmp_path):
     assert first[:2] == ("True native", "")
     assert len(first[2]) == 1
     assert run(tmp_path) == first
+
+
+def test_a_compiler_of_several_words(tmp_path):
+    assert run(tmp_path, CXX="env c++")[:2] == ("True native", "")
 
 
 def test_without_a_compiler(tmp_path):

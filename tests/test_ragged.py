@@ -36,7 +36,7 @@ def test_each_gives_what_it_gives_alone(key, name, batch):
 @pytest.mark.parametrize(("programs", "waste", "most"), [(1, 0.0, 1), (3, 0.0, 3), (8, 0.9, 1)])
 def test_few_programs(key, monkeypatch, programs, waste, most):
     shapes, run = set(), ragged._run
-    monkeypatch.setattr(ragged, "_run", lambda *args: shapes.add(args[3].shape) or run(*args))
+    monkeypatch.setattr(ragged, "_run", lambda *args: shapes.add(args[4].shape) or run(*args))
     arch = ARCHS["mel"]
     list(encode_all(arch, init(arch, key), speech(), batch=2, programs=programs, waste=waste))
     assert 1 <= len(shapes) <= most

@@ -20,7 +20,7 @@ ALIGNED = 16  # what a map's rank and outputs are multiples of: floats of the wi
 @cache
 def ready() -> bool:
     """Tell whether the kernels are there, building them if need be."""
-    path = build.library()
+    path = build.shared_object()
     if path is not None:
         register(path)
     return path is not None

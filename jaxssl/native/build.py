@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,8 +22,8 @@ NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-mar
 PATIENCE = 120.0  # seconds
 
 
-def library(processor: str = NATIVE) -> Path | None:
-    """Return the built library; None where there is no compiler, or, with a warning, where it fails.
+def shared_object(processor: str = NATIVE) -> Path | None:
+    """Return the built file; None where there is no compiler, or, with a warning, where it fails.
 
     The environment's CXX names the compiler to use; by being empty, none.
 
@@ -32,7 +33,7 @@ def library(processor: str = NATIVE) -> Path | None:
     found = _compiler()
     if found is None:
         return None
-    told = (SOURCE.read_text(), found, processor, *FLAGS, jaxlib.version.__version__)
+    told = (SOURCE.read_text(), *found, processor, *FLAGS, jaxlib.version.__version__)
     name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
     target = place("kernels") / f"{name}.so"
     if not target.exists():
@@ -41,7 +42,7 @@ def library(processor: str = NATIVE) -> Path | None:
         except (OSError, subprocess.SubprocessError) as error:
             why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
             warnings.warn(
-                f"{SOURCE.name}: not built by {found}, so models run slower, as XLA compiles them: {why}; "
+                f"{SOURCE.name}: not built by {shlex.join(found)}, so models run slower, as XLA compiles them: {why}; "
                 "mend it, name another compiler by CXX, or none by CXX=",
                 stacklevel=2,
             )
@@ -49,18 +50,20 @@ def library(processor: str = NATIVE) -> Path | None:
     return target
 
 
-def _compiler() -> str | None:
+def _compiler() -> list[str] | None:
+    """Return the command, which CXX may give with words of its own, as "ccache g++"."""
     told = os.environ.get("CXX")
     if told is not None:
-        return shutil.which(told) or told or None
-    return next(filter(None, map(shutil.which, COMPILERS)), None)
+        return shlex.split(told) or None
+    found = next(filter(None, map(shutil.which, COMPILERS)), None)
+    return [found] if found else None
 
 
-def _build(compiler: str, processor: str, target: Path) -> None:
+def _build(compiler: list[str], processor: str, target: Path) -> None:
     """Build beside the target and put it there whole: another process may be doing the same."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        command = [compiler, *FLAGS, processor, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)]
+        command = [*compiler, *FLAGS, processor, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
         made.replace(target)

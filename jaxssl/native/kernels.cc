@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -190,11 +191,10 @@ struct Head {
   int64_t stride, size, seen;  // between frames; of a vector; keys that are not padding
 };
 
-// Turn `scores` into exp(score − largest) and return 1 / their sum; those from `seen` to `padded` become 0.
+// Turn `scores` into exp(score − largest) and return 1 / their sum; those from `seen` to `padded` count for nothing.
 float exponentials(float* scores, int64_t seen, int64_t padded) {
-  constexpr float lowest = -1e30f;
-  std::fill(scores + seen, scores + padded, lowest);
-  Vector top = splat(lowest);
+  std::fill(scores + seen, scores + padded, -FLT_MAX);
+  Vector top = splat(-FLT_MAX);
   for (int64_t j = 0; j < padded; j += kLanes) top = larger(top, load(scores + j));
   float largest = top[0];
   for (int i = 1; i < kLanes; ++i) largest = std::max(largest, top[i]);
@@ -253,6 +253,7 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Bu
                      ffi::ResultBuffer<ffi::F32> context) {
   const auto shape = q.dimensions();
   const int64_t batch = shape[0], time = shape[1], heads = shape[2], size = shape[3], count = batch * heads;
+  if (count == 0) return ffi::Error::Success();
   // Few heads on many threads: some let their frames attend in several pieces, each with keys and values of its own.
   const int64_t pieces = std::min(time, threads(pool) == 1 ? 1 : (2 * threads(pool) + count - 1) / count);
   const float *queries = q.typed_data(), *keys = k.typed_data(), *values = v.typed_data();

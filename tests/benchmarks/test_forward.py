@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import forward, rivals, variants
+from experiments import canvas
 from experiments.cli import main
 from jaxssl.latency import Load, compile_forward
 from jaxssl.models import cost
@@ -110,3 +111,21 @@ def test_impossible_requests_are_refused(tmp_path, monkeypatch, capsys):
         assert left.value.code == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_the_picture_names_every_load_and_cuts_no_point_off(tmp_path, monkeypatch):
+    """A system that lacks a load leaves its place empty, and the fastest model is in the second panel."""
+    loads, kept = [f"{seconds} s × 1" for seconds in range(1, 9)], []
+    points = [
+        {"model": model, "load": load, "system": system, "ratio": top, "ratio_low": top, "ratio_high": top}
+        for model, top in (("slow", 1.5), ("fast", 4.0))
+        for system in ("pytorch", "onnxruntime")
+        for load in (loads if system == "pytorch" else loads[3:])
+    ]
+    monkeypatch.setattr(canvas, "save", lambda figure, path: kept.append(figure))
+    forward.draw(tmp_path / "x.png", points, title="")
+    for panel in kept[0].axes:
+        assert [label.get_text() for label in panel.get_xticklabels()] == loads
+        assert panel.get_ylim()[1] > 4.0
+        places = [round(float(bar.lines[0].get_xdata()[0])) for bar in panel.containers]
+        assert places == [0, 3]
