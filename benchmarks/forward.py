@@ -24,13 +24,14 @@ import numpy as np
 
 from benchmarks import rivals, variants
 from compress.errors import InputError
-from experiments import canvas, report
-from experiments.cli import console, follow, main
-from jaxssl.latency import Load, Timing, grid, machine, matmul_peak, race, speedup
+from experiments.reports import canvas, tables
+from jaxssl.inference.latency import Load, Timing, grid, machine, matmul_peak, race, speedup
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import init
 from jaxssl.models.zoo import PRESETS
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, follow, main
 from jaxssl.training.estimate import named
 
 System = Literal["ours", "exported", "pytorch", "compiled", "onnxruntime"]
@@ -99,8 +100,8 @@ def run(config: Config) -> None:
             f"--seconds {config.seconds}, --batch {config.batch}, --rounds {config.rounds}: give 0.1, 1, 1 or more"
         )
     archs = {name: named(name, PRESETS, "model")() for name in config.arch}
-    report.claim(config.out)
-    report.write_json(
+    files.claim(config.out)
+    files.write_json(
         config.out / "config.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
     )
     peak = _peak(config.dtype)
@@ -110,7 +111,7 @@ def run(config: Config) -> None:
     parts: list[dict[str, Any]] = []
     for name, arch in archs.items():
         points += _grid(name, arch, config, peak)
-        report.show("forward passes", points, POINTS)
+        tables.show("forward passes", points, POINTS)
         if config.compressed:
             forms += _forms(name, arch, config)
             parts += _parts(name, arch, config)
@@ -122,18 +123,18 @@ def run(config: Config) -> None:
             "forms": forms,
             "parts": parts,
         }
-        report.write_json(config.out / "forward.json", values)
-        report.write_csv(config.out / "forward.csv", points)
+        files.write_json(config.out / "forward.json", values)
+        files.write_csv(config.out / "forward.csv", points)
     if leads := lead(points):
-        report.show("against the fastest of the others", leads, LEADS)
+        tables.show("against the fastest of the others", leads, LEADS)
     if forms:
-        report.show(f"compressed forms, {SHORT}, against our own dense model", forms, FORMS)
+        tables.show(f"compressed forms, {SHORT}, against our own dense model", forms, FORMS)
         columns = {
             "model": "model",
             "system": "system",
             **{f"{key}:.1f": f"{key}, ms" for key in parts[0] if key not in ("model", "system")},
         }
-        report.show(f"where the time goes, {SHORT}", parts, columns)
+        tables.show(f"where the time goes, {SHORT}", parts, columns)
     draw(
         config.out / "forward.png", points, title=f"forward passes, {config.dtype}, {machine(jnp.float32)['processor']}"
     )

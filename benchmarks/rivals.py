@@ -17,11 +17,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxssl.latency import Load, Program, compile_forward
+from jaxssl.convert.to_torch import state
+from jaxssl.inference.latency import Load, Program, compile_forward
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel, to_json
 from jaxssl.models.model import Params
-from tools.formats import Given, onnx_int8, onnx_session, write_onnx
-from tools.torch_weights import state
+from tools.pytorch.formats import Given, onnx_int8, onnx_session, write_onnx
 
 Start = Callable[[Load], Program]
 
@@ -95,7 +95,7 @@ def _torch(model: Model) -> Any:
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
 
-    from tools.standalone.model import Model as Module
+    from tools.pytorch.standalone.model import Model as Module
 
     module = Module(json.loads(json.dumps(to_json(model.arch))))
     module.load_state_dict({k: torch.tensor(v) for k, v in state(model.arch, model.params, None).items()})

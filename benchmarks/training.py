@@ -5,11 +5,11 @@
     python -m benchmarks.training --dtype bfloat16 --batch 16          # on a GPU
 
 Forward, backward and Adam, dropout on, in turns. Ours with the Transformer stack scanned, and scanned with everything
-computed again (`--stack` of the experiments); PyTorch's is `tools.torch_step`: eager, fused attention where PyTorch has
-it, fused Adam. Peak memory is on a CPU what the process held at most while it made updates, libraries included, and on
-a GPU what its allocator handed out at most. MFU is three times the forward pass's multiplications over the time, as a
-share of a plain matrix product's rate. Random weights: times do not depend on them. Needs `make torch`; 7 minutes on
-two cores. Writes training.json.
+computed again (`--stack` of the experiments); PyTorch's is `tools.pytorch.torch_step`: eager, fused attention where
+PyTorch has it, fused Adam. Peak memory is on a CPU what the process held at most while it made updates, libraries
+included, and on a GPU what its allocator handed out at most. MFU is three times the forward pass's multiplications
+over the time, as a share of a plain matrix product's rate. Random weights: times do not depend on them. Needs
+`make torch`; 7 minutes on two cores. Writes training.json.
 """
 
 import json
@@ -24,10 +24,11 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from compress.errors import InputError
-from experiments import report
-from experiments.cli import console, follow, main
-from jaxssl.latency import Load, Timing, machine, matmul_peak, speedup
+from experiments.reports import tables
+from jaxssl.inference.latency import Load, Timing, machine, matmul_peak, speedup
 from jaxssl.models.zoo import PRESETS
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, follow, main
 from jaxssl.training import speed
 from jaxssl.training.estimate import named
 
@@ -72,14 +73,14 @@ def run(config: Config) -> None:
         )
     arch = named(config.arch, PRESETS, "model")()
     load = Load(config.seconds, config.batch)
-    report.claim(config.out)
+    files.claim(config.out)
     systems = tuple(dict.fromkeys(("pytorch", *config.system)))
     told = _race(systems, config)
     peak = matmul_peak(jnp.dtype(config.dtype))  # only now: no process of ours may hold the device meanwhile
     rows = [_row(system, told, load, speed.macs(arch, load) / peak) for system in systems]
-    report.show(f"pre-training updates, {config.arch}, {load}, {config.dtype}", rows, COLUMNS)
+    tables.show(f"pre-training updates, {config.arch}, {load}, {config.dtype}", rows, COLUMNS)
     values = {"machine": machine(jnp.dtype(config.dtype)), "peak": peak, "model": config.arch, "load": str(load)}
-    report.write_json(config.out / "training.json", {**values, "rows": rows})
+    files.write_json(config.out / "training.json", {**values, "rows": rows})
     console.print(f"wrote {config.out}: training.json", markup=False)
 
 

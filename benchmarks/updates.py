@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxssl.latency import Load, Program
+from jaxssl.inference.latency import Load, Program
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import init
 from jaxssl.models.zoo import PRESETS
@@ -47,7 +47,7 @@ def ours(arch: Arch, load: Load, dtype: str, stack: Any) -> Program:
 
 def pytorch(arch: Arch, load: Load, dtype: str, _: str) -> Program:
     """Set PyTorch's update up."""
-    from tools import torch_step
+    from tools.pytorch import torch_step
 
     with jax.default_device(jax.devices("cpu")[0]):
         params = init(arch, jax.random.key(0))

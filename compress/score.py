@@ -53,7 +53,7 @@ def contribution(params: Mapping[str, Any], matrix: Matrix, axis: Axis, moment: 
         params: the tree.
         matrix: the map that the units feed, `axis.into`; each of `axis.feeds` where they are several.
         axis: whose units to score.
-        moment: second moment E[x xᵀ] of the map's inputs, (fan_in, fan_in), as `jaxssl.calibration.moments` gives it.
+        moment: second moment E[x xᵀ] of the map's inputs, (fan_in, fan_in), as a calibration gives it.
 
     Returns:
         Scores, (axis.size,), float64.

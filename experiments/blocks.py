@@ -11,7 +11,7 @@ float32, within 1e-5 of those of the dense block with the same zeros.
 The default takes about 15 seconds on two CPU cores (AVX2). Measured there, while other work ran: with three quarters of
 the blocks gone 1.7 times as fast as dense in blocks of 32, 2.1 in blocks of 64 and 2.2 in blocks of 128 (which leave
 71 % out, for few are there to choose from); with nine tenths gone 4.3, 5.9 and 5.3. What a whole model gains is another
-question, and `jaxssl.specialise` asks it map by map.
+question, and `jaxssl.inference.specialise` asks it map by map.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +27,13 @@ from jax import Array
 from compress.address import Matrix, Tree, get
 from compress.blocks import pack
 from compress.errors import InputError
-from experiments import report
-from experiments.cli import console, follow, main, progress
-from jaxssl.latency import Load, Program, Timing, machine, race, speedup
+from experiments.reports import tables
+from jaxssl.inference.latency import Load, Program, Timing, machine, race, speedup
+from jaxssl.inference.specialise import SIZES, compiled
 from jaxssl.models.block_product import block_product
 from jaxssl.models.layers import gelu
-from jaxssl.specialise import SIZES, compiled
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, follow, main, progress
 
 TOLERANCE = 1e-5  # relative, of float32 outputs
 FRAME_S = 0.02
@@ -109,8 +110,8 @@ COLUMNS = {
 def run(config: Config) -> None:
     """Carry out the measurement and write its report."""
     _check(config)
-    report.claim(config.out)
-    report.write_json(config.out / "config.json", {k: str(v) if k == "out" else v for k, v in vars(config).items()})
+    files.claim(config.out)
+    files.write_json(config.out / "config.json", {k: str(v) if k == "out" else v for k, v in vars(config).items()})
     x = jax.random.normal(jax.random.key(config.seed), (config.batch, round(config.seconds / FRAME_S), config.width))
     dense = weights(config)
     wanted = [(sparsity, size) for sparsity in config.sparsity for size in config.size]
@@ -122,9 +123,9 @@ def run(config: Config) -> None:
     rows = [_row("dense", None, timings["dense"], timings["dense"], None)]
     for i, each in enumerate(variants):
         rows.append(_row(f"{each.size} × {each.size}", each, timings[str(i)], timings["dense"], errors[i]))
-    report.show(f"{config.width} → {config.hidden} → {config.width}, {config.dtype}, {config.load}", rows, COLUMNS)
-    report.write_csv(config.out / "blocks.csv", rows)
-    report.write_json(config.out / "report.json", {"machine": machine(jnp.dtype(config.dtype)), "points": rows})
+    tables.show(f"{config.width} → {config.hidden} → {config.width}, {config.dtype}, {config.load}", rows, COLUMNS)
+    files.write_csv(config.out / "blocks.csv", rows)
+    files.write_json(config.out / "report.json", {"machine": machine(jnp.dtype(config.dtype)), "points": rows})
     console.print(f"wrote {config.out}: blocks.csv, report.json", markup=False)
 
 

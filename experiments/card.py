@@ -31,17 +31,19 @@ import jax
 import numpy as np
 
 from compress.errors import InputError
-from experiments import report
-from experiments.cli import console, main
-from experiments.probing import Sides, System, all_layers, classes, examples, log_mel, probe, spoken
-from experiments.recovery import own_quality
-from experiments.source import Model, Speech, load_model, with_stats
-from experiments.tasks import Corpus, batches, by_speaker, equalised, sentences
+from experiments.curves.measures import Row
+from experiments.curves.recovery import own_quality
+from experiments.probes.probing import Sides, System, all_layers, classes, examples, log_mel, probe, spoken
+from experiments.probes.tasks import Corpus, batches, by_speaker, equalised, sentences
+from experiments.reports import tables
 from jaxssl.data import corpora
+from jaxssl.inference.source import Model, Speech, load_model, with_stats
+from jaxssl.inference.upstream import mel_inputs
 from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, main
 from jaxssl.training.probe import Score, difference
-from jaxssl.upstream import mel_inputs
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def run(config: Config) -> None:
     """Carry out the comparisons and write their report."""
     if config.limit < 8 or config.frames < 100:
         raise InputError(f"--limit {config.limit} --frames {config.frames}: give 8 utterances and 100 frames or more")
-    report.claim(config.out)
+    files.claim(config.out)
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
-    report.write_json(config.out / "config.json", plain)
+    files.write_json(config.out / "config.json", plain)
     model = load_model(config.model, seed=config.seed)
     corpora_ = _corpora(config, log_mel(model.arch))
     model = with_stats(model, Speech(tuple(batch for _, batch in batches(corpora_[0].signals)), (), ()))
@@ -77,14 +79,14 @@ def run(config: Config) -> None:
 
     heard = systems(model, seed=config.seed)
     rows = [row for corpus in corpora_ for row in compare(corpus, heard, seed=config.seed)]
-    report.show(f"{model.name}: accuracy of linear probes", rows, COLUMNS)
-    report.show("share of each layer (0: input of the first)", *_by_layer(rows))
+    tables.show(f"{model.name}: accuracy of linear probes", rows, COLUMNS)
+    tables.show("share of each layer (0: input of the first)", *_by_layer(rows))
     quality = _masked_prediction(config, model)
     if quality:
-        report.show("masked prediction of its own targets", [quality], QUALITY)
-    report.write_csv(config.out / "card.csv", rows)
+        tables.show("masked prediction of its own targets", [quality], QUALITY)
+    files.write_csv(config.out / "card.csv", rows)
     values = {"model": model.name, "notes": model.notes, "probes": rows, "masked_prediction": quality}
-    report.write_json(config.out / "report.json", values)
+    files.write_json(config.out / "report.json", values)
     console.print(f"wrote {config.out}: report.json, card.csv", markup=False)
 
 
@@ -173,7 +175,7 @@ def _row(task: str, name: str, sides: Sides, score: Score) -> dict[str, Any]:
     }
 
 
-def _by_layer(rows: Sequence[report.Row]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _by_layer(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Turn the layers' shares into table rows, and the columns to show them by."""
     names = {"task": "task", "system": "features"}
     deep = [{**row, **{str(i): x for i, x in enumerate(row["layers"])}} for row in rows if len(row["layers"]) > 1]

@@ -34,18 +34,18 @@ from compress.errors import InputError
 from compress.lowrank import check_rank, decompose, factorise
 from compress.sparse import Masks, check_sparsity
 from experiments import weights
-from experiments.cli import console, main
-from experiments.curve import Curve
-from experiments.lesson import Lesson
-from experiments.points import Bench, Subject
-from experiments.pruning import Job, dense_teaches, draw, open_job, open_model, trained
-from experiments.schedule import Schedule
-from experiments.units import Units, unit_event
-from jaxssl.calibration import moments
+from experiments.curves.curve import Curve
+from experiments.curves.points import Bench, Subject
+from experiments.curves.pruning import Job, dense_teaches, draw, open_job, open_model, trained
+from experiments.curves.schedule import Schedule
+from experiments.curves.units import Units, unit_event
+from jaxssl.analysis.calibration import moments
 from jaxssl.models.arch import Arch
 from jaxssl.models.describe import describe
 from jaxssl.models.sites import matrices
+from jaxssl.runtime.cli import console, main
 from jaxssl.training.calendar import Calendar
+from jaxssl.training.lesson import Lesson
 
 Kind = Literal["layers", "heads", "rows", "rank", "svd", "weights"]
 ALONE: dict[Kind, str] = {

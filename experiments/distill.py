@@ -33,21 +33,21 @@ from compress.address import Tree
 from compress.errors import InputError
 from compress.plan import Heads, Layers, LowRank, Rows, Sites, Step
 from compress.plan import run as run_plan
-from experiments.cli import main
-from experiments.corpus import Data
-from experiments.curve import Curve
-from experiments.lesson import Choose, Lesson, check_teacher, soft_labels
-from experiments.points import Subject
-from experiments.pruning import Job, open_job, open_model, prune
-from experiments.schedule import Schedule
-from experiments.source import Model, in_float, load_model
-from experiments.sweep import Event
+from experiments.curves.curve import Curve
+from experiments.curves.points import Subject
+from experiments.curves.pruning import Job, open_job, open_model, prune
+from experiments.curves.schedule import Schedule
+from experiments.curves.sweep import Event
+from jaxssl.inference.source import Model, in_float, load_model
 from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.model import init
 from jaxssl.models.sites import axes, matrices
+from jaxssl.runtime.cli import main
 from jaxssl.training import hidden_states
 from jaxssl.training.calendar import Calendar
+from jaxssl.training.corpus import Data
+from jaxssl.training.lesson import Choose, Lesson, check_teacher, soft_labels
 
 
 @dataclass(frozen=True, kw_only=True)

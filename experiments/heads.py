@@ -21,10 +21,10 @@ as fast; where the time gains less than 0.8 of what MACs promise, the run says w
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.cli import main
-from experiments.schedule import Schedule
-from experiments.units import Units, run_units
-from jaxssl.training.paper import PAPER_HEADS, PAPER_HEADS_KEPT
+from experiments.curves.schedule import Schedule
+from experiments.curves.units import Units, run_units
+from jaxssl.runtime.cli import main
+from jaxssl.training.study_schedules import PAPER_HEADS, PAPER_HEADS_KEPT
 
 PAPER = Schedule(PAPER_HEADS, PAPER_HEADS_KEPT)
 

@@ -5,9 +5,9 @@
     python -m experiments.heads_atlas MODEL --pruned runs/heads runs/heads-gradient --audio SPEECH --gradient
 
 On a few utterances, the embedded corpus by default, attention maps of every head are computed without padding, measured
-(`jaxssl.attention`: distance, entropy, verticality, diagonality) and averaged over utterances, maps after they were
-brought to one size. Beside them stand the scores that `experiments.heads` prunes by. Heads whose map is reused by later
-layers (ARMHuBERT) are listed with the layer that makes it.
+(`analysis.attention_maps`: distance, entropy, verticality, diagonality) and averaged over utterances, maps after they
+were brought to one size. Beside them stand the scores that `experiments.heads` prunes by. Heads whose map is reused by
+later layers (ARMHuBERT) are listed with the layer that makes it.
 
 With --pruned, the runs must have pruned this very model. For each of their points the kept heads are named, and a
 permutation test within layers asks whether they are more diagonal than as many heads drawn by chance: p one-sided, and
@@ -31,20 +31,23 @@ import numpy as np
 import tyro
 
 from compress.errors import InputError
-from experiments import heads, pictures, report
-from experiments.cli import console, follow, main
-from experiments.points import Subject
-from experiments.pruning import Job
-from experiments.recovery import speech_with_targets
-from experiments.settings import plain
-from experiments.source import Model, Speech, load_model, load_speech, with_stats
-from experiments.survivors import Point, by_chance, head_axes, read_points
-from experiments.units import score
-from jaxssl.attention import attention_maps, measure, resample
-from jaxssl.calibration import Batch
+from experiments import heads
+from experiments.curves.measures import Row
+from experiments.curves.points import Subject
+from experiments.curves.pruning import Job
+from experiments.curves.recovery import speech_with_targets
+from experiments.curves.survivors import Point, by_chance, head_axes, read_points
+from experiments.curves.units import score
+from experiments.reports import pictures, tables
+from jaxssl.analysis.attention_maps import attention_maps, measure, resample
+from jaxssl.analysis.calibration import Batch
+from jaxssl.inference.source import Model, Speech, load_model, load_speech, with_stats
+from jaxssl.inference.specialise import dequantized, unpacked
+from jaxssl.inference.upstream import mel_inputs
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
-from jaxssl.specialise import dequantized, unpacked
-from jaxssl.upstream import mel_inputs
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, follow, main
+from jaxssl.training.settings import plain
 
 Measure = Literal["distance", "entropy", "globalness", "verticality", "diagonality", "cumulative_diagonality"]
 Score = Literal["l1", "activation", "gradient"]
@@ -95,10 +98,10 @@ class Atlas:
     """
 
     model: Model
-    rows: Sequence[report.Row]
+    rows: Sequence[Row]
     maps: Mapping[str, np.ndarray]
     runs: Mapping[str, Sequence[Point]]
-    tests: Sequence[report.Row]
+    tests: Sequence[Row]
     notes: Sequence[str]
 
 
@@ -106,8 +109,8 @@ def run(config: Config) -> None:
     """Carry out the experiment."""
     model = _open(config)
     read = {str(folder): read_points(folder, model.arch, model.params) for folder in config.pruned}
-    report.claim(config.out)
-    report.write_json(config.out / "config.json", plain(config))
+    files.claim(config.out)
+    files.write_json(config.out / "config.json", plain(config))
     speech = load_speech(config.audio, limit=config.limit, batch=1)
     model = with_stats(model, speech)
     notes = [*model.notes, *speech.notes, HEARD]
@@ -214,7 +217,7 @@ def frame_ms(arch: Arch) -> float:
     return float(1000 * samples * arch.time_reduction / SAMPLE_RATE)
 
 
-def point_rows(name: str, points: Sequence[Point], rows: Sequence[report.Row], config: Config) -> list[dict[str, Any]]:
+def point_rows(name: str, points: Sequence[Point], rows: Sequence[Row], config: Config) -> list[dict[str, Any]]:
     """Return a row for each point of a run: what it kept by layer, and whether that is more diagonal than chance."""
     values: dict[str, list[float]] = {}
     for row in rows:
@@ -264,14 +267,14 @@ def _show(config: Config, atlas: Atlas) -> None:
     columns = {k: v for k, v in HEADS.items() if k.partition(":")[0] in rows[0]}
     columns |= {f"kept {name}": f"kept to ({Path(name).name})" for name in atlas.runs}
     frame = f"distance in frames of {frame_ms(atlas.model.arch):g} ms"
-    report.show(f"heads of {atlas.model.name}: {frame}; entropy (globalness) in nats", rows, columns)
+    tables.show(f"heads of {atlas.model.name}: {frame}; entropy (globalness) in nats", rows, columns)
     for name in atlas.runs:
         mine = [row for row in atlas.tests if row["run"] == name]
         layers = {key: key.replace("_", " ") for row in mine for key in row if key.startswith("layer_")}
-        report.show(f"{name}: heads kept of each layer", mine, {"point": "point", **layers})
+        tables.show(f"{name}: heads kept of each layer", mine, {"point": "point", **layers})
         title = f"{name}: are they more diagonal than chance? {config.permutations} permutations within layers"
         known = {key for row in mine for key, value in row.items() if value is not None}
-        report.show(title, mine, {k: v for k, v in TESTS.items() if k.partition(":")[0] in known})
+        tables.show(title, mine, {k: v for k, v in TESTS.items() if k.partition(":")[0] in known})
 
 
 def _write(out: Path, atlas: Atlas) -> None:
@@ -283,12 +286,12 @@ def _write(out: Path, atlas: Atlas) -> None:
         title=f"{name}: mean attention of every head; who looks downwards, what is looked at to the right",
         caption=_caption(list(atlas.runs)),
     )
-    report.write_csv(out / "heads.csv", atlas.rows)
+    files.write_csv(out / "heads.csv", atlas.rows)
     if atlas.runs:
-        report.write_csv(out / "points.csv", atlas.tests)
+        files.write_csv(out / "points.csv", atlas.tests)
     values = {"model": name, "notes": atlas.notes, "frame_ms": frame_ms(arch), "tested": TESTED, "heads": atlas.rows}
     kept = {run: [asdict(point) for point in points] for run, points in atlas.runs.items()}
-    report.write_json(out / "report.json", {**values, "points": atlas.tests, "kept": kept})
+    files.write_json(out / "report.json", {**values, "points": atlas.tests, "kept": kept})
     console.print(f"wrote {out}: atlas.png, heads.csv, {'points.csv, ' * bool(atlas.runs)}report.json", markup=False)
 
 

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from compress.quantize import bfloat16
-from experiments.cli import console, main
-from experiments.curve import Curve
-from experiments.points import Bench, Subject
-from experiments.pruning import draw, open_job, open_model
-from experiments.schedule import Schedule
-from jaxssl.specialise import quantized
+from experiments.curves.curve import Curve
+from experiments.curves.points import Bench, Subject
+from experiments.curves.pruning import draw, open_job, open_model
+from experiments.curves.schedule import Schedule
+from jaxssl.inference.specialise import quantized
+from jaxssl.runtime.cli import console, main
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.probe import interval
 

@@ -31,23 +31,23 @@ import numpy as np
 from compress.address import Axis, Tree
 from compress.edit import cut
 from compress.errors import InputError
-from experiments.cli import console, main
-from experiments.curve import Curve
-from experiments.fit import Programs, Run, open_run
-from experiments.lesson import Lesson, check_teacher
-from experiments.points import Bench, Subject
-from experiments.pruning import Job, draw, open_job, open_model, trained
-from experiments.schedule import Schedule
-from experiments.settings import optimizer
+from experiments.curves.curve import Curve
+from experiments.curves.points import Bench, Subject
+from experiments.curves.pruning import Job, draw, open_job, open_model, trained
+from experiments.curves.schedule import Schedule
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.models.describe import describe
 from jaxssl.models.model import Params
 from jaxssl.models.sites import axes, channels
+from jaxssl.runtime.cli import console, main
 from jaxssl.training import gates
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.distillation import joined, split
+from jaxssl.training.fit import Programs, Run, open_run
 from jaxssl.training.hidden_states import dphubert
+from jaxssl.training.lesson import Lesson, check_teacher
+from jaxssl.training.settings import optimizer
 from jaxssl.training.sharding import fetch, shardings
 from jaxssl.training.step import State, compile_step, start
 

@@ -28,18 +28,19 @@ import jax
 import jax.numpy as jnp
 
 from compress.errors import InputError
-from experiments import report
-from experiments.cli import console, follow, main, progress
-from jaxssl.latency import Load, Program, Timing, compile_forward, grid, machine, matmul_peak, race, speedup
+from experiments.reports import tables
+from jaxssl.inference.latency import Load, Program, Timing, compile_forward, grid, machine, matmul_peak, race, speedup
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Stack, init
 from jaxssl.models.zoo import PRESETS
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, follow, main, progress
 from jaxssl.training import speed
 from jaxssl.training.estimate import named
 
 if TYPE_CHECKING:
-    from experiments.source import Model
+    from jaxssl.inference.source import Model
 
 TORCH = "pytorch"
 
@@ -120,12 +121,12 @@ def run(config: Config) -> None:
     _check(config)
     out = config.out or Path("runs/latency-train" if config.train else "runs/latency")
     archs = {name: named(name, PRESETS, "model")() for name in config.arch} if config.train else {}
-    report.claim(out)
-    report.write_json(out / "config.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()})
+    files.claim(out)
+    files.write_json(out / "config.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()})
     rows, values = _updates(archs, config) if config.train else _forward(config)
-    report.show("pre-training updates" if config.train else "latency", rows, TRAINED if config.train else COLUMNS)
-    report.write_csv(out / "latency.csv", rows)
-    report.write_json(out / "report.json", {"machine": machine(config.precision), **values, "points": rows})
+    tables.show("pre-training updates" if config.train else "latency", rows, TRAINED if config.train else COLUMNS)
+    files.write_csv(out / "latency.csv", rows)
+    files.write_json(out / "report.json", {"machine": machine(config.precision), **values, "points": rows})
     console.print(f"wrote {out}: latency.csv, report.json", markup=False)
 
 
@@ -142,7 +143,7 @@ def _check(config: Config) -> None:
 
 def _forward(config: Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Time forward passes; return the report's points and what else it says."""
-    from experiments.source import load_model  # --train runs where what reads audio is not installed
+    from jaxssl.inference.source import load_model  # --train runs where what reads audio is not installed
 
     models = [load_model(config.model, seed=config.seed)]
     if config.against is not None:
@@ -212,7 +213,7 @@ def _torch() -> Any:
     """Return the PyTorch formulation, None where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return None
-    from tools import torch_step
+    from tools.pytorch import torch_step
 
     return torch_step
 

@@ -30,19 +30,21 @@ from compress.address import Matrix
 from compress.errors import InputError
 from compress.lowrank import Decomposition, decompose, factorise, fit
 from compress.plan import match_paths
-from experiments import pictures, report
-from experiments.cli import console, follow, main, progress
-from experiments.recovery import open_recovery
-from experiments.source import Model, Speech, in_float, load_model, load_speech, with_stats
-from experiments.targets import Ranks, Target, check, parse, ranks_for
-from jaxssl.calibration import distance, moments
+from experiments.curves.measures import Row
+from experiments.curves.recovery import open_recovery
+from experiments.curves.targets import Ranks, Target, check, parse, ranks_for
+from experiments.reports import pictures, tables
+from jaxssl.analysis.calibration import distance, moments
 from jaxssl.data.logmel import stats_bytes
-from jaxssl.latency import Load, Timing, compile_forward, machine, race, speedup
+from jaxssl.inference.latency import Load, Timing, compile_forward, machine, race, speedup
+from jaxssl.inference.source import Model, Speech, in_float, load_model, load_speech, with_stats
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Arch
 from jaxssl.models.describe import describe
 from jaxssl.models.model import Params
 from jaxssl.models.sites import matrices
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, follow, main, progress
 
 Method = Literal["svd", "activation"]
 
@@ -103,8 +105,8 @@ def run(config: Config) -> None:
     if not config.method:
         raise InputError("--method: name svd, activation or both")
     targets = parse(config.rank, config.energy, config.budget)
-    report.claim(config.out)
-    report.write_json(config.out / "config.json", {k: _plain(v) for k, v in vars(config).items()})
+    files.claim(config.out)
+    files.write_json(config.out / "config.json", {k: _plain(v) for k, v in vars(config).items()})
     if config.steps < 0:
         raise InputError(f"--steps {config.steps}: 0 trains nothing, more recovers")
     model = in_float(load_model(config.model, seed=config.seed))
@@ -119,7 +121,7 @@ def run(config: Config) -> None:
     found, seen = analyse(model, chosen, speech, config.method)
     variants = [variant for method in config.method for variant in _plan(targets, method, model.arch, found[method])]
     maps = [row for variant in variants for row in map_rows(model.params, variant, found[variant.method], seen)]
-    report.show("every map", maps, MAP_COLUMNS)
+    tables.show("every map", maps, MAP_COLUMNS)
 
     built = {v.name: _build(model, v, found[v.method]) for v in variants}
     trained, quality = _recover(config, model, built) if config.steps else (built, {})
@@ -130,11 +132,11 @@ def run(config: Config) -> None:
     for row in rows:
         row |= quality.get(row["name"], {})
         row["bytes"] = _save(config, row["name"], model, trained.get(row["name"], (model.arch, model.params)))
-    report.show(f"{model.name}, {config.dtype}, {config.seconds:g} s × 1", rows, COLUMNS)
+    tables.show(f"{model.name}, {config.dtype}, {config.seconds:g} s × 1", rows, COLUMNS)
     if quality:
-        report.show(f"held-out speech, {config.steps} updates of training; dense: the control", rows, QUALITY)
-    report.show("relative error by layer (0: input of the first)", *_by_layer(rows, "layer_errors"))
-    report.show("cosine by layer", *_by_layer(rows, "layer_cosines"))
+        tables.show(f"held-out speech, {config.steps} updates of training; dense: the control", rows, QUALITY)
+    tables.show("relative error by layer (0: input of the first)", *_by_layer(rows, "layer_errors"))
+    tables.show("cosine by layer", *_by_layer(rows, "layer_cosines"))
     _write(config, model, notes, maps, rows)
 
 
@@ -303,7 +305,7 @@ def _row(
     }
 
 
-def _by_layer(rows: Sequence[report.Row], key: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _by_layer(rows: Sequence[Row], key: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Turn per-layer lists into table rows, and the columns to show them by."""
     flat = [{"name": row["name"], **{str(i): x for i, x in enumerate(row[key])}} for row in rows[1:]]
     return flat, {"name": "model", **{f"{i}:.3f": str(i) for i in range(len(rows[0][key]))}}
@@ -323,16 +325,14 @@ def _save(config: Config, name: str, model: Model, built: tuple[Arch, Params]) -
     return checkpoint.size_on_disk(folder)
 
 
-def _write(
-    config: Config, model: Model, notes: Sequence[str], maps: Sequence[report.Row], rows: Sequence[report.Row]
-) -> None:
+def _write(config: Config, model: Model, notes: Sequence[str], maps: Sequence[Row], rows: Sequence[Row]) -> None:
     out = config.out
-    report.write_csv(out / "maps.csv", maps)
-    report.write_csv(out / "tradeoff.csv", rows)
+    files.write_csv(out / "maps.csv", maps)
+    files.write_csv(out / "tradeoff.csv", rows)
     caption = notes[0] if not model.trained else f"{config.dtype}, {config.seconds:g} s × 1"
     pictures.draw_tradeoff(out / "tradeoff.png", rows, title=f"Low rank: {model.name}", caption=caption)
     values = {"notes": notes, "model": model.name, "machine": machine(jnp.dtype(config.dtype))}
-    report.write_json(out / "report.json", {**values, "models": rows, "maps": maps})
+    files.write_json(out / "report.json", {**values, "models": rows, "maps": maps})
     console.print(f"wrote {out}: report.json, tradeoff.csv, maps.csv, tradeoff.png, models/", markup=False)
 
 

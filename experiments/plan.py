@@ -31,17 +31,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
-from experiments.cli import console, main
-from experiments.curve import Curve
-from experiments.lesson import Lesson
-from experiments.options import FAMILIES
-from experiments.points import Bench, Subject
-from experiments.pruning import Job, conclude, dense_teaches, draw, open_job, open_model, trained
-from experiments.schedule import Schedule
-from experiments.search import Budget, Search
+from experiments.curves.curve import Curve
+from experiments.curves.options import FAMILIES
+from experiments.curves.points import Bench, Subject
+from experiments.curves.pruning import Job, conclude, dense_teaches, draw, open_job, open_model, trained
+from experiments.curves.schedule import Schedule
+from experiments.curves.search import Budget, Search
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
+from jaxssl.runtime.cli import console, main
 from jaxssl.training.calendar import Calendar
+from jaxssl.training.lesson import Lesson
 from jaxssl.training.probe import interval
 
 Build = Callable[[], Subject | None]

@@ -25,8 +25,6 @@ from typing import Any, Literal
 import numpy as np
 
 from compress.errors import InputError
-from experiments.cli import console, main, messages, progress
-from experiments.hidden import hidden
 from jaxssl.data import corpora, features, prepared
 from jaxssl.data.arrays import read_array
 from jaxssl.data.audio import read
@@ -36,6 +34,8 @@ from jaxssl.data.manifest import Manifest, split
 from jaxssl.data.mfcc import mfcc
 from jaxssl.data.prepared import PERIOD_MS, Labels, Prepared
 from jaxssl.data.quality import entropy, phone_quality
+from jaxssl.inference.layers_of_corpus import hidden
+from jaxssl.runtime.cli import console, main, messages, progress
 
 MINUTES = 20.0  # of embedded speech
 

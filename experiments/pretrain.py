@@ -20,18 +20,20 @@ from typing import Any, Literal
 import jax
 
 from compress.errors import InputError
-from experiments import pictures, prepare, report
-from experiments.cli import Preempted, console, main
-from experiments.corpus import Data, load_data
-from experiments.fit import Fitted, fit
-from experiments.settings import Training, claim
-from experiments.source import in_float, load_model
+from experiments import prepare
+from experiments.reports import pictures, tables
 from jaxssl.data.logmel import stats_bytes
+from jaxssl.inference.source import in_float, load_model
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Arch, CosineHead, LogMel
 from jaxssl.models.model import Params, init
 from jaxssl.models.zoo import PRESETS
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import Preempted, console, main
 from jaxssl.training import distributed, estimate
+from jaxssl.training.corpus import Data, load_data
+from jaxssl.training.fit import Fitted, fit
+from jaxssl.training.settings import Training, claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def run(config: Config) -> None:
     """Train, and save the model."""
     if config.plan:
         rows = estimate.rows(config.arch, chip=config.chip)
-        report.show(f"{config.arch} on {config.chip}, by arithmetic", rows, estimate.COLUMNS)
+        tables.show(f"{config.arch} on {config.chip}, by arithmetic", rows, estimate.COLUMNS)
         return
     distributed.initialize(config.coordinator, config.processes, config.process, timeout_s=config.timeout)
     stopped: Preempted | None = None
@@ -138,12 +140,12 @@ def _finish(config: Config, arch: Arch, data: Data, fitted: Fitted) -> None:
     last: dict[str, Any] = next((row for row in reversed(fitted.rows) if row["part"] == "train"), {})
     rows = [{**last, "part": "train"}, {**fitted.valid, "part": "held out"}]
     rows = [{**row, "entropy": data.entropy} for row in rows]
-    report.show("after the last update", rows, SUMMARY)
+    tables.show("after the last update", rows, SUMMARY)
     extra = {"stats.npy": stats_bytes(data.stats)} if isinstance(arch.front, LogMel) and data.stats else {}
     origin = {"made_by": shlex.join(["python", "-m", "experiments.pretrain", *sys.argv[1:]]), **fitted.valid}
     checkpoint.save(config.out / "models/final", arch, fitted.params, provenance=origin, extra=extra, overwrite=True)
     pictures.draw_training(config.out / "training.png", fitted.rows, entropy=data.entropy, title=str(config.out))
-    report.write_json(config.out / "report.json", {"entropy": data.entropy, "valid": fitted.valid})
+    files.write_json(config.out / "report.json", {"entropy": data.entropy, "valid": fitted.valid})
     console.print(
         f"wrote {config.out}: models/final, report.json, training.png, metrics.jsonl, tensorboard/", markup=False
     )

@@ -16,7 +16,7 @@ counts, and phones are without stress (--stress).
 
 Every rate has a 95 % bootstrap interval, over sentences where it is asked what was said, else over utterances. With
 several models each is compared with the first one by a paired bootstrap. `--measures` adds what needs no training: CKA
-to a teacher, PNMI of clusters and phones, and masked prediction (`experiments.untrained`).
+to a teacher, PNMI of clusters and phones, and masked prediction (`experiments.probes.untrained`).
 
 `--baselines` asks the log-Mel frames at the first model's times too, and its shape with random weights.
 
@@ -38,17 +38,29 @@ import numpy as np
 import tyro
 
 from compress.errors import InputError
-from experiments import report, untrained
-from experiments.cli import console, follow, main, progress
-from experiments.listening import Heard, Hearing, baselines, listen, period_ms, program
-from experiments.questions import CHARACTERS, EMBEDDED, PART, PHONES, TASKS, WRITTEN, Question, ask, narrow, open_speech
-from experiments.shares import Answer, compare, draw_probes, short, show
-from experiments.source import Model, Speech, load_model, with_stats
-from experiments.tasks import batches
+from experiments.probes import untrained
+from experiments.probes.listening import Heard, Hearing, baselines, listen, period_ms, program
+from experiments.probes.questions import (
+    CHARACTERS,
+    EMBEDDED,
+    PART,
+    PHONES,
+    TASKS,
+    WRITTEN,
+    Question,
+    ask,
+    narrow,
+    open_speech,
+)
+from experiments.probes.rates import Answer, compare, draw_probes, short, show
+from experiments.probes.tasks import batches
 from jaxssl.data.audio import SAMPLE_RATE, read
 from jaxssl.data.lexicon import read_lexicon
 from jaxssl.data.manifest import Utterance
 from jaxssl.data.quality import frame_phones, phone_names
+from jaxssl.inference.source import Model, Speech, load_model, with_stats
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, follow, main, progress
 from jaxssl.training import ctc
 from jaxssl.training.ctc import Head, Recipe
 from jaxssl.training.error_rates import error_rate
@@ -126,9 +138,9 @@ def run(config: Config) -> None:
     pose = partial(ask, utterances=utterances, lexicon=lexicon, limit=config.limit, seed=config.seed)
     questions, utterances = narrow([pose(task) for task in dict.fromkeys(config.task)], utterances)
     models = [load_model(place, seed=config.seed) for place in config.models or (None,)]
-    report.claim(config.out)
+    files.claim(config.out)
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
-    report.write_json(config.out / "config.json", plain)
+    files.write_json(config.out / "config.json", plain)
     bench = Bench(config, questions, utterances, _read(utterances))
     places = [model.name for model in models]
     models = [replace(bench.with_stats(m), name=n) for m, n in zip(models, short(places), strict=True)]
@@ -155,9 +167,9 @@ def run(config: Config) -> None:
     show(rows, extra)
     title = f"probes of frozen layers, {config.data}"
     draw_probes(config.out / "probe.png", rows, title=title, caption="bars: 95 % bootstrap intervals")
-    report.write_csv(config.out / "probe.csv", rows)
+    files.write_csv(config.out / "probe.csv", rows)
     told = {"data": config.data, "models": places, "notes": notes, "probes": rows, "measures": extra}
-    report.write_json(config.out / "report.json", told)
+    files.write_json(config.out / "report.json", told)
     console.print(f"wrote {config.out}: report.json, probe.csv, probe.png", markup=False)
 
 

@@ -18,10 +18,10 @@ a finished experiments.heads. Expected: half of the rows cost 0.03 nats beside t
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.cli import main
-from experiments.schedule import Schedule
-from experiments.units import Units, run_units
-from jaxssl.training.paper import PAPER_ROWS, PAPER_ROWS_KEPT
+from experiments.curves.schedule import Schedule
+from experiments.curves.units import Units, run_units
+from jaxssl.runtime.cli import main
+from jaxssl.training.study_schedules import PAPER_ROWS, PAPER_ROWS_KEPT
 
 PAPER = Schedule(PAPER_ROWS, PAPER_ROWS_KEPT)
 

@@ -17,15 +17,15 @@ import numpy as np
 
 from compress.errors import InputError
 from experiments import prepare, pretrain
-from experiments.cli import console, main
-from experiments.hidden import hidden
-from experiments.source import load_model
 from jaxssl import pretrained
 from jaxssl.data import prepared
 from jaxssl.data.arrays import read_array
 from jaxssl.data.labels import assign
+from jaxssl.inference.layers_of_corpus import hidden
+from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.pretrained import Labeller, Pretrained
+from jaxssl.runtime.cli import console, main
 
 LIMIT = 12e6  # bytes of the packed model
 

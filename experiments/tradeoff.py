@@ -45,9 +45,8 @@ import numpy as np
 import tyro
 
 from compress.errors import InputError
-from experiments import page, paper, pictures, plan, report, zoo
-from experiments.cli import console, main
-from experiments.measures import (
+from experiments import plan
+from experiments.curves.measures import (
     CONTROL,
     QUALITY,
     Row,
@@ -57,10 +56,13 @@ from experiments.measures import (
     pareto,
     relative_time,
 )
-from experiments.retime import retime
-from experiments.runs import Curve, distinct, read_curves, spoken
-from jaxssl.latency import Load
+from experiments.curves.retime import retime
+from experiments.curves.runs import Curve, distinct, read_curves, spoken
+from experiments.reports import compared, page, pictures, published, tables
+from jaxssl.inference.latency import Load
 from jaxssl.models import checkpoint
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, main
 
 SAME = 0.01  # nats; losses of one dense model that differ by more are of other speech
 SHOWN = ("device", "processor", "cores", "dtype", "jax", "XLA_FLAGS")  # what makes two machines different
@@ -97,9 +99,9 @@ def run(config: Config) -> None:
     _check(config)
     folders = [*dict.fromkeys(config.runs), *_planned(config)]
     curves = distinct([curve for folder in folders for curve in read_curves(folder)])
-    report.claim(config.out)
+    files.claim(config.out)
     settings = {**vars(config), "runs": list(map(str, config.runs)), "out": str(config.out)}
-    report.write_json(config.out / "config.json", settings)
+    files.write_json(config.out / "config.json", settings)
     if config.zoo:
         _show_zoo(config, curves)
     if not curves:
@@ -113,15 +115,15 @@ def run(config: Config) -> None:
     table = [row for key in measures for row in at_equal_time(curves, config.share, key)]
     _show(curves, table)
     points = marked(curves)
-    report.write_csv(config.out / "tradeoff.csv", table)
-    report.write_csv(config.out / "points.csv", points)
+    files.write_csv(config.out / "tradeoff.csv", table)
+    files.write_csv(config.out / "points.csv", points)
     title = f"trade-off of {', '.join(dict.fromkeys(curve.model for curve in curves))}"
     _draw(config.out, curves, measures, title=title, caption="; ".join(notes))
     command = spoken(shlex.join(sys.argv))
     html = page.write(curves, table, measures=measures, title=title, notes=notes, command=command)
-    report.write_text(config.out / "tradeoff.html", html)
+    files.write_text(config.out / "tradeoff.html", html)
     values = {"notes": notes, "runs": [_told(c) for c in curves], "equal_time": table, "points": points}
-    report.write_json(config.out / "report.json", values)
+    files.write_json(config.out / "report.json", values)
     console.print(f"wrote {config.out}: tradeoff.html, *.png, tradeoff.csv, points.csv, report.json", markup=False)
 
 
@@ -161,10 +163,10 @@ def _show_zoo(config: Config, curves: Sequence[Curve]) -> None:
         if checkpoint.is_model(folder := curve.folder / "models" / str(row["name"]))
     }
     load = Load(config.seconds)
-    found = zoo.rows({**zoo.zoo(), **ours}, load=load, dtype=jnp.dtype(config.dtype), rounds=config.rounds)
-    zoo.show(found)
-    report.write_csv(config.out / "zoo.csv", found)
-    console.print(f"wrote {config.out}: zoo.csv", markup=False)
+    found = compared.rows({**compared.zoo(), **ours}, load=load, dtype=jnp.dtype(config.dtype), rounds=config.rounds)
+    compared.show(found)
+    files.write_csv(config.out / "zoo.csv", found)
+    console.print(f"wrote {config.out}: compared.csv", markup=False)
 
 
 def _timed_again(config: Config, curves: Sequence[Curve]) -> tuple[list[Curve], list[str]]:
@@ -187,7 +189,7 @@ def _draw(out: Path, curves: Sequence[Curve], measures: Sequence[str], *, title:
     for key in measures:
         path = out / f"tradeoff-{key}.png"
         pictures.draw_curves(path, runs, quality=[key], costs=costs, title=title, caption=caption)
-    pictures.draw_published(out / "paper.png", paper.CURVES, title=paper.LABEL, caption=paper.SOURCE)
+    pictures.draw_published(out / "paper.png", published.CURVES, title=published.LABEL, caption=published.SOURCE)
 
 
 def at_equal_time(curves: Sequence[Curve], shares: Sequence[float], key: str) -> list[dict[str, Any]]:
@@ -275,7 +277,7 @@ def _show(curves: Sequence[Curve], table: Sequence[Row]) -> None:
             for c in curves
         ]
         if found:
-            report.show(f"{label} at equal measured time, the best with a star", rows, columns)
+            tables.show(f"{label} at equal measured time, the best with a star", rows, columns)
 
 
 def _starred(row: Row, label: str) -> str:

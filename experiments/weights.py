@@ -31,20 +31,20 @@ import numpy as np
 from compress.address import Matrix, get
 from compress.errors import InputError
 from compress.sparse import Masks, block_masks, check_sparsity, entry_masks, n_of_m_masks
-from experiments.cli import console, main, progress
-from experiments.curve import Curve, Pruning
-from experiments.points import Fast, Subject
-from experiments.pruning import Job, open_model, open_pruning, prune
-from experiments.schedule import Schedule, plan
-from experiments.sweep import Event
-from jaxssl.calibration import distance
-from jaxssl.latency import Load, compile_forward, race, speedup
+from experiments.curves.curve import Curve, Pruning
+from experiments.curves.points import Fast, Subject
+from experiments.curves.pruning import Job, open_model, open_pruning, prune
+from experiments.curves.schedule import Schedule, plan
+from experiments.curves.sweep import Event
+from jaxssl.analysis.calibration import distance
+from jaxssl.inference.latency import Load, compile_forward, race, speedup
+from jaxssl.inference.specialise import specialise
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params
 from jaxssl.models.sites import entries, matrices
-from jaxssl.specialise import specialise
+from jaxssl.runtime.cli import console, main, progress
 from jaxssl.training.calendar import Gate
-from jaxssl.training.paper import PAPER_SPARSITIES, PAPER_WEIGHTS
+from jaxssl.training.study_schedules import PAPER_SPARSITIES, PAPER_WEIGHTS
 
 QUICK = {
     "entries": (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95),

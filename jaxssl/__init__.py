@@ -1,5 +1,5 @@
 """Speech self-supervised Transformers in JAX: models, data, training and timing."""
 
-from jaxssl import memory
+from jaxssl.runtime import memory
 
 memory.keep()

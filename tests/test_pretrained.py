@@ -11,9 +11,9 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl import pretrained
 from jaxssl.data.demo import synthesize
+from jaxssl.inference.upstream import encode
 from jaxssl.models.model import shapes
 from jaxssl.pretrained import Labeller, Pretrained
-from jaxssl.upstream import encode
 from tests.archs import MEL
 
 

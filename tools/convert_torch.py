@@ -7,152 +7,20 @@ not), or a Hugging Face folder of HubertModel or HubertForCTC. OUT gets `arch.js
 `ctc/` where the model was fine-tuned.
 """
 
-import hashlib
-import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # started as a file: find this project's packages beside tools/, not inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-import safetensors.numpy
 import tyro
 
 from compress.address import flatten
-from compress.errors import InputError
-from jaxssl.data.logmel import load_stats
-from jaxssl.models import checkpoint
-from jaxssl.models.arch import Arch, LogMel
-from jaxssl.models.model import Params
-from jaxssl.models.torch_names import build
-from tools import sources
+from jaxssl.convert.conversion import Converted, convert
 from tools.cli import guarded
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A model of another program, as ours.
-
-    Attributes:
-        kind: what wrote it.
-        arch: what it is.
-        params: the arrays, float32.
-        extra: further files of the model's folder, name to content (the CTC layer and its symbols).
-        left_behind: source names that are no part of the model.
-        notes: what was assumed or is missing.
-        provenance: kind, sha256 of the files, tool version, command.
-    """
-
-    kind: str
-    arch: Arch
-    params: Params
-    extra: dict[str, bytes]
-    left_behind: tuple[str, ...]
-    notes: tuple[str, ...]
-    provenance: dict[str, Any]
-
-
-def read(path: str | Path, *, heads: int | None = None) -> Converted:
-    """Read a checkpoint or folder of another program; only the model's own tensors are read from disk.
-
-    Args:
-        path: a file, or a Hugging Face folder.
-        heads: attention heads, for a fine-tuned fairseq file that does not say.
-
-    Raises:
-        InputError: it is unknown, damaged, hostile, of an unsupported model, or its names and shapes do not fit.
-    """
-    source = sources.describe(Path(path), heads=heads)
-    params, left = build(source.arch, source.tensors, source.rules, left=source.left, where=str(path))
-    return Converted(
-        kind=source.kind,
-        arch=source.arch,
-        params=params,
-        extra=_ctc_files(source.ctc) if source.ctc else {},
-        left_behind=left,
-        notes=source.notes,
-        provenance=_provenance(source),
-    )
-
-
-def convert(
-    path: str | Path,
-    out: str | Path,
-    *,
-    stats: str | Path | None = None,
-    overwrite: bool = False,
-    heads: int | None = None,
-) -> Converted:
-    """Convert a checkpoint into the folder `out`, which appears whole or not at all.
-
-    Args:
-        path: see `read`.
-        out: a new folder.
-        stats: mean and deviation of each Mel bin, (2, bins) in a .npy file, kept as `stats.npy`; for MelHuBERT.
-        overwrite: replace a model that is there.
-        heads: see `read`.
-
-    Raises:
-        InputError: see `read`; or `out` is taken, or `stats` do not fit.
-        OSError: the folder cannot be written.
-    """
-    if not overwrite and Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
-        raise InputError(f"{out}: already there; choose another folder, or --force to replace a model")
-    converted = read(path, heads=heads)
-    extra = converted.extra | ({} if stats is None else {"stats.npy": _stats(converted.arch, Path(stats))})
-    checkpoint.save(
-        out, converted.arch, converted.params, provenance=converted.provenance, extra=extra, overwrite=overwrite
-    )
-    return converted
-
-
-def _ctc_files(ctc: sources.Ctc) -> dict[str, bytes]:
-    arrays = {"kernel": np.ascontiguousarray(ctc.kernel.read().T)}  # (width, symbols), as all our dense maps
-    if ctc.bias is not None:
-        arrays["bias"] = ctc.bias.read()
-    rows, symbols = arrays["kernel"].shape[1], ctc.symbols
-    if symbols is not None and len(symbols) != rows:
-        raise InputError(f"the CTC layer has {rows} outputs, its dictionary {len(symbols)} symbols")
-    listed = json.dumps({"symbols": symbols}, ensure_ascii=False, indent=1) + "\n"
-    return {"ctc/ctc.safetensors": safetensors.numpy.save(arrays), "ctc/symbols.json": listed.encode()}
-
-
-def _stats(arch: Arch, path: Path) -> bytes:
-    bins = len(load_stats(path).mean)
-    if not isinstance(arch.front, LogMel):
-        raise InputError(f"{path}: statistics of {bins} Mel bins, but the model reads waveforms; leave out --stats")
-    if bins != arch.front.bins:
-        raise InputError(f"{path}: statistics of {bins} Mel bins, the model has {arch.front.bins}")
-    return path.read_bytes()
-
-
-def _provenance(source: sources.Source) -> dict[str, Any]:
-    return {
-        "kind": source.kind,
-        "files": {str(file): _sha256(file) for file in source.files},
-        "notes": list(source.notes),
-        "tool": f"convert_torch {_version()}",
-        "command": shlex.join(sys.argv),
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("jaxssl")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 @dataclass(frozen=True)
@@ -187,7 +55,7 @@ def run(options: Options) -> None:
     )
     print("\n".join(_report(converted, options.out)))
     if options.verify:
-        from tools import verify  # only here: it looks for other frameworks
+        from tools.pytorch import verify  # only here: it looks for other frameworks
 
         for line in verify.compare(options.checkpoint, converted, options.verify, stats=options.stats):
             print(line)

@@ -40,13 +40,13 @@ from jaxssl import pretrained
 from jaxssl.data import audio
 from jaxssl.data.logmel import load_stats
 from jaxssl.data.padding import pad
-from jaxssl.latency import Load, Program, race, speedup
+from jaxssl.inference.latency import Load, Program, race, speedup
+from jaxssl.inference.prepack import prepared
+from jaxssl.inference.specialise import dequantized
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import SAMPLE_RATE, LogMel
-from jaxssl.prepare import prepared
-from jaxssl.specialise import dequantized
 from tools.cli import guarded
-from tools.formats import FORMATS, Given, Run, check_installed
+from tools.pytorch.formats import FORMATS, Given, Run, check_installed
 
 Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface"]
 TOLERANCE = 1e-4  # of the largest value of the output

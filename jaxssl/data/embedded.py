@@ -5,7 +5,7 @@
       manifest.tsv           id, path, samples, speaker, split, text
       phones.tsv             id, start, end, label; contiguous, seconds; the 39 phones of CMUdict and SIL
       corpus.json            what it was made with
-      files.json             what belongs to it (`jaxssl.seal`)
+      files.json             what belongs to it (`jaxssl.runtime.seal`)
 
 eSpeak NG says our own sentences with voices that differ in accent, vocal tract, pitch, melody and rate. It is speech by
 rule: good for trying things out and for phone labels beyond doubt, no replacement for recorded voices. A folder is
@@ -30,12 +30,12 @@ import numpy as np
 import soundfile
 
 from compress.errors import InputError
-from jaxssl import seal
 from jaxssl.data import corpora, espeak
 from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.sentences import SENTENCES
 from jaxssl.data.voices import PHONES, SPEAKERS, Speaker, segments
+from jaxssl.runtime import seal
 
 FORMAT = 1  # counts up whenever the same settings come to mean another corpus
 PACKAGE = "espeakng-loader"

@@ -184,7 +184,7 @@ class Arch:
         project_rank: rank of the map from features to `width`; None is dense.
         project: whether there is such a map; features that are `width` wide can do without (ARMHuBERT).
         time_reduction: frames that become one before the first layer, by a strided convolution (FitHuBERT).
-        prepared: whether weights are in the form that runs fastest on CPUs (`jaxssl.prepare`), not that of checkpoints.
+        prepared: whether weights are in the form that runs fastest on CPUs (`inference.prepack`), not as checkpoints.
         dropout: probabilities in training.
         head: pre-training output, or None.
     """

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.export import is_symbolic_dim
 
-from jaxssl import native
 from jaxssl.models import choice
 from jaxssl.models.bits import kept
+from jaxssl.runtime import native
 
 
 def attend(
@@ -31,7 +31,7 @@ def attend(
         valid: (batch, time), false where a key is padding, which is at the end; None: all are valid.
         rate: of dropout of what a frame takes from another.
         key: of dropout; None without any.
-        prepared: whether the model is for running only (`jaxssl.prepare`).
+        prepared: whether the model is for running only (`jaxssl.inference.prepack`).
 
     Returns:
         (batch, time, heads, head_dim), in float32 or `v`'s dtype.

@@ -2,7 +2,7 @@
 
     model/
       arch.json          what the arrays are (`jaxssl.models.arch`)
-      params/            the arrays (Orbax), with the list that tells whether they are whole (`jaxssl.seal`)
+      params/            the arrays (Orbax), with the list that tells whether they are whole (`jaxssl.runtime.seal`)
       provenance.json    source, sha256, tool version, command; optional
 
 A folder is built beside its place, read back, compared, and only then moved there: one that exists is whole.
@@ -24,10 +24,10 @@ import orbax.checkpoint as ocp
 
 from compress.address import flatten, unflatten
 from compress.errors import InputError
-from jaxssl import seal
 from jaxssl.models import arch as arch_module
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params, check_params, shapes
+from jaxssl.runtime import seal
 
 FORMAT = 1
 

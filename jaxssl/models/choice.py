@@ -5,7 +5,7 @@ part        CPU                                   NVIDIA GPU                    
 positions   Fourier transform (`fourier`) from    product with bands (`banded`)        convolution
             1000 frames of a batch on, and where
             weights are prepared; convolution
-attention   our kernel (`jaxssl.native`) where    cuDNN's flash attention in bfloat16  all heads
+attention   our kernel (`jaxssl.runtime.native`) where    cuDNN's flash attention in bfloat16  all heads
             weights are prepared, in float32;     and float16; all heads together      together; TPUs
             one head after another from 512                                            see below
             frames on; all heads together
@@ -26,7 +26,7 @@ Measured on two CPU cores with AVX-512:
   1 × 250 frames 100 ms instead of 45 unless the kernel's spectrum is prepared, which is 7;
 - attention in 12 heads of 64, one by one: 250 frames take 1.5 ms instead of 1.0, 750 frames 7.9 instead of 8.4, 4 × 750
   31 instead of 35, 1500 frames 25 instead of 31, because one head's scores stay in the cache; where the process does
-  not keep its memory (`jaxssl.memory`), 37 instead of 113. In training a head at a time needs 1 / heads of the memory;
+  not keep its memory (`runtime.memory`), 37 instead of 113. In training a head at a time needs 1 / heads of the memory;
 - by our kernels HuBERT Base takes 40 ms instead of 45 for 1 s, 172 instead of 186 for 5 s, 523 instead of 568 for 15 s
   and 1160 instead of 1240 for 30 s; MelHuBERT at rank 128 takes 38 ms instead of 49 for 5 s. A kernel for dense maps
   between 768 and 3072 units makes 180 GMAC/s of 50 frames where a plain product makes 150, of 250 frames 217 where it
@@ -48,7 +48,7 @@ import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
-from jaxssl import native
+from jaxssl.runtime import native
 
 ROW = 1000  # frames of an utterance from which a batch goes row by row
 WORTH = 1000  # frames of a batch from which the transforms of a positional kernel are paid back
@@ -103,7 +103,7 @@ def rows(batch: int, frames: int) -> Literal["one by one", "together"]:
 
 
 def together() -> int:
-    """Choose how many utterances of similar length run together (`jaxssl.ragged`)."""
+    """Choose how many utterances of similar length run together (`jaxssl.inference.ragged`)."""
     return 1 if jax.default_backend() == "cpu" else 16
 
 

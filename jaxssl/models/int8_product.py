@@ -45,4 +45,4 @@ def int8_product(x: Array, weights: Array, scale: Array, contracted: int) -> Arr
 
 @int8_product.defjvp
 def _refused(*_: Any) -> NoReturn:
-    raise InputError("int8 maps have no gradient; dequantize the model first (jaxssl.specialise.dequantized)")
+    raise InputError("int8 maps have no gradient; dequantize the model first (jaxssl.inference.specialise.dequantized)")

@@ -20,7 +20,6 @@ from jax.typing import DTypeLike
 
 from compress.errors import InputError
 from compress.quantize import rounded
-from jaxssl import native
 from jaxssl.models import choice
 from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.attend import attend
@@ -29,6 +28,7 @@ from jaxssl.models.bits import kept
 from jaxssl.models.block_product import block_product
 from jaxssl.models.fourier import filtered, overlap_save, spectrum
 from jaxssl.models.int8_product import int8_product
+from jaxssl.runtime import native
 
 Init = Callable[..., Array]
 Maps = tuple[Array, Array]  # attention of all heads: exp(score), (batch, heads, query, key), and its sums over keys
@@ -274,7 +274,7 @@ class Position(nnx.Module):
     """The grouped convolution that tells frames where they are, weight-normalised with one gain per tap.
 
     The convolution runs with `gain · kernel / ‖kernel‖`, the norm over the two other axes (wav2vec 2.0, §2); a prepared
-    one (`jaxssl.prepare`) has `filters` of that.
+    one (`jaxssl.inference.prepack`) has `filters` of that.
     """
 
     def __init__(self, arch: Arch, *, rngs: nnx.Rngs):

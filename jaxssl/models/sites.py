@@ -83,12 +83,12 @@ def _check_prunable(arch: Arch) -> None:
         if layer.int8:
             raise InputError(
                 f"layers/{i}: its maps are int8, and a cut would leave their scales; dequantize first "
-                "(compress.quantize, or jaxssl.specialise.dequantized for the whole model)"
+                "(compress.quantize, or jaxssl.inference.specialise.dequantized for the whole model)"
             )
         if count := sum(blocks is not None for blocks in vars(layer.packed).values()):
             raise InputError(
                 f"layers/{i}: {count} of its 6 maps are packed, and blocks have no heads, units or entries to prune; "
-                "unpack the model first (jaxssl.specialise.unpacked)"
+                "unpack the model first (jaxssl.inference.specialise.unpacked)"
             )
 
 

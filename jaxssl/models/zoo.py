@@ -2,7 +2,7 @@
 
 A compared system is its encoder alone, as it is used once distillation is over; its weights are random here, for
 parameters, MACs and time need none. Each says what is known, from which source, and what was inferred; the figures
-that it is checked against are in `experiments.zoo`.
+that it is checked against are in `experiments.reports.compared`.
 """
 
 from collections.abc import Callable, Sequence

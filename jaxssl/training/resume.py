@@ -4,7 +4,7 @@
     checkpoints/300/record/    JSON: the arch, the position in the data, whatever the run remembers besides
     checkpoints/damaged-300/   one that could not be trusted, set aside when the run resumed
 
-Each carries the list of its files (`jaxssl.seal`), so that damage is found before anything reads the arrays.
+Each carries the list of its files (`jaxssl.runtime.seal`), so that damage is found before anything reads the arrays.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from compress.errors import InputError
-from jaxssl import seal
+from jaxssl.runtime import seal
 from jaxssl.training.step import State
 
 PARTS = ("state", "record")

@@ -14,7 +14,7 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.data.masking import HUBERT, MELHUBERT_10MS, MELHUBERT_20MS, Spans, spans
-from jaxssl.latency import Load, Program
+from jaxssl.inference.latency import Load, Program
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch, CosineHead, LogMel
 from jaxssl.models.model import Params, Stack

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from benchmarks import forward, rivals, variants
-from experiments import canvas
-from experiments.cli import main
-from jaxssl.latency import Load, compile_forward
+from experiments.reports import canvas
+from jaxssl.inference.latency import Load, compile_forward
 from jaxssl.models import cost
 from jaxssl.models.arch import Layer, melhubert
 from jaxssl.models.model import init
 from jaxssl.models.zoo import PRESETS
+from jaxssl.runtime.cli import main
 from tests.archs import ARCHS, MEL
 
 BIG = replace(MEL, layers=(Layer(4, 24),) * 4)
@@ -55,7 +55,7 @@ def test_every_system_computes_the_same(torch, key):
     module = rivals._torch(model)
     with torch.inference_mode():
         theirs = module(torch.tensor(rivals.samples(load)))["last"].numpy()
-    from jaxssl.upstream import encode
+    from jaxssl.inference.upstream import encode
 
     ours = encode(BIG, model.params, rivals.samples(load)).last
     np.testing.assert_allclose(ours, theirs, atol=1e-4)

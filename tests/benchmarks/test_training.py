@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from benchmarks import training, updates
-from experiments.cli import main
-from jaxssl.latency import Load
+from jaxssl.inference.latency import Load
+from jaxssl.runtime.cli import main
 
 WORDS = ["--arch", "melhubert-mini", "--seconds", "0.5", "--batch", "2", "--system", "scan", "--rounds", "2"]
 

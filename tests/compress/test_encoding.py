@@ -14,9 +14,9 @@ from compress.encoding import EXPANSION, decode, encode, smallest
 from compress.errors import InputError
 from compress.quantize import bfloat16
 from compress.sparse import apply_masks, entry_masks
+from jaxssl.inference.specialise import quantized
 from jaxssl.models.model import shapes
 from jaxssl.models.sites import entries, matrices
-from jaxssl.specialise import quantized
 from tests.archs import ARCHS, MEL
 
 PREFIX = struct.Struct("<8sII")

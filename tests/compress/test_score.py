@@ -15,12 +15,12 @@ from compress.errors import InputError
 from compress.lowrank import decompose, factorise, truncate
 from compress.score import contribution, magnitude
 from compress.select import highest
-from jaxssl.calibration import moments
+from jaxssl.analysis.calibration import moments
+from jaxssl.convert.conversion import read
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, map_inputs, shapes
 from jaxssl.models.sites import axes, matrices
 from tests.archs import ARCHS, BASE, MEL, noise
-from tools.convert_torch import read
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 

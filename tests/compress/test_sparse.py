@@ -19,13 +19,13 @@ from compress.sparse import (
     n_of_m_masks,
     zero_masks,
 )
+from jaxssl.convert.conversion import read
 from jaxssl.models.arch import melhubert
 from jaxssl.models.model import apply, shapes
 from jaxssl.models.sites import entries, matrices
 from jaxssl.models.torch_names import FAIRSEQ
 from tests.archs import ARCHS, MEL, UNEVEN
 from tests.compress.masks import assert_grows, dropped, lively, whole
-from tools.convert_torch import read
 
 every_arch = pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS)
 

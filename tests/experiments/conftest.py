@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from experiments import corpus, fit
+from jaxssl.training import corpus, fit
 from jaxssl.training.sharding import make_mesh
 from tests.experiments.curves import HEADS, ROWS, WEIGHTS, write
 

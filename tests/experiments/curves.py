@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from experiments import pictures, report, tradeoff
+from experiments import tradeoff
+from experiments.reports import pictures
+from jaxssl.runtime import files
 
 MACHINE = {"device": "cpu", "processor": "one", "cores": 2, "dtype": "float32", "jax": "1", "XLA_FLAGS": ""}
 
@@ -38,12 +40,12 @@ WEIGHTS = (row("dense", 1.01, 2.0), row("weights-0.5", 0.99, 2.05), row("weights
 
 def write(folder, rows, *, finished=True, **told):
     folder.mkdir(exist_ok=True)
-    report.write_csv(folder / "curve.csv", rows)
-    report.write_json(folder / "config.json", {"model": None})
+    files.write_csv(folder / "curve.csv", rows)
+    files.write_json(folder / "config.json", {"model": None})
     technique = rows[-1]["name"].split("-")[0]
     told = {"technique": technique, "label": technique, "model": "melhubert-mini", "machine": MACHINE, **told}
     if finished:
-        report.write_json(folder / "report.json", {**told, "notes": [], "points": rows})
+        files.write_json(folder / "report.json", {**told, "notes": [], "points": rows})
     return folder
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from experiments import blocks, cli
+from experiments import blocks
+from jaxssl.runtime import cli
 
 SMALL = {"width": 16, "hidden": 32, "seconds": 0.2, "batch": 2, "size": (4, 8), "rounds": 2}
 

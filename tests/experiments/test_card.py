@@ -12,14 +12,15 @@ import pytest
 import soundfile
 
 from compress.errors import InputError
-from experiments import card, tasks
-from experiments.cli import main
-from experiments.probing import PHONES, SPEAKERS, VOICES, log_mel
+from experiments import card
+from experiments.probes import tasks
+from experiments.probes.probing import PHONES, SPEAKERS, VOICES, log_mel
 from jaxssl.data.logmel import Stats, logmel, stats_bytes
 from jaxssl.data.manifest import Manifest, Segment, Utterance
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import LogMel, hubert_base
 from jaxssl.models.model import init
+from jaxssl.runtime.cli import main
 from tests.archs import BASE, MEL
 
 HERTZ = {"a": 300.0, "b": 900.0, "c": 2500.0}

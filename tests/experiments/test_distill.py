@@ -9,16 +9,17 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
-from experiments import corpus, distill, fit, heads
-from experiments.corpus import hear, load_data
-from experiments.lesson import Lesson, soft_labels
-from experiments.settings import Training
-from experiments.source import load_model
+from experiments import distill, heads
+from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import ClusterHead, melhubert_tiny
 from jaxssl.models.model import apply
+from jaxssl.training import corpus, fit
+from jaxssl.training.corpus import hear, load_data
 from jaxssl.training.distillation import TAUGHT
+from jaxssl.training.lesson import Lesson, soft_labels
 from jaxssl.training.losses import MaskedPrediction, means
+from jaxssl.training.settings import Training
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -74,7 +75,7 @@ def test_what_the_teacher_said_is_kept_and_read(distilled, place, tmp_path, monk
     arrays = {n: jnp.asarray(getattr(batch, n)) for n in ("inputs", "lengths", "labels", "mask")}
     said = lesson.give(model.arch)(arrays, position)[TAUGHT].plain.logits
     again = replace(lesson, kept=distilled.parent / "taught")
-    monkeypatch.setattr("experiments.lesson._keep", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("jaxssl.training.lesson._keep", lambda *_: pytest.fail("asked again"))
     np.testing.assert_allclose(again.give(model.arch)(arrays, position)[TAUGHT].plain.logits, said, atol=1e-5)
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         replace(again, dropout=True).give(model.arch)(arrays, position)
@@ -139,7 +140,7 @@ def test_a_killed_run_goes_on_to_the_bit(place, distilled, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit.Run, "train", broken)
-        patch.setattr("experiments.pruning.subject_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("experiments.curves.pruning.subject_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             distill.run(config(place, out, **changes))
     distill.run(config(place, out, **changes))

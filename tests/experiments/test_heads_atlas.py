@@ -13,17 +13,19 @@ import pytest
 
 from compress.edit import cut
 from compress.errors import InputError
-from experiments import canvas, heads, heads_atlas, pictures, report
-from experiments.points import Subject
-from experiments.pruning import Job
-from experiments.source import load_model, load_speech, with_stats
-from experiments.survivors import by_chance, head_axes, nearest, read_points
-from experiments.units import unit_event
-from jaxssl.attention import attention_maps, measure
+from experiments import heads, heads_atlas
+from experiments.curves.points import Subject
+from experiments.curves.pruning import Job
+from experiments.curves.survivors import by_chance, head_axes, nearest, read_points
+from experiments.curves.units import unit_event
+from experiments.reports import canvas, pictures, tables
+from jaxssl.analysis.attention_maps import attention_maps, measure
+from jaxssl.inference.source import load_model, load_speech, with_stats
+from jaxssl.inference.upstream import mel_inputs
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Layer, hubert_base, melhubert
 from jaxssl.models.describe import describe
-from jaxssl.upstream import mel_inputs
+from jaxssl.runtime import files
 from tests.archs import ARCHS
 from tests.experiments import small
 
@@ -55,8 +57,8 @@ def write(folder, dense, kept, *, noise=0.0, recorded=None, schedule="quick", mo
         rows.append({"name": f"point-{i}", "heads": [len(k) for k in keep.values()]})
         rows[-1] |= {} if recorded is None else {"kept": recorded[i]}
     folder.mkdir(exist_ok=True)
-    report.write_json(folder / "points.json", rows)
-    report.write_json(folder / "config.json", {"schedule": schedule})
+    files.write_json(folder / "points.json", rows)
+    files.write_json(folder / "config.json", {"schedule": schedule})
     return folder
 
 
@@ -171,7 +173,7 @@ def test_the_table_is_sorted(finished, monkeypatch):
     """By the column that is named, the highest first; by layers as they come."""
     config, told = finished
     shown = []
-    monkeypatch.setattr(report, "show", lambda title, rows, columns: shown.append(rows))
+    monkeypatch.setattr(tables, "show", lambda title, rows, columns: shown.append(rows))
     atlas = heads_atlas.Atlas(load_model(config.model, seed=0), told["heads"], {}, {}, [], ())
     for sort in ("diagonality", "gradient", "layer"):
         heads_atlas._show(replace(config, sort=sort), atlas)
@@ -194,14 +196,14 @@ def test_a_pruning_records_what_it_keeps(place, dense, tmp_path):
     points = [
         {"name": name, "heads": [n, n], "kept": e["kept"]} for name, n, e in zip("ab", (3, 1), events, strict=True)
     ]
-    report.write_json(tmp_path / "points.json", points)
+    files.write_json(tmp_path / "points.json", points)
     recorded, notes = read_points(tmp_path, *dense)
     assert not notes
     for point, slim in zip(recorded, models, strict=True):
         again = reduce(lambda tree, axis: cut(tree, axis, point.kept[axis.name]), head_axes(dense[0]), dense[1])
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again, slim.params))
         checkpoint.save(tmp_path / "models" / point.name, slim.arch, slim.params)
-    report.write_json(tmp_path / "points.json", [{k: v for k, v in p.items() if k != "kept"} for p in points])
+    files.write_json(tmp_path / "points.json", [{k: v for k, v in p.items() if k != "kept"} for p in points])
     matched, notes = read_points(tmp_path, *dense)
     assert [point.kept for point in matched] == [point.kept for point in recorded]
 
@@ -253,7 +255,7 @@ def test_the_nearest_is_told_only_if_it_is_far_nearer():
 def test_runs_that_do_not_fit_are_refused(dense, tmp_path, change, words):
     rows = change.get("rows", [{"name": "heads-3", "heads": [3, 2], "kept": change.get("kept")}])
     if rows != "none":
-        report.write_json(tmp_path / "points.json", rows)
+        files.write_json(tmp_path / "points.json", rows)
     with pytest.raises(InputError, match=words):
         read_points(tmp_path, *dense)
 

@@ -11,12 +11,12 @@ from compress.address import flatten, get
 from compress.quantize import bfloat16
 from compress.sparse import apply_masks, entry_masks
 from experiments import int8, rows
-from experiments.corpus import HeldOut
-from experiments.pruning import open_model
-from experiments.source import in_float, load_model
+from experiments.curves.pruning import open_model
+from jaxssl.inference.source import in_float, load_model
+from jaxssl.inference.specialise import dequantized, quantized
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.sites import entries, matrices
-from jaxssl.specialise import dequantized, quantized
+from jaxssl.training.corpus import HeldOut
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -10,7 +10,7 @@ import pytest
 
 from compress.errors import InputError
 from experiments import joint
-from experiments.points import Subject
+from experiments.curves.points import Subject
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes, channels

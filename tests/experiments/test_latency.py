@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from compress.errors import InputError
-from experiments import cli, latency
-from jaxssl.latency import Load
+from experiments import latency
+from jaxssl.inference.latency import Load
 from jaxssl.models.arch import Dropout
+from jaxssl.runtime import cli
 from jaxssl.training import speed
 from tests.archs import MEL
 

@@ -16,9 +16,9 @@ import soundfile
 
 from compress.errors import InputError
 from experiments import latency, lowrank
-from experiments.source import load_model
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import load_stats
+from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import page, paper, tradeoff
-from experiments.measures import COSTS, lower_is_better, measured, pareto
-from experiments.runs import Curve
+from experiments import tradeoff
+from experiments.curves.measures import COSTS, lower_is_better, measured, pareto
+from experiments.curves.runs import Curve
+from experiments.reports import page, published
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "</script><script>complain('ran')</script><img src=x onerror=complain('ran')>&amp; {{script}}"
@@ -175,8 +176,8 @@ def test_every_plot_has_every_point(opened):
     for column in ("parameters", "macs"):
         (plot,) = published.find("svg", data_cost=column)
         drawn = {g.attributes["data-run"]: len(g.find("path", kind="point")) for g in plot.find("g", kind="grey")}
-        assert drawn == {curve.label: len(curve.points) for curve in paper.CURVES}
-    assert paper.LABEL in opened.find(id="paper-source")[0].text
+        assert drawn == {curve.label: len(curve.points) for curve in published.CURVES}
+    assert published.LABEL in opened.find(id="paper-source")[0].text
 
 
 def test_every_table_has_every_row(opened):
@@ -191,7 +192,7 @@ def test_every_table_has_every_row(opened):
     assert [line[1] for line in equal] == ["0.9", "0.75"] * 2
     assert equal[1][2:] == ["–", "2.167", "rows"]
     assert len(rows_of(opened, "runs")) == 2
-    assert len(rows_of(opened, "paper")) == sum(len(curve.points) for curve in paper.CURVES)
+    assert len(rows_of(opened, "paper")) == sum(len(curve.points) for curve in published.CURVES)
     assert [item.text for item in opened.find(id="commands")[0].find("li")] == ["how", f"run {HOSTILE}", "run rows"]
     assert opened.find(id="notes")[0].text == "a note"
     told = [item.text for item in opened.find(id="told")[0].find("li")]
@@ -211,7 +212,7 @@ def test_a_link_gives_a_view(look):
     assert complaints(tree) == []
     assert [line[1] for line in rows_of(tree, "points")] == ["heads-10", "heads-9", "dense"]  # by number, not by letter
     per = [float(line[-1]) for line in rows_of(tree, "paper")]
-    assert per == sorted(p.per for c in paper.CURVES for p in c.points)
+    assert per == sorted(p.per for c in published.CURVES for p in c.points)
     (large,) = tree.find(id="large")
     (plot,) = large.find("svg", data_metric="phone_accuracy", data_cost="bytes")
     assert len(plot.find("path", kind="point")) == 2

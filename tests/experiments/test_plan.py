@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from experiments import options, plan, search
-from experiments.corpus import HeldOut
-from experiments.options import Option
-from experiments.points import Subject
-from experiments.settings import claim
+from experiments import plan
+from experiments.curves import options, search
+from experiments.curves.options import Option
+from experiments.curves.points import Subject
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.model import apply, init
+from jaxssl.training.corpus import HeldOut
+from jaxssl.training.settings import claim
 from tests.archs import MEL, noise
 from tests.experiments import small
 

@@ -13,8 +13,6 @@ import pytest
 import soundfile
 
 from compress.errors import InputError
-from experiments import hidden as hidden_module
-from experiments.hidden import Front, hidden, pieces
 from experiments.prepare import Config, run
 from jaxssl.data import labels as labels_module
 from jaxssl.data.audio import read
@@ -22,10 +20,12 @@ from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.data.mfcc import mfcc
 from jaxssl.data.prepared import load
+from jaxssl.inference import layers_of_corpus as hidden_module
+from jaxssl.inference.layers_of_corpus import Front, hidden, pieces
+from jaxssl.inference.upstream import encode
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Conv, LogMel
 from jaxssl.models.model import shapes
-from jaxssl.upstream import encode
 from tests.archs import BASE, MEL
 
 ROOT = Path(__file__).resolve().parents[2]

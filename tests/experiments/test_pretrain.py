@@ -15,15 +15,15 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
-from experiments import fit as fit_module
-from experiments.corpus import load_data, loader
-from experiments.fit import fit
 from experiments.pretrain import Config
-from experiments.settings import Training, claim
 from jaxssl.data.batches import Loader
 from jaxssl.data.feeds import MelCorpus
 from jaxssl.models import checkpoint
+from jaxssl.training import fit as fit_module
+from jaxssl.training.corpus import load_data, loader
+from jaxssl.training.fit import fit
 from jaxssl.training.lifeline import LOST
+from jaxssl.training.settings import Training, claim
 from jaxssl.training.telemetry import read_journal
 from tests.experiments.small import Small, make, reach
 

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from experiments import listening, probe, questions, untrained
-from experiments.cli import main
-from experiments.questions import CHARACTERS, DIGITS, PHONES, SPEAKERS, ask, digit, narrow, spelled
+from experiments import probe
+from experiments.probes import listening, questions, untrained
+from experiments.probes.questions import CHARACTERS, DIGITS, PHONES, SPEAKERS, ask, digit, narrow, spelled
+from jaxssl.analysis.similarity import cka
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.data.manifest import Manifest, Segment, Utterance
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
-from jaxssl.similarity import cka
+from jaxssl.runtime.cli import main
 from jaxssl.training.probe import Examples
 from tests.archs import BASE, STUDENT
 from tests.experiments.test_card import ARCH, HUMS, utterance

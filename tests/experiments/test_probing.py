@@ -8,8 +8,8 @@ import pytest
 
 from compress.address import flatten, unflatten
 from compress.errors import InputError
-from experiments import probing, tasks
-from experiments.probing import PHONES, VOICES, log_mel, open_probes
+from experiments.probes import probing, tasks
+from experiments.probes.probing import PHONES, VOICES, log_mel, open_probes
 from jaxssl.data.logmel import Stats
 from jaxssl.data.manifest import Manifest
 from jaxssl.models.arch import LogMel

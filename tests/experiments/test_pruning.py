@@ -13,13 +13,13 @@ from compress.address import flatten
 from compress.encoding import decode
 from compress.errors import InputError
 from experiments import heads, lowrank, rows, weights
-from experiments.points import Subject
-from experiments.source import load_model
-from experiments.units import schedule_of
+from experiments.curves.points import Subject
+from experiments.curves.units import schedule_of
+from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import melhubert
 from jaxssl.models.model import shapes
-from jaxssl.training.paper import PAPER_SPARSITIES, PAPER_WEIGHTS
+from jaxssl.training.study_schedules import PAPER_SPARSITIES, PAPER_WEIGHTS
 from jaxssl.training.telemetry import read_journal
 from tests.experiments import small
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from experiments import report, retime
-from experiments.runs import read_curves, spoken
+from experiments.curves import retime
+from experiments.curves.runs import read_curves, spoken
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Layer
 from jaxssl.models.model import shapes
+from jaxssl.runtime import files
 from tests.archs import MEL
 from tests.experiments.curves import HEADS, MACHINE, ROWS, compare, row, write
 
@@ -29,9 +30,9 @@ def lowrank_report(folder, *, trained):
         dropped = ("level", "step", *(() if trained else ("valid_loss", "masked_accuracy", "loss_before")))
         rows.append({key: value for key, value in made.items() if key not in dropped})
     folder.mkdir()
-    report.write_json(folder / "config.json", {"model": "melhubert-mini", "rank": [4, 8]})
+    files.write_json(folder / "config.json", {"model": "melhubert-mini", "rank": [4, 8]})
     told = {"notes": ["a note"], "model": "melhubert-mini", "machine": MACHINE, "models": rows, "maps": []}
-    report.write_json(folder / "report.json", told)
+    files.write_json(folder / "report.json", told)
     return folder
 
 
@@ -68,7 +69,7 @@ def test_commands_are_told_as_they_are_typed(tmp_path):
     folder = write(tmp_path / "heads", HEADS)
     assert read_curves(folder)[0].command == ""
     (folder / "models/heads-3").mkdir(parents=True)
-    report.write_json(folder / "models/heads-3/provenance.json", {"command": "/home/me/experiments/heads.py --keep 4"})
+    files.write_json(folder / "models/heads-3/provenance.json", {"command": "/home/me/experiments/heads.py --keep 4"})
     assert read_curves(folder)[0].command == "python -m experiments.heads --keep 4"
     assert spoken("'/a b/experiments/rows.py' --out x") == "python -m experiments.rows --out x"
     assert spoken("pytest tests/experiments") == "pytest tests/experiments"

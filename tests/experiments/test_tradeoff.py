@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 
 from compress.errors import InputError
-from experiments import canvas, paper, pictures, plan, report, tradeoff
-from experiments.cli import main
-from experiments.measures import COSTS, measured, pareto, relative_time
+from experiments import plan, tradeoff
+from experiments.curves.measures import COSTS, measured, pareto, relative_time
+from experiments.reports import canvas, pictures, published
 from jaxssl.models import cost
 from jaxssl.models.arch import Layer, melhubert
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import main
 from tests.experiments.curves import HEADS, MACHINE, ROWS, WEIGHTS, compare, row, write
 
 
@@ -135,12 +137,12 @@ def test_runs_of_one_label_are_told_apart(tmp_path):
     ("spoil", "message"),
     [
         (lambda folder: [path.unlink() for path in folder.iterdir()], "neither report.json nor curve.csv"),
-        (lambda folder: write(folder, HEADS) and report.write_json(folder / "report.json", {"points": []}), "0 rows"),
+        (lambda folder: write(folder, HEADS) and files.write_json(folder / "report.json", {"points": []}), "0 rows"),
         (
-            lambda folder: report.write_json(folder / "report.json", {"points": [{"name": "a", "speedup": 1}]}),
+            lambda folder: files.write_json(folder / "report.json", {"points": [{"name": "a", "speedup": 1}]}),
             "valid_l",
         ),
-        (lambda folder: report.write_json(folder / "report.json", [1]), "cannot be read"),
+        (lambda folder: files.write_json(folder / "report.json", [1]), "cannot be read"),
         (lambda folder: (folder / "report.json").write_text("{"), "cannot be read"),
     ],
 )
@@ -307,21 +309,22 @@ def test_memory_is_a_cost_where_a_run_tells_it(three, tmp_path, monkeypatch):
 
 def test_the_papers_points_are_grey_and_on_axes_of_their_own(tmp_path, monkeypatch):
     drawn = panels(
-        monkeypatch, lambda: pictures.draw_published(tmp_path / "a.png", paper.CURVES, title=paper.LABEL, caption="")
+        monkeypatch,
+        lambda: pictures.draw_published(tmp_path / "a.png", published.CURVES, title=published.LABEL, caption=""),
     )
     assert "LibriSpeech 960 h" in drawn[0].figure.get_suptitle()
     for panel, key in zip(drawn, ("parameters_m", "macs_g_per_s"), strict=True):
         assert {line.get_label(): list(line.get_xdata()) for line in panel.lines} == {
-            curve.label: [getattr(point, key) for point in curve.points] for curve in paper.CURVES
+            curve.label: [getattr(point, key) for point in curve.points] for curve in published.CURVES
         }
         assert all(0 < float(line.get_color()) < 0.8 for line in panel.lines)
 
 
-@pytest.mark.parametrize("curve", [paper.HEADS, paper.ROWS], ids=["heads", "rows"])
+@pytest.mark.parametrize("curve", [published.HEADS, published.ROWS], ids=["heads", "rows"])
 def test_published_sizes_are_those_of_the_structures(curve):
     for point in curve.points:
         number = int(point.name.split()[0])
-        layer = Layer(number, 3072) if curve is paper.HEADS else Layer(12, number)
+        layer = Layer(number, 3072) if curve is published.HEADS else Layer(12, number)
         arch = replace(melhubert(20), layers=(layer,) * 12)
         assert point.parameters_m == pytest.approx(cost.parameters(arch) / 1e6, rel=5e-3)
         assert point.macs_g_per_s == pytest.approx(cost.macs_per_second(arch).total / 1e9, rel=5e-3)

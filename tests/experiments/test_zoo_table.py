@@ -7,19 +7,21 @@ import jax
 import pytest
 
 from compress.errors import InputError
-from experiments import report, tradeoff, zoo
-from jaxssl.latency import Load
+from experiments import tradeoff
+from experiments.reports import compared
+from jaxssl.inference.latency import Load
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.model import init
+from jaxssl.runtime import files
 from tests.archs import MEL, REUSING
 
 
 def test_every_published_figure_is_reached_or_told():
     """Where the structure is known: 0.1 % of the parameters, 1 % of the MACs, after what the figure counts besides."""
-    archs = zoo.zoo()
-    assert set(zoo.FIGURES) < set(archs)
-    for name, told in zoo.FIGURES.items():
-        row = zoo.counts(name, archs[name])
+    archs = compared.zoo()
+    assert set(compared.FIGURES) < set(archs)
+    for name, told in compared.FIGURES.items():
+        row = compared.counts(name, archs[name])
         inferred = name == "lighthubert-small"
         if told.parameters is not None:
             assert abs(row["parameters_left"]) < (0.5 if inferred else 0.1), name
@@ -30,7 +32,7 @@ def test_every_published_figure_is_reached_or_told():
 
 
 def test_what_figures_count_besides_is_what_the_heads_cost():
-    archs, figures = zoo.zoo(), zoo.FIGURES
+    archs, figures = compared.zoo(), compared.FIGURES
     seconds = sum(cost.UTTERANCES) / 16_000
     frames = sum(archs["armhubert"].frames(samples) for samples in cost.UTTERANCES) / seconds
     for name in ("armhubert", "armhubert-small"):
@@ -42,12 +44,12 @@ def test_what_figures_count_besides_is_what_the_heads_cost():
 
 
 def test_archs_are_timed_in_turns_and_shown(capsys):
-    rows = zoo.rows({"mel": MEL, "armhubert": REUSING}, load=Load(0.2), rounds=2)
+    rows = compared.rows({"mel": MEL, "armhubert": REUSING}, load=Load(0.2), rounds=2)
     assert [row["name"] for row in rows] == ["mel", "armhubert"]
     assert rows[0]["speedup"] == rows[0]["speedup_low"] == rows[0]["speedup_high"] == 1
     assert all(row["real_time_factor"] > 0 for row in rows)
     assert rows[0]["published_m"] is rows[0]["parameters_off"] is rows[0]["per"] is None
-    zoo.show(rows)
+    compared.show(rows)
     text = capsys.readouterr().out
     assert "armhubert: published with the 12 projections" in text
     assert all(heading in text for heading in ("M params", "quartiles", "RTF"))
@@ -56,7 +58,7 @@ def test_archs_are_timed_in_turns_and_shown(capsys):
 @pytest.mark.parametrize(("archs", "rounds"), [({}, 3), ({"mel": MEL}, 0)])
 def test_nothing_to_time_is_refused(archs, rounds):
     with pytest.raises(InputError, match="name one arch or more, and 1 round or more"):
-        zoo.rows(archs, rounds=rounds)
+        compared.rows(archs, rounds=rounds)
 
 
 def test_the_command_puts_the_runs_own_models_into_the_table(tmp_path, monkeypatch, capsys):
@@ -64,8 +66,8 @@ def test_the_command_puts_the_runs_own_models_into_the_table(tmp_path, monkeypat
     run, arch = tmp_path / "run", replace(MEL, layers=MEL.layers[:1])
     checkpoint.save(run / "models/heads-2", arch, init(arch, jax.random.key(0, impl="rbg")))
     rows = [{"name": name, "speedup": 1.0, "valid_loss": 3.0, "parameters": 9} for name in ("dense", "heads-2")]
-    report.write_json(run / "report.json", {"technique": "heads", "label": "heads", "model": "m", "points": rows})
-    monkeypatch.setattr(zoo, "zoo", lambda: {"mel": MEL})
+    files.write_json(run / "report.json", {"technique": "heads", "label": "heads", "model": "m", "points": rows})
+    monkeypatch.setattr(compared, "zoo", lambda: {"mel": MEL})
     for runs in ((), (run,)):
         tradeoff.run(tradeoff.Config(runs=runs, zoo=True, seconds=0.5, rounds=1, out=tmp_path / "out"))
     with (tmp_path / "out/zoo.csv").open() as file:

@@ -16,6 +16,7 @@ import pytest
 from compress.address import flatten, put
 from compress.blocks import unpack
 from compress.errors import InputError
+from jaxssl.inference.specialise import unpacked
 from jaxssl.models import block_product as module
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Layer, Packed, Ranks, from_json, to_json
@@ -23,7 +24,6 @@ from jaxssl.models.block_product import block_product, gathered_product, kernel_
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init, map_inputs, shapes
 from jaxssl.models.sites import axes, entries, matrices
-from jaxssl.specialise import unpacked
 from jaxssl.training.step import start
 from tests.archs import LARGE, MEL, noise
 

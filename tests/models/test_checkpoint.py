@@ -9,7 +9,7 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
-from experiments.source import load_model
+from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.models.model import init
 from tests.archs import ARCHS, MEL

@@ -11,19 +11,20 @@ from compress.address import flatten, get, put, unflatten
 from compress.errors import InputError
 from compress.plan import Heads, LowRank, Rows, Sites, Weights, run
 from compress.quantize import bfloat16, float32, quantize, simulate
-from jaxssl.attention import attention_maps
+from jaxssl.analysis.attention_maps import attention_maps
+from jaxssl.convert import to_huggingface
+from jaxssl.convert.to_torch import state
+from jaxssl.inference.specialise import dequantized, groups, quantized
 from jaxssl.models import checkpoint, cost, layers
 from jaxssl.models.arch import Layer, Packed
 from jaxssl.models.describe import describe
 from jaxssl.models.int8_product import int8_product
 from jaxssl.models.model import apply, apply_gated, init, map_inputs, predict, shapes
 from jaxssl.models.sites import axes, entries, matrices
-from jaxssl.specialise import dequantized, groups, quantized
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import start
 from tests.archs import ARCHS, BASE, MEL, beside_noise, noise
-from tools import export, huggingface
-from tools.torch_weights import state
+from tools import export
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
@@ -314,6 +315,6 @@ def test_other_programs_get_floats(form, key, tmp_path):
         assert one[1].dtype == np.float32
         np.testing.assert_array_equal(one[1], two[1])
     for one, two in zip(
-        huggingface.folder(arch, params)[2].items(), huggingface.folder(*plain)[2].items(), strict=True
+        to_huggingface.folder(arch, params)[2].items(), to_huggingface.folder(*plain)[2].items(), strict=True
     ):
         np.testing.assert_array_equal(one[1], two[1])

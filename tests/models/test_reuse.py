@@ -10,13 +10,13 @@ import pytest
 from compress.depth import keep_layers
 from compress.errors import InputError
 from compress.plan import Heads, Sites, run
-from experiments.hidden import _front
-from jaxssl.calibration import moments
+from jaxssl.analysis.calibration import moments
+from jaxssl.analysis.saliency import context_gradient
+from jaxssl.inference.layers_of_corpus import _front
 from jaxssl.models.arch import ClusterHead, Layer, LogMel, Packed, Ranks, from_json, to_json
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init, map_inputs, shapes
 from jaxssl.models.sites import axes, entries, matrices
-from jaxssl.saliency import context_gradient
 from jaxssl.training.losses import MaskedPrediction
 from tests.archs import BASE, MEL, REUSING, STUDENT, noise
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
+from jaxssl.convert.conversion import read
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.models import checkpoint
 from jaxssl.models.model import apply, init
 from tests.archs import ARCHS, MEL, STUDENT, UNEVEN
-from tools import export, formats
-from tools.convert_torch import read
+from tools import export
+from tools.pytorch import formats
 
 STATS = Stats(np.full(5, 3, np.float32), np.full(5, 2, np.float32))
 QUICK = {"seconds": 0.2, "rounds": 1}

@@ -6,21 +6,21 @@ import json
 import numpy as np
 import pytest
 
+from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import hamming, triangles
 from jaxssl.models.arch import to_json
 from jaxssl.models.model import init
 from tests.archs import ARCHS
-from tools.torch_weights import state
 
 
 @pytest.fixture(scope="module")
 def plain(torch):
-    return importlib.import_module("tools.standalone.model")
+    return importlib.import_module("tools.pytorch.standalone.model")
 
 
 @pytest.fixture(scope="module")
 def fast(torch):
-    return importlib.import_module("tools.onnx_model")
+    return importlib.import_module("tools.pytorch.onnx_model")
 
 
 def standalone(torch, plain, arch, key):

@@ -7,19 +7,19 @@ import jax
 import numpy as np
 import pytest
 
+from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import Stats
+from jaxssl.inference.upstream import encode
 from jaxssl.models.arch import LogMel, to_json
 from jaxssl.models.model import init
-from jaxssl.upstream import encode
 from tests.archs import ARCHS
-from tools.torch_weights import state
 
 TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
 def module(torch):
-    return importlib.import_module("tools.standalone.model")
+    return importlib.import_module("tools.pytorch.standalone.model")
 
 
 def exported(torch, module, arch, params, stats):

@@ -9,7 +9,7 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
-from jaxssl.latency import Load
+from jaxssl.inference.latency import Load
 from jaxssl.models.arch import Dropout
 from jaxssl.models.model import apply, init
 from jaxssl.training import speed
@@ -35,7 +35,7 @@ LOAD = Load(0.3, 2)
 
 @pytest.fixture(scope="module")
 def torch_step(torch):
-    from tools import torch_step
+    from tools.pytorch import torch_step
 
     return torch_step
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from jaxssl.training import paper
+from jaxssl.training import study_schedules
 from jaxssl.training.calendar import Calendar, Gate, Progress, check, cubic, due, end, periodic, update
 
 # The settings of the golden runs; run30's look-back is the default, which its 30 updates never reach.
@@ -189,23 +189,23 @@ def test_cubic_levels(initial, final, count):
 
 def test_the_papers_tables(shared):
     facts = json.loads((shared / "melhubert/facts/full_size.json").read_text())["20ms"]
-    assert list(paper.PAPER_SPARSITIES) == [row["sparsity"] for row in facts["weight_schedule"]]
-    assert list(paper.PAPER_HEADS.events) == facts["head_prune_steps_at"]
-    assert [12, *paper.PAPER_HEADS_KEPT] == [row["heads_per_layer"] for row in facts["head_schedule"]]
-    assert list(paper.PAPER_ROWS.events) == facts["row_prune_steps_at"]
-    assert [3072, *paper.PAPER_ROWS_KEPT] == [row["ffn"] for row in facts["row_schedule"]]
+    assert list(study_schedules.PAPER_SPARSITIES) == [row["sparsity"] for row in facts["weight_schedule"]]
+    assert list(study_schedules.PAPER_HEADS.events) == facts["head_prune_steps_at"]
+    assert [12, *study_schedules.PAPER_HEADS_KEPT] == [row["heads_per_layer"] for row in facts["head_schedule"]]
+    assert list(study_schedules.PAPER_ROWS.events) == facts["row_prune_steps_at"]
+    assert [3072, *study_schedules.PAPER_ROWS_KEPT] == [row["ffn"] for row in facts["row_schedule"]]
 
 
 def test_the_papers_calendars():
     """METHODS: 38 sparsities, 25,000 apart; heads end at 366,000, rows at 510,000."""
-    waits = np.diff(paper.PAPER_HEADS.events, prepend=0).tolist()
+    waits = np.diff(study_schedules.PAPER_HEADS.events, prepend=0).tolist()
     assert waits == [1_000] + [25_000] * 5 + [40_000] * 5
-    assert paper.PAPER_WEIGHTS.events == tuple(25_000 + 25_000 * k for k in range(38))
-    assert paper.PAPER_WEIGHTS.gate == Gate(0.9998, 15_000, 0.001, 3)
-    assert (paper.PAPER_HEADS.last, paper.PAPER_ROWS.last) == (366_000, 510_000)
-    check(paper.PAPER_WEIGHTS, paper.PAPER_SPARSITIES)
-    check(paper.PAPER_HEADS, paper.PAPER_HEADS_KEPT, rising=False)
-    check(paper.PAPER_ROWS, paper.PAPER_ROWS_KEPT, rising=False)
+    assert study_schedules.PAPER_WEIGHTS.events == tuple(25_000 + 25_000 * k for k in range(38))
+    assert study_schedules.PAPER_WEIGHTS.gate == Gate(0.9998, 15_000, 0.001, 3)
+    assert (study_schedules.PAPER_HEADS.last, study_schedules.PAPER_ROWS.last) == (366_000, 510_000)
+    check(study_schedules.PAPER_WEIGHTS, study_schedules.PAPER_SPARSITIES)
+    check(study_schedules.PAPER_HEADS, study_schedules.PAPER_HEADS_KEPT, rising=False)
+    check(study_schedules.PAPER_ROWS, study_schedules.PAPER_ROWS_KEPT, rising=False)
 
 
 GATED = Calendar((10, 30), 40, Gate(0.5, 8, 0.0), delay=15)

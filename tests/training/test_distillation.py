@@ -11,6 +11,7 @@ import pytest
 from compress.address import flatten
 from compress.depth import keep_layers
 from compress.errors import InputError
+from jaxssl.convert.conversion import read
 from jaxssl.models.arch import Dropout
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init
@@ -35,7 +36,6 @@ from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import compile_step, start
 from tests.archs import MEL, noise
 from tests.training import golden
-from tools.convert_torch import read
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 STILL = replace(MEL, dropout=Dropout(0.0, 0.0))

@@ -9,11 +9,11 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
+from jaxssl.convert.conversion import read
 from jaxssl.models.model import apply, init
 from jaxssl.training.losses import MaskedPrediction, add, means
 from tests.archs import ARCHS, BASE, MEL, noise
 from tests.training import golden
-from tools.convert_torch import read
 
 TOLERANCE = 1e-4  # relative, of each gradient's norm
 

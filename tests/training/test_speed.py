@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from jaxssl.latency import Load, Program, race
+from jaxssl.inference.latency import Load, Program, race
 from jaxssl.models import cost
 from jaxssl.models.arch import Dropout, melhubert
 from jaxssl.models.model import apply, init, shapes

@@ -13,6 +13,7 @@ import pytest
 from compress.address import flatten
 from compress.edit import cut
 from compress.errors import InputError
+from jaxssl.convert.conversion import read
 from jaxssl.models.arch import Dropout
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init
@@ -22,7 +23,6 @@ from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import change, make_evaluation, make_step, start
 from tests.archs import MEL, noise
 from tests.training import golden
-from tools.convert_torch import read
 
 STILL = replace(MEL, dropout=Dropout(0.0, 0.0))
 LOSS = MaskedPrediction((11,))

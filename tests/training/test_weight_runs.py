@@ -11,6 +11,7 @@ import pytest
 
 from compress.address import flatten
 from compress.sparse import apply_masks, entry_masks
+from jaxssl.convert import sources
 from jaxssl.models.arch import Dropout
 from jaxssl.models.sites import entries
 from jaxssl.models.torch_names import build
@@ -19,7 +20,6 @@ from jaxssl.training.losses import MaskedPrediction, means
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import make_step, start
 from tests.training import golden
-from tools import sources
 
 SPARSITIES = (0.2, 0.5, 0.9)
 FRAMES = 151  # of the longest batch; all are padded to it, so that one program serves a run

@@ -1,0 +1,96 @@
+"""Settings that every experiment shares which draws a curve of compressed models: model, speech, training, timing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.curves.schedule import Schedule, Timing
+from jaxssl.training.settings import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Settings of a curve."""
+
+    model: str | None = None
+    """model folder, run folder, preset or checkpoint, compressed in whatever way; default: the trained model that comes
+    with the package"""
+    audio: tuple[str, ...] = ()
+    """speech to train on, labelled by the model that makes its targets; default: the embedded corpus"""
+    held_out: tuple[str, ...] = ()
+    """speech of others to validate on, labelled likewise; default: a part of --audio"""
+    corpus: Path | None = None
+    """folder of experiments.prepare, instead of --audio"""
+    labels: str | None = None
+    """name of the labels in --corpus, where there are several"""
+    valid: Path | None = None
+    """another such folder, of held-out speech; default: a part of the training corpus"""
+    batch: int | None = None
+    """utterances of a batch; default: 8, with --schedule paper 4"""
+    crop: float | None = None
+    """longest stretch of an utterance, in seconds; default: 3, with --schedule paper 15"""
+    shortest: float | None = None
+    """utterances below that are left out, in seconds; default: 1, with --schedule paper 3.2"""
+    learning_rate: float | None = None
+    """of Adam, constant; default: 2e-4, with --schedule paper 1e-5"""
+    control: bool = True
+    """train the dense model as long, to compare with"""
+    probes: bool = True
+    """probe every point for phones and speakers (embedded corpus)"""
+    speakers: Path | None = None
+    """folder of speech with known speakers, ten utterances of each, for the probe"""
+    save_every: int = 100
+    """updates between two checkpoints, besides those at events"""
+    stack: Literal["unroll", "scan", "remat"] = "scan"
+    """how equal layers run in training, see experiments.pretrain"""
+    seconds: float = 5.0
+    """length of the utterance that is timed, in seconds"""
+    rounds: int = 15
+    """timed runs of each model, in turns with the dense one"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the computation, in training and timing"""
+    seed: int = 0
+    """of order, crops, masks, dropout and random weights"""
+
+    def settings(self, last: int, *, paper: bool, log_every: int) -> Training:
+        """Return how models are trained: up to update `last`; `paper` changes what was left open to the study's."""
+        steps = max(last, 1)
+        return Training(
+            steps=steps,
+            batch=self.batch or (4 if paper else 8),
+            crop=self.crop or (15.0 if paper else 3.0),
+            shortest=(3.2 if paper else 1.0) if self.shortest is None else self.shortest,
+            learning_rate=self.learning_rate or (1e-5 if paper else 2e-4),
+            warmup=0.0,
+            decay="constant",
+            buckets=8 if paper else 1,
+            dtype=self.dtype,
+            stack=self.stack,
+            seed=self.seed,
+            valid_every=steps + 1,  # points are what is validated
+            save_every=self.save_every,
+            log_every=log_every,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(Timing, Curve):
+    """Settings that weights, heads and rows share."""
+
+    reset: bool = False
+    """forget Adam's moments at each event, as the study does for heads and rows; else they are cut with the weights"""
+    recover: Literal["predict", "distil"] = "predict"
+    """what models train on between events: masked prediction, or the teacher's clusters (experiments.distill)"""
+    teacher: str | None = None
+    """of --recover distil: a model, named like --model; default: the model before it is pruned"""
+    temperature: float = 1.0
+    """of --recover distil: divides the logits of teacher and student"""
+    alpha: float = 1.0
+    """of --recover distil: share of the teacher in the loss; the rest is the clusters' cross-entropy"""
+    masked: bool = False
+    """of --recover distil: both hear masked speech and masked frames count; default: all of it, and every frame"""
+
+    def training(self, schedule: Schedule) -> Training:
+        """Return the settings of the run's updates."""
+        paper = self.schedule == "paper"
+        return self.settings(schedule.calendar.last, paper=paper, log_every=1000 if paper else max(self.every // 2, 1))

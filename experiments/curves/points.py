@@ -1,0 +1,329 @@
+"""The points of a pruning curve: each model saved, evaluated, costed, timed and probed; the curve redrawn at each.
+
+out/points.json         the finished points, which a broken-off run need not measure again
+out/curve.csv, .png     all of them so far
+out/held-out/NAME.npz   what a point's model made of each held-out utterance, for paired comparisons
+out/models/NAME/        the model of a point
+
+A point that is there is whole; what a broken-off run had begun of the next one is measured again.
+"""
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from compress.address import flatten, unflatten
+from compress.encoding import decode, encode
+from compress.sparse import Masks, apply_masks, zero_masks
+from experiments.probes.probing import Probes
+from experiments.reports import pictures, tables
+from jaxssl.data.logmel import stats_bytes
+from jaxssl.inference.latency import Load, Program, compile_forward, race, speedup
+from jaxssl.inference.source import Model
+from jaxssl.models import checkpoint, cost
+from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer
+from jaxssl.models.model import Params, shapes
+from jaxssl.models.sites import matrices
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console, progress
+from jaxssl.training.corpus import Data, HeldOut, hear
+from jaxssl.training.settings import Training
+
+Row = dict[str, Any]
+PRUNED = 1e-3  # share of an array's entries that must be zero for its zeros to be meant
+# The same where int8 made zeros, too: of normal weights the share 0.8 · m / 254, m their largest in deviations.
+ROUNDED = 0.2
+FAIR = 0.8  # share of the promised speed-up below which the report says where the rest went
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What pruning acts on.
+
+    Attributes:
+        arch: what `params` is.
+        params: the model; entries that the masks drop need not be zero.
+        masks: entries that stay, by path; none where nothing is masked.
+    """
+
+    arch: Arch
+    params: Params
+    masks: Masks
+
+    @property
+    def seen(self) -> Params:
+        """The parameters as the model runs with them."""
+        return apply_masks(self.params, self.masks) if self.masks else self.params
+
+
+def with_zeros(arch: Arch, params: Params, *, meant: float = PRUNED) -> Subject:
+    """Take a model up: weights that were pruned stay zero, in arrays of which more than `meant` is."""
+    masks = {path: mask for path, mask in zero_masks(params, matrices(arch)).items() if np.mean(mask) < 1 - meant}
+    return Subject(arch, params, masks)
+
+
+@dataclass(frozen=True)
+class Fast:
+    """A model in the form that its timing is of, and what shows that it is the same model.
+
+    Attributes:
+        arch: what `params` is.
+        params: the arrays.
+        rows: measurements that chose the form, for the report.
+        error: relative error of its output against the plain form's on speech; None where it is the plain form.
+    """
+
+    arch: Arch
+    params: Params
+    rows: Sequence[Mapping[str, Any]] = ()
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every point of a run is measured with.
+
+    Attributes:
+        out: the run's folder.
+        model: before pruning.
+        data: labelled speech.
+        training: settings of the batches that evaluate.
+        load: what is timed.
+        dtype: of the computation.
+        rounds: timed runs of each program.
+        probes: of phones and speakers, where they exist.
+        technique: weights, heads or rows.
+        label: of the curve, in pictures of several runs.
+        fast: puts a point into the form that is timed.
+        controls: quality of the dense model trained as long, by update.
+        programs: compiled forward passes by shape.
+    """
+
+    out: Path
+    model: Model
+    data: Data
+    training: Training
+    load: Load
+    dtype: Any
+    rounds: int
+    probes: Probes | None
+    technique: str
+    label: str = ""
+    fast: Callable[[Subject], Fast] = lambda subject: Fast(subject.arch, subject.seen)
+    controls: dict[int, dict[str, float]] = field(default_factory=dict)
+    programs: dict[Arch, Program] = field(default_factory=dict)
+
+    def quality(self, subject: Subject) -> dict[str, float]:
+        """Return `valid_loss` (nats, masked frames) and `masked_accuracy` on held-out speech, with intervals."""
+        return self._hear(subject).summary()
+
+    def _hear(self, subject: Subject) -> HeldOut:
+        return hear(subject.arch, subject.seen, self.data, self.training)
+
+    def rows(self) -> list[Row]:
+        """Read the points that are finished."""
+        path = self.out / "points.json"
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    def has(self, name: str) -> bool:
+        """Tell whether a point is finished."""
+        return any(row["name"] == name for row in self.rows())
+
+    def name(self, level: float) -> str:
+        """Name a point: `heads-4`, `weights-0.9`, `rows-4e+06` for a budget."""
+        return f"{self.technique}-{int(level) if level == math.floor(level) and level < 1e5 else f'{level:g}'}"
+
+    def point(self, name: str, subject: Subject, *, level: float, step: int, told: Mapping[str, Any]) -> None:
+        """Measure, save and show one point, unless it is there already.
+
+        Args:
+            name: of the point and of its model's folder.
+            subject: the model.
+            level: how far it is pruned.
+            step: updates that it was trained with.
+            told: further columns: what the event before it found.
+        """
+        if self.has(name):
+            return
+        console.print(f"measuring {name}", markup=False)
+        heard = self._hear(subject)
+        files.write_arrays(self.out / "held-out" / f"{name}.npz", vars(heard))
+        row = {"name": name, "level": level, "step": step, **_sizes(subject), **heard.summary(), **told}
+        if control := self.controls.get(step):
+            row |= {"control_loss": control["valid_loss"], "control_accuracy": control["masked_accuracy"]}
+        fast = self.fast(subject)
+        row |= self._time(name, fast)
+        row |= {"packed_maps": sum(bool(found["packed"]) for found in fast.rows), "packed_error": fast.error}
+        if self.probes is not None:
+            row |= self.probes.measure(name, subject.arch, subject.seen, self.model.stats)
+        row["bytes"] = self._save(name, subject, fast)
+        self._record(row)
+
+    def read(self, name: str) -> Subject:
+        """Load the model of a finished point."""
+        return with_zeros(*checkpoint.load(self.out / "models" / name))
+
+    def heard(self, name: str) -> HeldOut:
+        """Read what a finished point's model made of each held-out utterance."""
+        with np.load(self.out / "held-out" / f"{name}.npz", allow_pickle=False) as arrays:
+            return HeldOut(**arrays)
+
+    def _time(self, name: str, fast: Fast) -> Row:
+        """Time the dense model, what stays of it without heads and units, and this one, in turns."""
+        dense = self.model.arch, self.model.params
+        programs = {"dense": self.program(*dense), "bare": self.program(*_bare(*dense))}
+        if name != "dense":
+            programs["point"] = compile_forward(fast.arch, fast.params, self.load, dtype=self.dtype)
+        with progress("timing side by side", self.rounds + 2) as tick:
+            timings = race(programs, rounds=self.rounds, tick=tick)
+        timings.setdefault("point", timings["dense"])
+        ratio = speedup(timings["dense"], timings["point"])
+        samples = round(self.load.seconds * SAMPLE_RATE)
+        promised = cost.macs(self.model.arch, samples).total / cost.macs(fast.arch, samples).total
+        return {
+            "real_time_factor": timings["point"].real_time_factor,
+            "speedup": ratio.median,
+            "speedup_low": ratio.low,
+            "speedup_high": ratio.high,
+            "promised_speedup": promised,
+            **{f"{each}_ms": timing.median * 1e3 for each, timing in timings.items()},
+        }
+
+    def program(self, arch: Arch, params: Params) -> Program:
+        """Compile what every point is timed beside once."""
+        if arch not in self.programs:
+            self.programs[arch] = compile_forward(arch, params, self.load, dtype=self.dtype)
+        return self.programs[arch]
+
+    def _save(self, name: str, subject: Subject, fast: Fast) -> int:
+        """Save the model, and the faster form where it differs; return the bytes of its smallest encoding."""
+        folder = self.out / "models" / name
+        origin = {"made_from": self.model.name, "by": f"{self.technique}: {name}", "command": shlex.join(sys.argv)}
+        origin |= {"targets": self.model.targets} if self.model.targets else {}
+        extra = {} if self.model.stats is None else {"stats.npy": stats_bytes(self.model.stats)}
+        encoded = encode(subject.seen)
+        _compare(decode(encoded), subject.seen)
+        if subject.masks:
+            extra["weights.sparse"] = encoded
+        checkpoint.save(folder, subject.arch, subject.seen, provenance=origin, extra=extra, overwrite=True)
+        if fast.arch != subject.arch:
+            extra.pop("weights.sparse", None)
+            packed = self.out / "packed" / name
+            checkpoint.save(packed, fast.arch, fast.params, provenance=origin, extra=extra, overwrite=True)
+        return len(encoded)
+
+    def _record(self, row: Row) -> None:
+        rows = [*self.rows(), row]
+        files.write_json(self.out / "points.json", rows)
+        files.write_csv(self.out / "curve.csv", rows)
+        pictures.draw_curve(self.out / "curve.png", rows, level=self.technique, title=self.title, caption=self.caption)
+        show(rows[-1:] if len(rows) > 1 else rows, self.title)
+
+    @property
+    def title(self) -> str:
+        """What the tables and pictures are of."""
+        return f"{self.label or self.technique}: {self.model.name}, {jnp.dtype(self.dtype).name}, {self.load}"
+
+    @property
+    def caption(self) -> str:
+        """What a reader of the picture must know."""
+        return "" if self.model.trained else self.model.notes[0]
+
+
+QUALITY = {
+    "name": "point",
+    "step": "updates",
+    "loss_before:.3f": "loss before training",
+    "valid_loss:.3f": "held-out loss",
+    "valid_loss_low:.3f": "from",
+    "valid_loss_high:.3f": "to",
+    "control_loss:.3f": "dense, as long",
+    "masked_accuracy:.1%": "masked accuracy",
+    "control_accuracy:.1%": "dense, as long",
+    "phone_accuracy:.3f": "phones",
+    "phone_low:.3f": "from",
+    "phone_high:.3f": "to",
+    "speaker_accuracy:.3f": "speakers",
+}
+COSTS = {
+    "name": "point",
+    "parameters:,": "parameters",
+    "nonzero:,": "not zero",
+    "bytes:,": "bytes",
+    "macs_g_per_s:.3f": "MACs G/s",
+    "nominal_macs_g_per_s:.3f": "nominal",
+    "real_time_factor:.4f": "real-time factor",
+    "speedup:.2f": "speed-up",
+    "speedup_low:.2f": "quartile 1",
+    "speedup_high:.2f": "quartile 3",
+    "promised_speedup:.2f": "promised by MACs",
+}
+
+
+def show(rows: Sequence[Row], title: str) -> None:
+    """Print points as two tables: what they know, and what they cost."""
+    known = {key for row in rows for key, value in row.items() if value is not None}
+    tables.show(f"{title}: quality", rows, {k: v for k, v in QUALITY.items() if k.partition(":")[0] in known})
+    tables.show(f"{title}: cost", rows, COSTS)
+
+
+def where_the_rest_went(rows: Sequence[Row]) -> list[str]:
+    """Say for each point that gains less than 0.8 of what its MACs promise what took the time.
+
+    What no pruning touches (log-Mel or the extractor, projection, positions, norms) is timed as the same model without
+    any head or unit, in turns with the others.
+    """
+    lines = []
+    for row in rows:
+        if row["speedup"] >= FAIR * row["promised_speedup"]:
+            continue
+        saved, could = row["dense_ms"] - row["point_ms"], row["dense_ms"] - row["bare_ms"]
+        lines.append(
+            f"{row['name']}: {row['speedup']:.2f} × of the {row['promised_speedup']:.2f} × that its MACs promise: of "
+            f"{row['dense_ms']:.1f} ms, {row['bare_ms']:.1f} ms are what stays without any head or unit; of the "
+            f"{could:.1f} ms of layers, {saved:.1f} ms were saved"
+        )
+    return lines
+
+
+def _sizes(subject: Subject) -> Row:
+    parts = cost.macs_per_second(subject.arch)
+    return {
+        "parameters": cost.parameters(subject.arch),
+        "nonzero": cost.nonzero(subject.seen),
+        "macs_g_per_s": parts.total / 1e9,
+        "nominal_macs_g_per_s": cost.nominal_macs_per_second(subject.arch, subject.seen) / 1e9,
+        "heads": [layer.heads for layer in subject.arch.layers],
+        "units": [layer.ffn for layer in subject.arch.layers],
+    }
+
+
+@lru_cache(maxsize=4)
+def _bare_arch(arch: Arch) -> Arch:
+    return replace(arch, layers=tuple(Layer(0, 0) for _ in arch.layers))
+
+
+def _bare(arch: Arch, params: Params) -> tuple[Arch, Params]:
+    """Return the model without any head or unit: what stays whatever is pruned."""
+    bare, flat = _bare_arch(arch), flatten(params)
+    arrays = {
+        path: flat[path] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
+        for path, leaf in flatten(shapes(bare)).items()
+    }
+    return bare, unflatten(arrays)
+
+
+def _compare(one: Params, two: Params) -> None:
+    found = flatten(one)
+    for path, leaf in flatten(two).items():
+        if not np.array_equal(found[path], np.asarray(leaf), equal_nan=True):
+            raise OSError(f"{path}: decoded, it is not what was encoded")

@@ -1,0 +1,273 @@
+"""What all pruning experiments share: settings, the model and its speech, the control, every point of the curve."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.curves.curve import Curve, Pruning
+from experiments.curves.points import PRUNED, ROUNDED, Bench, Fast, Subject, show, where_the_rest_went, with_zeros
+from experiments.curves.recovery import speech_with_targets
+from experiments.curves.schedule import Schedule
+from experiments.curves.sweep import Act, Event, begin, subject_of, sweep
+from experiments.probes.probing import log_mel, open_probes
+from jaxssl.inference.latency import Load, machine
+from jaxssl.inference.source import Model, Speech, in_float, load_model, load_speech
+from jaxssl.inference.specialise import unpacked
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import console
+from jaxssl.training.corpus import Data
+from jaxssl.training.fit import open_run
+from jaxssl.training.lesson import Lesson, check_teacher, soft_labels
+from jaxssl.training.settings import Training, claim
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pruning run, ready to begin.
+
+    Attributes:
+        config: what was asked.
+        model: before pruning.
+        subject: the same, as pruning acts on it.
+        schedule: when, and how far.
+        training: settings of the updates.
+        data: labelled speech.
+        speech: some of it as audio, for calibration and for proofs.
+        lesson: how models learn from a teacher; None: they are trained on masked prediction.
+        reset: start the optimiser anew at each event.
+    """
+
+    config: Curve
+    model: Model
+    subject: Subject
+    schedule: Schedule
+    training: Training
+    data: Data
+    speech: Speech
+    lesson: Lesson | None = None
+    reset: bool = False
+
+
+def open_model(config: Curve) -> tuple[Model, Subject]:
+    """Load the model, packed maps unpacked, all weights in float32; those that were pruned before stay zero."""
+    loaded = load_model(config.model, seed=config.seed)
+    arch, params = unpacked(loaded.arch, loaded.params)
+    model = in_float(replace(loaded, arch=arch, params=params))
+    int8 = any(layer.int8 for layer in loaded.arch.layers)
+    subject = with_zeros(model.arch, model.params, meant=ROUNDED if int8 else PRUNED)
+    if masks := subject.masks:
+        count = sum(int(np.size(mask) - np.count_nonzero(mask)) for mask in masks.values())
+        note = f"{count:,} weights in {len(masks)} arrays are zero and stay zero"
+        model = replace(model, notes=(*model.notes, note))
+    return model, subject
+
+
+def open_job(
+    config: Curve, model: Model, subject: Subject, schedule: Schedule, training: Training, *, out: Path
+) -> Job:
+    """Take the run folder and prepare the speech; what can be refused has been refused before."""
+    claim(out, config, free=())
+    shared = out.parent  # the runs of one place prepare the same speech once
+    for note in model.notes:
+        console.print(f"note: {note}", markup=False)
+    data = speech_with_targets(
+        model,
+        corpus=config.corpus,
+        labels=config.labels,
+        valid=config.valid,
+        out=shared,
+        audio=config.audio,
+        held_out=config.held_out,
+    )
+    if model.stats is None:
+        model = replace(model, stats=data.stats)
+    speech = load_speech(config.audio, limit=8)
+    return Job(config, model, subject, schedule, training, data, speech)
+
+
+def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Schedule, *, out: Path) -> Job:
+    """Open a job of weights, heads or rows, with the teacher that models recover by, if they are to."""
+    teacher = load_model(config.teacher, seed=config.seed) if config.teacher else model
+    job = open_job(config, model, subject, schedule, config.training(schedule), out=out)
+    job = replace(job, reset=config.reset)
+    if config.recover == "predict":
+        return job
+    check_teacher(teacher, job.model, job.data, logits=True)
+    choose = soft_labels(job.data, temperature=config.temperature, alpha=config.alpha, masked=config.masked)
+    lesson = Lesson(teacher.arch, teacher.params, choose, job.training, kept=out.parent / "taught")
+    lesson.heads(subject.arch, seed=config.seed)  # refuses what cannot be learned
+    return replace(job, lesson=lesson)
+
+
+def dense_teaches(job: Job, out: Path, *, masked: bool) -> Lesson:
+    """Let models recover by what the dense one says of each frame; the answers are kept beside the run's folder.
+
+    Raises:
+        InputError: the dense model has no output layer, or another number of clusters than the speech.
+    """
+    check_teacher(job.model, job.model, job.data, logits=True)
+    choose = soft_labels(job.data, temperature=1.0, alpha=1.0, masked=masked)
+    return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=out.parent / "taught")
+
+
+def prune(
+    job: Job,
+    act: Act,
+    *,
+    out: Path,
+    technique: str,
+    label: str,
+    now: float,
+    fast: Callable[[Subject], Fast] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Carry out the run: the dense model, the control, every point, and the report.
+
+    Args:
+        job: what to do.
+        act: what an event does.
+        out: the run's folder.
+        technique: weights, heads, rows or distil.
+        label: of the curve, in pictures of several runs.
+        now: the model's own level.
+        fast: puts a point into the form that is timed; None: as it is.
+        notes: lines a reader of the report should see.
+    """
+
+    def points(bench: Bench) -> None:
+        acting = _telling(act, bench) if job.schedule.calendar.last else act
+        if not job.schedule.once:
+            return _iterate(job, bench, acting)
+        for number in range(len(job.schedule.levels)):
+            _once(job, bench, acting, number)
+
+    draw(
+        job, points, ends=job.schedule.ends, out=out, technique=technique, label=label, now=now, fast=fast, notes=notes
+    )
+
+
+def draw(
+    job: Job,
+    points: Callable[[Bench], None],
+    *,
+    ends: Sequence[int],
+    out: Path,
+    technique: str,
+    label: str,
+    now: float,
+    fast: Callable[[Subject], Fast] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Measure the dense model, train the control, let `points` measure the others, and report.
+
+    `ends` are the updates that the points are trained with, rising; the other arguments are as `prune`'s.
+    """
+    bench = _bench(job, out, technique, label, fast)
+    bench.point("dense", job.subject, level=now, step=0, told={})
+    if job.config.control and any(ends):
+        _control(job, bench, ends)
+    points(bench)
+    conclude(job, bench, notes)
+
+
+def _bench(job: Job, out: Path, technique: str, label: str, fast: Callable[[Subject], Fast] | None) -> Bench:
+    config, dtype = job.config, jnp.dtype(job.config.dtype)
+    probes = open_probes(log_mel(job.model.arch), speakers=config.speakers) if config.probes else None
+    bench = Bench(out, job.model, job.data, job.training, Load(config.seconds), dtype, config.rounds, probes, technique)
+    return replace(bench, label=label, fast=fast or bench.fast)
+
+
+def _telling(act: Act, bench: Bench) -> Act:
+    """Let an event tell the loss right after it, before any training."""
+
+    def acting(subject: Subject, level: float, number: int) -> Event:
+        event = act(subject, level, number)
+        return replace(event, told={**event.told, "loss_before": bench.quality(event.after(subject))["valid_loss"]})
+
+    return acting
+
+
+def _control(job: Job, bench: Bench, ends: Sequence[int]) -> None:
+    """Train the dense model as long as every point was, and remember its quality at each of their updates.
+
+    Runs of one place with the same model, speech, settings and updates share it.
+    """
+    folder, subject = bench.out.parent / f"control-{_control_digest(job, ends)}", _dropping(job.subject)
+    if (path := folder / "quality.json").is_file():
+        bench.controls.update({int(step): found for step, found in json.loads(path.read_text()).items()})
+    if all(end in bench.controls for end in ends):
+        return
+    console.print("training the dense model as long, to compare with", markup=False)
+    with open_run(folder, job.data, job.training) as run:
+        state, programs = begin(run, subject)
+        for end in (end for end in ends if end not in bench.controls):
+            state = run.train(programs, state, last=end)
+            bench.controls[end] = bench.quality(subject_of(programs.arch, state))
+            files.write_json(path, bench.controls)
+
+
+def _control_digest(job: Job, ends: Sequence[int]) -> str:
+    digest = hashlib.sha256()
+    speech = (job.config.audio, job.config.held_out, job.config.corpus, job.config.labels, job.config.valid)
+    digest.update(repr((job.training, tuple(ends), speech)).encode())
+    for leaf in jax.tree.leaves((job.subject.params, _dropping(job.subject).masks)):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:8]
+
+
+def _dropping(subject: Subject) -> Subject:
+    """Leave out masks that drop nothing."""
+    return replace(subject, masks={path: mask for path, mask in subject.masks.items() if not np.all(mask)})
+
+
+def _iterate(job: Job, bench: Bench, act: Act) -> None:
+    names = [bench.name(level) for level in job.schedule.levels]
+
+    def measure(number: int, subject: Subject, step: int, told: Mapping[str, Any]) -> None:
+        bench.point(names[number], subject, level=job.schedule.levels[number], step=step, told=told)
+
+    with open_run(bench.out, job.data, job.training) as run:
+        sweep(run, job.subject, job.schedule, act, measure, reset=job.reset, lesson=job.lesson)
+
+
+def _once(job: Job, bench: Bench, act: Act, number: int) -> None:
+    """Prune straight from the model, train if asked, measure."""
+    level, steps = job.schedule.levels[number], job.schedule.calendar.last
+    if bench.has(name := bench.name(level)):
+        return
+    event = act(job.subject, level, number)
+    pruned = event.after(job.subject)
+    if steps:
+        pruned = trained(job, bench.out / "once" / name, pruned, job.lesson, steps)
+    bench.point(name, pruned, level=level, step=steps, told=event.told)
+
+
+def trained(job: Job, folder: Path, subject: Subject, lesson: Lesson | None, steps: int) -> Subject:
+    """Train a model in a folder of its own, or go on there; `lesson` None is masked prediction."""
+    with open_run(folder, job.data, replace(job.training, steps=steps)) as run:
+        state, programs = begin(run, subject, lesson)
+        return subject_of(programs.arch, run.train(programs, state, last=steps))
+
+
+def conclude(job: Job, bench: Bench, notes: Sequence[str] = ()) -> None:
+    """Show all points of a finished curve, say which gained less time than promised, and write report.json."""
+    rows, out = bench.rows(), bench.out
+    show(rows, bench.title)
+    lines = where_the_rest_went([row for row in rows if row["name"] != "dense"])
+    for line in lines:
+        console.print(line, markup=False)
+    values: dict[str, Any] = {"technique": bench.technique, "label": bench.label, "model": job.model.name}
+    values |= {
+        "machine": machine(bench.dtype),
+        "notes": [*job.model.notes, *job.speech.notes, *notes, *lines],
+        "points": rows,
+    }
+    files.write_json(out / "report.json", values)
+    console.print(f"wrote {out}: report.json, curve.csv, curve.png, models/", markup=False)

@@ -1,0 +1,170 @@
+"""Finished and growing runs of compression, read back as curves of points, whichever experiment wrote them.
+
+report.json with `points`   of weights, heads, rows and whatever writes the same form: one curve
+report.json with `models`   of lowrank: a curve for each method
+curve.csv                   of a run that still goes on
+"""
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compress.errors import InputError
+from experiments.curves.measures import QUALITY, Row, number
+from jaxssl import pretrained
+
+METHODS = {"svd": "low rank, plain SVD", "activation": "low rank, activation-aware"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run, or one method of a run that has several.
+
+    Attributes:
+        folder: of the run.
+        technique: weights, heads, rows, lowrank, …
+        label: in tables and pictures.
+        model: that was compressed, as the report names it.
+        machine: that it was timed on; empty while the run goes on.
+        notes: of its report.
+        rows: points in the order of compression, the dense model first.
+        finished: whether the run has come to its end.
+        source: the model as the command named it; None for the package's own.
+        command: that made its models; empty where it is not known.
+    """
+
+    folder: Path
+    technique: str
+    label: str
+    model: str
+    machine: Mapping[str, Any]
+    notes: tuple[str, ...]
+    rows: tuple[Row, ...]
+    finished: bool
+    source: str | None = None
+    command: str = ""
+
+    @property
+    def points(self) -> list[Row]:
+        """The run's own points, without the dense model that was trained as long."""
+        return [row for row in self.rows if row["name"] != "control"]
+
+    @property
+    def dense(self) -> Row | None:
+        """The dense model's point, where the run has one."""
+        return next((row for row in self.rows if row["name"] == "dense"), None)
+
+
+def read_curves(folder: Path) -> list[Curve]:
+    """Read a run's report.json, or curve.csv while it goes on.
+
+    Raises:
+        InputError: neither is there or can be read, or there are no points with a time and a quality in it.
+    """
+    finished = (folder / "report.json").is_file()
+    if not finished and not (folder / "curve.csv").is_file():
+        raise InputError(f"{folder}: neither report.json nor curve.csv is here; name the folder of a run")
+    try:
+        told, parts = _read_report(folder) if finished else _read_table(folder)
+        shared = _told(folder, told, finished)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{folder}: report.json or curve.csv cannot be read ({error}); run the command again"
+        ) from None
+    for rows in parts.values():
+        _check(folder, rows)
+    return [Curve(**{**shared, "label": label or shared["label"]}, rows=tuple(rows)) for label, rows in parts.items()]
+
+
+def distinct(curves: Sequence[Curve]) -> list[Curve]:
+    """Tell runs of one label apart by their folders."""
+    counts = Counter(curve.label for curve in curves)
+    return [replace(c, label=f"{c.label} ({c.folder})") if counts[c.label] > 1 else c for c in curves]
+
+
+def spoken(command: str) -> str:
+    """Write a command as a user types it: `python -m experiments.heads …` for …/experiments/heads.py.
+
+    >>> spoken("/home/me/jaxssl/experiments/heads.py --keep 4")
+    'python -m experiments.heads --keep 4'
+    """
+    return re.sub(r"^(?:'[^']*|\S*)\bexperiments/(\w+)\.py'?", r"python -m experiments.\1", command)
+
+
+def _check(folder: Path, rows: Sequence[Row]) -> None:
+    """Refuse points without a time or without any quality: there is nothing to compare."""
+    timed = any(number(row, "speedup") is not None for row in rows)
+    missing = f"one of {', '.join(QUALITY)}" if timed else "speedup"
+    if not timed or all(number(row, *QUALITY) is None for row in rows):
+        raise InputError(f"{folder}: no points to compare ({len(rows)} rows, {missing} in none); wait or rerun")
+
+
+def _told(folder: Path, told: Mapping[str, Any], finished: bool) -> dict[str, Any]:
+    """Return what a run says of itself, besides its points."""
+    settings = _json(folder / "config.json")
+    source = settings.get("model", told.get("model"))
+    return {
+        "folder": folder,
+        "technique": str(told.get("technique") or folder.name),
+        "label": str(told.get("label") or told.get("technique") or folder.name),
+        "model": str(told.get("model") or source or pretrained.DEFAULT),
+        "machine": told.get("machine") or {},
+        "notes": tuple(map(str, told.get("notes") or ())),
+        "finished": finished,
+        "source": None if source is None else str(source),
+        "command": _command(folder),
+    }
+
+
+def _command(folder: Path) -> str:
+    """Return the command that made a run's models, as these remember it."""
+    found = (_json(path).get("command") for path in sorted(folder.glob("models/*/provenance.json")))
+    return next((spoken(str(command)) for command in found if command), "")
+
+
+def _read_report(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]:
+    """Return what a finished run's report says, and its points by label; "" where the report itself has the label."""
+    told = json.loads((folder / "report.json").read_text())
+    if told.get("models"):
+        return {"technique": "lowrank", **told}, _by_method(told["models"])
+    return told, {"": [row for row in told.get("points") or () if "name" in row]}
+
+
+def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Split factorised models into a curve for each method, the dense model first and the smallest last."""
+    rows = [row for row in rows if "name" in row]
+    dense = [row for row in rows if row["method"] == "dense"]
+    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "dense")
+    parts = {m: [row for row in rows if row["method"] == m] for m in methods}
+    found = {METHODS.get(m, f"low rank, {m}"): [*dense, *sorted(parts[m], key=_size)] for m in methods}
+    return found or {"": dense}
+
+
+def _size(row: Row) -> float:
+    return -(number(row, "parameters") or 0)
+
+
+def _read_table(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]:
+    """Return what a run that has no report yet says about itself by settings and points, and its points."""
+    with (folder / "curve.csv").open(newline="") as file:
+        table = [row for row in csv.DictReader(file) if row.get("name")]
+    rows: list[Row] = [{**{key: _plain(value) for key, value in row.items()}, "name": row["name"]} for row in table]
+    kinds = [row["name"].split("-")[0] for row in rows if row["name"] not in ("dense", "control")]
+    return {"technique": kinds[0] if kinds else None, "label": folder.name}, {"": rows}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _plain(text: Any) -> Any:
+    """Turn a CSV cell into a number where it is one."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return text or None

@@ -1,0 +1,130 @@
+"""What speech does to a model: statistics of each map's inputs, and how far one model is from another."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxssl.data.logmel import Stats
+from jaxssl.inference.upstream import encode, mel_inputs
+from jaxssl.models.arch import Arch, LogMel
+from jaxssl.models.layers import frame_mask
+from jaxssl.models.model import Params, map_inputs
+
+Batch = tuple[Array, Array]  # samples (batch, samples), lengths (batch,)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a model's layers are from a reference's, each entry one of `Output.hidden`.
+
+    Attributes:
+        relative: ‖h − h′‖ / ‖h‖ over all valid frames.
+        cosine: mean cosine of h and h′ over valid frames.
+    """
+
+    relative: tuple[float, ...]
+    cosine: tuple[float, ...]
+
+
+def moments(
+    arch: Arch,
+    params: Params,
+    batches: Iterable[Batch],
+    *,
+    stats: Stats | None = None,
+    tick: Callable[[], Any] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Average x xᵀ over the valid frames of every map's input.
+
+    Args:
+        arch: what `params` is.
+        params: the model.
+        batches: speech.
+        stats: of the log-Mel features, for models that take them.
+        tick: called after each batch.
+
+    Returns:
+        By path, the second moment E[x xᵀ], (fan_in, fan_in) float32.
+    """
+
+    @jax.jit
+    def sums(params: Params, samples: Array, lengths: Array) -> tuple[dict[str, Array], Array]:
+        valid: Array | None = lengths
+        if isinstance(arch.front, LogMel):
+            samples, valid = mel_inputs(arch.front, samples, lengths, stats)
+        heard, frames = map_inputs(arch, params, samples, valid)
+        sums = {path: _outer_sum(x, frames) for path, x in heard.items() if path != "project"}
+        if "project" in heard:  # before time reduction
+            more = arch.time_reduction
+            sums["project"] = _outer_sum(heard["project"], frames * more) / more
+        return sums, frames.sum()
+
+    total: dict[str, Array] = {}
+    count = 0
+    for samples, lengths in batches:
+        found, frames = sums(params, samples, lengths)
+        total = {path: found[path] + total[path] if total else found[path] for path in found}
+        count += int(frames)
+        tick()
+    return {path: np.asarray(value) / np.float32(count) for path, value in total.items()}
+
+
+def distance(
+    reference: tuple[Arch, Params],
+    other: tuple[Arch, Params],
+    batches: Sequence[Batch],
+    *,
+    stats: Stats | None = None,
+    dtype: Any = jnp.float32,
+    tick: Callable[[], Any] = lambda: None,
+) -> Distance:
+    """Compare two models of equal depth and width layer by layer on the same speech."""
+    first, second = (_hidden(arch, jnp.dtype(dtype)) for arch, _ in (reference, other))
+    normal = None if stats is None else (stats.mean, stats.std)
+    total = np.zeros(())
+    for samples, lengths in batches:
+        one, frames = first(reference[1], samples, lengths, normal)
+        two, _ = second(other[1], samples, lengths, normal)
+        total = total + np.asarray(_compare_all(one, two, frames), np.float64)
+        tick()
+    lost, power, cosine, count = total.T
+    return Distance(tuple(np.sqrt(lost / power).tolist()), tuple((cosine / count).tolist()))
+
+
+@lru_cache(maxsize=4)  # a chain of models is compared pair by pair: each compiles once
+def _hidden(arch: Arch, dtype: Any) -> Callable[..., tuple[tuple[Array, ...], Array]]:
+    @jax.jit
+    def run(params: Params, samples: Array, lengths: Array, normal: Any) -> tuple[tuple[Array, ...], Array]:
+        stats = None if normal is None else Stats(*normal)
+        out = encode(arch, params, samples, lengths, stats=stats, dtype=dtype)
+        return out.hidden, out.lengths
+
+    return run
+
+
+def _outer_sum(x: Array, frames: Array) -> Array:
+    x = x.reshape(*x.shape[:2], -1)
+    x = jnp.where(frame_mask(frames, x.shape[1])[..., None], x, jnp.zeros_like(x))
+    return jnp.einsum("bti,btj->ij", x, x)
+
+
+# A program of its own: fused into the forward passes, these sums took XLA minutes to compile for waveform models.
+@jax.jit
+def _compare_all(one: tuple[Array, ...], two: tuple[Array, ...], frames: Array) -> Array:
+    valid = frame_mask(frames, one[0].shape[1])
+    return jnp.stack([_compare(a, b, valid) for a, b in zip(one, two, strict=True)])
+
+
+def _compare(one: Array, two: Array, valid: Array) -> Array:
+    one, two = one.astype(jnp.float32), two.astype(jnp.float32)
+    norms = jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(two, axis=-1)
+    cosine = (one * two).sum(-1) / jnp.maximum(norms, 1e-12)
+    lost, power = jnp.square(one - two).sum(-1), jnp.square(one).sum(-1)
+    each = jnp.stack([lost, power, cosine, jnp.ones_like(cosine)])
+    return jnp.where(valid[None], each, jnp.zeros_like(each)).sum((1, 2))

@@ -1,0 +1,214 @@
+"""Folders that `save_pretrained` of Hugging Face's HubertModel or HubertForCTC wrote."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16, which safetensors asks for)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from compress.errors import InputError
+from jaxssl.convert import pickle_reader
+from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tensors, position_groups, size, strip
+from jaxssl.convert.stand_ins import entries
+from jaxssl.models.arch import Arch, Conv, Dropout, Layer, Waveform
+from jaxssl.models.torch_names import HUGGINGFACE, Shape, Tensor
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order transformers looks
+PREFIX = "hubert."  # of everything but the output layer in HubertForCTC
+OUTPUT = ("lm_head.weight", "lm_head.bias")
+LEFT = (r"(projector|classifier)\.(weight|bias)", r"layer_weights")  # HubertForSequenceClassification's
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SUPPORTED = {
+    "model_type": ("hubert",),
+    "hidden_act": ("gelu",),
+    "feat_extract_activation": ("gelu",),
+    "feat_extract_norm": ("group", "layer"),
+    "layer_norm_eps": (1e-5,),
+    "conv_pos_batch_norm": (False,),
+    "feat_proj_layer_norm": (True,),
+    "adapter_attn_dim": (None,),
+}
+DEFAULT_CONVS = {
+    "conv_dim": [512] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+}
+
+
+@dataclass(frozen=True)
+class SafeTensor:
+    """A tensor in a safetensors file, unread."""
+
+    path: Path
+    name: str
+    shape: Shape
+    dtype: str
+
+    def read(self) -> np.ndarray:
+        """Read it as float32."""
+        with safe_open(self.path, framework="numpy") as file:
+            return file.get_tensor(self.name).astype(np.float32)
+
+
+def describe(folder: Path) -> Source:
+    """Describe a Hugging Face folder.
+
+    Raises:
+        InputError: the folder is none, is incomplete or damaged, or holds a model that ours is not.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: not a Hugging Face folder, config.json is missing; give a file or such a folder")
+    config = _json(folder / "config.json")
+    files, everything = _weights(folder)
+    tensors = strip({name: tensor for name, tensor in everything.items() if name not in OUTPUT}, PREFIX)
+    settings = Settings(folder, config, _measure(tensors))
+    settings.require(SUPPORTED)
+    normalize, notes = _normalize(folder)
+    ctc = _ctc(folder, everything, notes)
+    if "masked_spec_embed" not in tensors:
+        notes.append("no masked_spec_embed: masked frames will be zeros")
+    return Source(
+        kind="Hugging Face HubertForCTC" if ctc else "Hugging Face HubertModel",
+        arch=_arch(settings, tensors, normalize),
+        tensors=tensors,
+        rules=HUGGINGFACE,
+        left=LEFT,
+        files=(*files, folder / "config.json"),
+        notes=tuple(notes),
+        ctc=ctc,
+    )
+
+
+def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    conv = "encoder.pos_conv_embed.conv"
+    kernel = f"{conv}.weight_v" if f"{conv}.weight_v" in tensors else f"{conv}.parametrizations.weight.original1"
+    return {
+        "num_hidden_layers": layer_count(tensors) or None,
+        "hidden_size": size(tensors, "encoder.layer_norm.weight", 0),
+        "intermediate_size": size(tensors, "encoder.layers.0.feed_forward.intermediate_dense.weight", 0),
+        "num_conv_pos_embeddings": size(tensors, kernel, 2),
+        "num_conv_pos_embedding_groups": position_groups(tensors, kernel),
+        "conv_bias": "feature_extractor.conv_layers.0.conv.bias" in tensors,
+    }
+
+
+def _arch(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) -> Arch:
+    head_dim = settings.head_dim("hidden_size", "num_attention_heads")
+    layer = Layer(settings.positive("num_attention_heads"), settings.positive("intermediate_size"))
+    norm = settings.get("feat_extract_norm", str, "group")
+    return Arch(
+        front=Waveform(
+            convs=_convs(settings),
+            norm="layer" if norm == "layer" else "group",
+            bias=settings.get("conv_bias", bool),
+            normalize=normalize,
+        ),
+        width=settings.positive("hidden_size"),
+        head_dim=head_dim,
+        layers=(layer,) * settings.positive("num_hidden_layers"),
+        norm_first=settings.get("do_stable_layer_norm", bool, False),
+        position_kernel=settings.positive("num_conv_pos_embeddings"),
+        position_groups=settings.positive("num_conv_pos_embedding_groups"),
+        mask_embedding="masked_spec_embed" in tensors,
+        dropout=Dropout(
+            hidden=settings.get("hidden_dropout", float, 0.1),
+            attention=settings.get("attention_dropout", float, 0.1),
+            activation=settings.get("activation_dropout", float, 0.1),
+            features=settings.get("feat_proj_dropout", float, 0.0),
+            layer=settings.get("layerdrop", float, 0.1),
+        ),
+    )
+
+
+def _convs(settings: Settings) -> tuple[Conv, ...]:
+    columns = [settings.given.get(name, default) for name, default in DEFAULT_CONVS.items()]
+    numbers = [isinstance(column, list) and all(type(n) is int and n > 0 for n in column) for column in columns]
+    if not all(numbers) or len({len(column) for column in columns}) != 1 or not columns[0]:
+        raise InputError(
+            f"{settings.path}: conv_dim, conv_kernel and conv_stride are no lists of equal length: {columns}"
+        )
+    return tuple(Conv(*row) for row in zip(*columns, strict=True))
+
+
+def _weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, Tensor]]:
+    """Find the weights, in one file or in shards with an index."""
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return (folder / name,), _open(folder / name)
+        if index.is_file():
+            return _shards(index)
+    raise InputError(f"{folder}: config.json is there, the weights ({' or '.join(WEIGHTS)}) are not; copy them too")
+
+
+def _shards(index: Path) -> tuple[tuple[Path, ...], dict[str, Tensor]]:
+    names = _json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{index}: no weight_map of names to files")
+    files = sorted(set(names.values()))
+    if outside := [file for file in files if Path(file).name != file]:
+        raise InputError(f"{index}: refused, {outside[0]!r} is no file of this folder")
+    if missing := [file for file in files if not (index.parent / file).is_file()]:
+        raise InputError(
+            f"{index}: {len(missing)} of {len(files)} shards are missing, first {missing[0]}; copy them too"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors.update(_open(index.parent / file))
+    if lacking := names.keys() - tensors.keys():
+        raise InputError(f"{index}: {len(lacking)} of {len(names)} arrays are in no shard, first {min(lacking)}")
+    return tuple(index.parent / file for file in files), tensors
+
+
+def _open(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return dict(only_tensors(path, entries(pickle_reader.load(path))))
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            return {name: _unread(path, name, part) for name, part in slices.items()}
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged or cut short ({error}); copy it again") from error
+
+
+def _unread(path: Path, name: str, part: Any) -> SafeTensor:
+    kind = str(part.get_dtype())
+    return SafeTensor(path, name, tuple(part.get_shape()), DTYPES.get(kind, kind))
+
+
+def _normalize(folder: Path) -> tuple[bool, list[str]]:
+    """Find out whether the model expects normalised waveforms; only the preprocessor's file tells."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            values = _json(folder / name)
+            nested = values.get("feature_extractor")
+            normalize = (nested if isinstance(nested, dict) else values).get("do_normalize")
+            if isinstance(normalize, bool):
+                return normalize, [f"normalize is {normalize}: do_normalize of {name}"]
+    return False, ["normalize is False: the folder has no preprocessor_config.json, and the model does not normalise"]
+
+
+def _ctc(folder: Path, tensors: Mapping[str, Tensor], notes: list[str]) -> Ctc | None:
+    if "lm_head.weight" not in tensors:
+        return None
+    symbols = None
+    if (folder / "vocab.json").is_file():
+        vocabulary = _json(folder / "vocab.json")
+        symbols = sorted(vocabulary, key=lambda symbol: str(vocabulary[symbol]).zfill(12))
+    else:
+        notes.append("no vocab.json: the CTC layer is kept without its symbols")
+    return Ctc(tensors["lm_head.weight"], tensors.get("lm_head.bias"), symbols)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); copy it again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: JSON, but no object")
+    return values

@@ -1,0 +1,39 @@
+"""Checkpoints of other programs, described: which kind a path holds, its arch, its tensors by their own names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from compress.errors import InputError
+from jaxssl.convert import fairseq, huggingface, melhubert, pickle_reader
+from jaxssl.convert.config import Ctc, Source
+from jaxssl.convert.stand_ins import entries
+
+__all__ = ["Ctc", "Source", "describe"]
+
+
+def describe(path: Path, *, heads: int | None = None) -> Source:
+    """Recognise and describe a checkpoint; no weights are read.
+
+    Raises:
+        InputError: there is nothing, or nothing that is known; the message says what it is instead.
+    """
+    if path.is_dir():
+        return huggingface.describe(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: this file alone does not say what model it is; give its folder, with config.json")
+    state = entries(pickle_reader.load(path))
+    match state:
+        case {"Upstream_Config": _, "model": _}:
+            return melhubert.describe(path, state)
+        case {"model_weight": _, "model_cfg": _}:
+            return fairseq.describe(path, state)
+        case {"model": _, "cfg": _} | {"model": _, "args": _}:
+            return fairseq.describe(path, state, heads=heads)
+    raise InputError(f"{path}: a PyTorch file, but no checkpoint that is known here; it holds {_summary(state)}")
+
+
+def _summary(state: Mapping[str, object]) -> str:
+    names = ", ".join(list(state)[:5])
+    return f"{len(state)} entries ({names}{', …' if len(state) > 5 else ''})" if state else "no dict"

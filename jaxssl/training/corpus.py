@@ -1,0 +1,207 @@
+"""Labelled speech as training takes it: opened, batched, and a model's loss on the held-out part."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from compress.errors import InputError
+from jaxssl.data import prepared
+from jaxssl.data.batches import Batch, Corpus, Loader, Validation, validation
+from jaxssl.data.feeds import MelCorpus, WaveCorpus
+from jaxssl.data.logmel import Stats
+from jaxssl.data.masking import HUBERT, MELHUBERT_10MS, MELHUBERT_20MS, Spans
+from jaxssl.data.quality import entropy
+from jaxssl.data.study import read_study
+from jaxssl.models.arch import SAMPLE_RATE, Arch, ClusterHead, CosineHead, LogMel
+from jaxssl.models.model import Params, apply
+from jaxssl.training.losses import MaskedPrediction, Sums, add, masked_by_row, means
+from jaxssl.training.probe import interval
+from jaxssl.training.settings import Training
+from jaxssl.training.sharding import global_batch, make_mesh, place, shardings
+from jaxssl.training.step import Loss, make_evaluation
+
+
+@dataclass(frozen=True)
+class Data:
+    """Speech with labels.
+
+    Attributes:
+        train: corpus, and which of its utterances.
+        valid: the same of held-out speech.
+        clusters: size of the label set.
+        entropy: of the training labels, in nats.
+        stats: log-Mel statistics that belong to the model; None for waveforms.
+        spans: how frames are masked.
+        per_second: inputs of the corpus in a second.
+    """
+
+    train: tuple[Corpus, np.ndarray]
+    valid: tuple[Corpus, np.ndarray]
+    clusters: int
+    entropy: float
+    stats: Stats | None
+    spans: Spans
+    per_second: int
+
+
+def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
+    """Open a prepared corpus as a model's front end takes it.
+
+    Args:
+        corpus: folder of `experiments.prepare`, or a .csv of the MelHuBERT study.
+        front: of the arch.
+        labels: name of a label set; None: the only one.
+        valid: another prepared folder of held-out speech; None: the corpus's own validation part.
+        stats: a trained model's log-Mel statistics; None: the corpus's own.
+
+    Raises:
+        InputError: there is no validation part, or the two label sets differ in size.
+    """
+    here = _open(corpus)
+    targets = here.labels(labels)
+    there = here if valid is None else _open(valid)
+    held_out = targets if valid is None else there.labels(targets.name)
+    if held_out.clusters != targets.clusters:
+        raise InputError(f"{valid}: {held_out.clusters} clusters, {corpus} has {targets.clusters}; prepare it --like")
+    if isinstance(front, LogMel):
+        stats = stats or here.stats
+        feeds: list[Corpus] = [MelCorpus(c, t, front.stack, stats) for c, t in ((here, targets), (there, held_out))]
+        spans, per_second = (MELHUBERT_10MS if front.stack == 1 else MELHUBERT_20MS), 100 // front.stack
+    else:
+        feeds = [WaveCorpus(c.manifest, t) for c, t in ((here, targets), (there, held_out))]
+        stats, spans, per_second = None, HUBERT, SAMPLE_RATE
+    learned = np.arange(len(here)) if valid is not None else here.indices("train")
+    kept = np.arange(len(there)) if valid is not None else here.indices("valid")
+    counts = np.bincount(np.concatenate([targets[int(i)] for i in learned]), minlength=targets.clusters)
+    return Data((feeds[0], learned), (feeds[1], kept), targets.clusters, entropy(counts), stats, spans, per_second)
+
+
+def _open(place: Path) -> prepared.Prepared:
+    return read_study(place) if place.suffix.lower() == ".csv" else prepared.load(place)
+
+
+def pretraining_loss(arch: Arch, data: Data) -> MaskedPrediction:
+    """Return the loss the model's family was pre-trained with: HuBERT adds 10 times its feature penalty."""
+    return MaskedPrediction((data.clusters,), penalty=0.0 if isinstance(arch.front, LogMel) else 10.0)
+
+
+def predicted(arch: Arch) -> int:
+    """Count the clusters that a model's output layer tells apart."""
+    match arch.head:
+        case ClusterHead(clusters):
+            return clusters
+        case CosineHead() as head:
+            return sum(head.codewords)
+        case None:
+            return 0
+
+
+def evaluate(arch: Arch, params: Params, data: Data, training: Training) -> dict[str, float]:
+    """Return a model's mean loss and accuracies on held-out speech, masks fixed."""
+    mesh = make_mesh(fsdp=1)
+    run = _evaluation(arch, pretraining_loss(arch, data), training.dtype)
+    placed = place(params, shardings(params, mesh))
+    return means(total(run(placed, (), arrays(batch, mesh)) for batch in held_out(data, training)))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model made of each held-out utterance, in the order of their numbers.
+
+    Attributes:
+        losses: sum of −log p over its hidden frames, (utterances,).
+        correct: hidden frames that were right, (utterances,).
+        frames: hidden frames, (utterances,).
+    """
+
+    losses: np.ndarray
+    correct: np.ndarray
+    frames: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """Return loss (nats) and accuracy on hidden frames, each with its 95 % bootstrap interval over utterances."""
+        found: dict[str, float] = {}
+        for name, sums in (("valid_loss", self.losses), ("masked_accuracy", self.correct)):
+            low, high = interval(sums, self.frames, seed=0)
+            found |= {name: float(sums.sum() / self.frames.sum()), f"{name}_low": low, f"{name}_high": high}
+        return found
+
+
+def hear(arch: Arch, params: Params, data: Data, training: Training) -> HeldOut:
+    """Let a model predict each held-out utterance, masks fixed; in one process.
+
+    Raises:
+        InputError: no held-out frame is hidden.
+    """
+    mesh, found = make_mesh(fsdp=1), list[np.ndarray]()
+    run = _by_row(arch, data.clusters, training.dtype)
+    placed = place(params, shardings(params, mesh))
+    for batch in held_out(data, training):
+        found.append(np.stack([batch.index, *map(np.asarray, run(placed, arrays(batch, mesh)))]))
+    index, *columns = np.concatenate(found, axis=1)
+    kept = np.flatnonzero((index >= 0) & (columns[2] > 0))
+    if not len(kept):
+        raise InputError(f"none of {len(index)} held-out utterances has a hidden frame with a label; give longer ones")
+    order = kept[np.argsort(index[kept])]
+    return HeldOut(*(column[order].astype(np.float64) for column in columns))
+
+
+@lru_cache(maxsize=4)
+def _by_row(arch: Arch, clusters: int, dtype: str) -> Callable[[Any, Any], tuple[Array, Array, Array]]:
+    @jax.jit
+    def run(params: Any, batch: Any) -> tuple[Array, Array, Array]:
+        output = apply(arch, params, batch["inputs"], batch["lengths"], mask=batch["mask"], dtype=jnp.dtype(dtype))
+        return masked_by_row(output, batch["labels"], batch["mask"], (clusters,))
+
+    return run
+
+
+@lru_cache(maxsize=4)  # a compressed model is evaluated before training and after it
+def _evaluation(arch: Arch, loss: Loss, dtype: str) -> Callable[[Any, Any, Any], Sums]:
+    return make_evaluation(arch, loss, dtype=jnp.dtype(dtype))
+
+
+def loader(data: Data, training: Training) -> Loader:
+    """Return the endless training batches."""
+    corpus, among = data.train
+    return Loader(corpus, seed=training.seed, among=among, **_shared(data, training))
+
+
+def held_out(data: Data, training: Training) -> Validation:
+    """Return the held-out batches, masks and crops fixed."""
+    corpus, among = data.valid
+    return validation(corpus, among=among, **_shared(data, training))
+
+
+def _shared(data: Data, training: Training) -> dict[str, Any]:
+    return {
+        "batch_size": training.batch,
+        "crop": math.floor(training.crop * data.per_second),
+        "shortest": math.floor(training.shortest * data.per_second),
+        "spans": data.spans,
+        "buckets": training.buckets,
+        "host": jax.process_index(),
+        "hosts": jax.process_count(),
+    }
+
+
+def arrays(batch: Batch, mesh: Any) -> dict[str, Any]:
+    """Put a batch on the devices, as `jaxssl.training.step` takes it."""
+    rows = {"inputs": batch.inputs, "lengths": batch.lengths, "labels": batch.labels, "mask": batch.mask}
+    return global_batch(rows, mesh)
+
+
+def total(each: Iterator[Sums]) -> Sums:
+    """Add up the sums and counts of several batches."""
+    summed = next(each)
+    for sums in each:
+        summed = add(summed, sums)
+    return summed

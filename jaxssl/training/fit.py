@@ -1,0 +1,369 @@
+"""Training as every experiment does it: checkpoints, telemetry and data around the one loop.
+
+A run folder is trained in by `open_run`; one run may train models of several shapes one after the other, as pruning
+does, while data, checkpoints and telemetry go on. `fit` is the run of one model.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from compress.errors import InputError
+from jaxssl.data.batches import Loader
+from jaxssl.data.buckets import Watch
+from jaxssl.inference.latency import matmul_peak
+from jaxssl.models import cost
+from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel, to_json
+from jaxssl.models.model import Params
+from jaxssl.runtime.cli import Preempted, console, updates
+from jaxssl.training import distributed, images
+from jaxssl.training.corpus import Data, arrays, evaluate, held_out, loader, pretraining_loss, total
+from jaxssl.training.distillation import distilling, student
+from jaxssl.training.lesson import Give, Lesson
+from jaxssl.training.loop import Hook, every, termination, train
+from jaxssl.training.losses import Sums, means
+from jaxssl.training.optimizer import skipped
+from jaxssl.training.resume import Checkpoints
+from jaxssl.training.settings import Training, optimizer
+from jaxssl.training.sharding import check_rows, fetch, make_mesh, place, shardings
+from jaxssl.training.step import Loss, State, Step, View, as_seen, compile_step, make_evaluation, make_step, start
+from jaxssl.training.telemetry import Journal, Meter, read_journal
+
+Tell = Callable[[int, str], None]
+HOPELESS = 100  # updates skipped in a row after which a run gives up
+AGREE_EVERY = 5  # updates between two questions among processes whether one was told to stop
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model: parameters as the loss saw them, on the host, and the last validation's numbers."""
+
+    params: Params
+    valid: dict[str, float]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What is compiled for one shape of model.
+
+    Attributes:
+        arch: what the view gives.
+        view: how the loss sees the parameters.
+        step: one update.
+        check: what the loss reports on held-out speech.
+        lesson: how the model learns from a teacher; None: it has none.
+        give: adds to a batch what the teacher says of it; knows the batch by its position in the data.
+    """
+
+    arch: Arch
+    view: View
+    step: Step
+    check: Callable[[Any, Any, Any], Sums]
+    lesson: Lesson | None = None
+    give: Give = lambda batch, position: batch
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint of a run: its update and what was recorded beside the state."""
+
+    number: int
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that is being trained in; `open_run` opens one.
+
+    Attributes:
+        data: to learn from and to validate on.
+        training: how.
+        mesh: the devices.
+        saves: the checkpoints.
+        feed: the training batches.
+        found: where to go on, None at the beginning.
+        journal: `metrics.jsonl` and TensorBoard's file; None but in the main process.
+        told: set by SIGTERM.
+        tell: shows a line to whoever watches.
+        meter: rates.
+    """
+
+    data: Data
+    training: Training
+    mesh: Any
+    saves: Checkpoints
+    feed: Loader
+    found: Found | None
+    journal: Journal | None
+    told: Event
+    tell: Tell
+    meter: Meter
+
+    def begin(self, state: State) -> State:
+        """Put a state on the devices: the given one, or the found checkpoint's, which must have its shapes."""
+        placed = place(state, shardings(state, self.mesh))
+        return placed if self.found is None else self.saves.restore(self.found.number, placed)
+
+    def programs(
+        self,
+        arch: Arch,
+        state: State,
+        *,
+        loss: Loss | None = None,
+        view: View = as_seen,
+        lesson: Lesson | None = None,
+    ) -> Programs:
+        """Build what trains and validates models of that shape.
+
+        Args:
+            arch: what `view(params)` is.
+            state: which the programs are for.
+            loss: what to minimise; None is the family's pre-training loss. It validates in any case.
+            view: how the loss sees the parameters.
+            lesson: train on what a teacher says instead.
+        """
+        loss, dtype = loss or pretraining_loss(arch, self.data), jnp.dtype(self.training.dtype)
+        build, places, stack = optimizer(self.training).build(), shardings(state, self.mesh), self.training.stack
+        check = make_evaluation(arch, loss, view=student(view), dtype=dtype)
+        if lesson is None:
+            step = make_step(arch, loss, build, view=view, dtype=dtype, stack=stack, shardings=places)
+            return Programs(arch, view, step, check)
+        goal = distilling(arch, lesson.loss(arch), view=view, dtype=dtype, stack=stack)
+        step = compile_step(goal, build, shardings=places)
+        return Programs(arch, student(view), step, check, lesson, lesson.give(arch))
+
+    def train(
+        self,
+        programs: Programs,
+        state: State,
+        *,
+        last: int,
+        note: Callable[[int, Sums], None] = lambda number, sums: None,
+        pause: Callable[[], bool] = lambda: False,
+        record: Callable[[], Mapping[str, Any]] = dict,
+    ) -> State:
+        """Update until update `last`, or until `pause` says so after one; the state is saved then.
+
+        Args:
+            programs: for models of the state's shape.
+            state: where to go on; its memory is reused.
+            last: the last update's number.
+            note: called after each update, before anything is saved.
+            pause: asked after each update.
+            record: JSON values that a checkpoint keeps beside the state.
+
+        Raises:
+            Preempted: SIGTERM came; all is saved.
+            InputError: no gradient has been finite for long.
+        """
+
+        def save(number: int, state: State, sums: Sums) -> None:
+            beside = {"position": self.feed.state(), "arch": to_json(programs.arch), **record()}
+            self.saves.save(number, state, beside)
+
+        hooks: list[Hook] = [
+            lambda number, state, sums: note(number, sums),
+            every(self.training.log_every, _log(self), last=last),
+            every(self.training.valid_every, _validate(self, programs), last=last),
+            every(self.training.save_every, save, last=last),
+        ]
+        stopped = _stop(self.told.is_set)
+        state = train(
+            programs.step,
+            state,
+            _stream(self, programs),
+            steps=last,
+            hooks=hooks,
+            stop=lambda number: pause() or stopped(number),
+        )
+        if (number := int(state.step)) < last:
+            save(number, state, {})
+            if not pause():
+                self.saves.close()
+                raise Preempted(f"after update {number} of {last}, saved; the same command goes on")
+        return state
+
+
+@contextmanager
+def open_run(folder: Path, data: Data, training: Training, *, passes: float = 3.0) -> Iterator[Run]:
+    """Open a run folder to train in, at its newest whole checkpoint if there is one.
+
+    Args:
+        folder: of checkpoints, `metrics.jsonl`, TensorBoard's file.
+        data: to learn from and to validate on.
+        training: how.
+        passes: see `Meter`.
+
+    Raises:
+        InputError: the settings do not fit.
+    """
+    mesh = make_mesh(fsdp=training.fsdp)
+    check_rows(training.batch, mesh.size)
+    with ExitStack() as stack:
+        saves = stack.enter_context(Checkpoints(folder / "checkpoints", keep=training.keep))
+        feed = stack.enter_context(loader(data, training))
+        found = _find(saves, feed)
+        after = found.number if found else 0
+        journal = stack.enter_context(Journal(folder, after=after)) if distributed.is_main() else None
+        told = stack.enter_context(termination())
+        tell = stack.enter_context(updates("training", training.steps))
+        meter = Meter(peak=matmul_peak(jnp.dtype(training.dtype)) * mesh.size, passes=passes)
+        console.print(f"batches: {feed.summary()}", markup=False)
+        yield Run(data, training, mesh, saves, feed, found, journal, told, tell, meter)
+
+
+def fit(
+    folder: Path,
+    arch: Arch,
+    params: Params,
+    data: Data,
+    training: Training,
+    *,
+    loss: Loss | None = None,
+    view: View = as_seen,
+    held: Any = (),
+    passes: float = 3.0,
+) -> Fitted:
+    """Train, or go on training, in a run folder.
+
+    Args:
+        folder: of the run: checkpoints, `metrics.jsonl`, TensorBoard's file.
+        arch: what `view(params)` is.
+        params: to start from, when the folder has no checkpoint.
+        data: to learn from and to validate on.
+        training: how.
+        loss: what to minimise; None: the family's pre-training loss.
+        view: how the loss sees the parameters.
+        held: what the view needs besides.
+        passes: see `Meter`.
+
+    Raises:
+        Preempted: SIGTERM came; all is saved.
+        InputError: the settings do not fit, or no gradient has been finite for long.
+    """
+    with open_run(folder, data, training, passes=passes) as run:
+        state = run.begin(start(params, optimizer(training).build(), seed=training.seed, held=held))
+        programs = run.programs(arch, state, loss=loss, view=view)
+        state = run.train(programs, state, last=training.steps)
+        final = fetch(view(state.params, state.held))
+    return Fitted(final, evaluate(arch, final, data, training), read_journal(folder))
+
+
+def _log(run: Run) -> Hook:
+    """Tell losses and rates; give up when no gradient has been finite for long."""
+    rate = optimizer(run.training).schedule()
+
+    def log(number: int, state: State, sums: Sums) -> None:
+        values = means(sums) | {"learning_rate": float(rate(number - 1))} | run.meter.read()
+        _give_up(state)
+        run.tell(number, _line(number, values, run.training.steps))
+        if run.journal:
+            run.journal.write(number, "train", values)
+
+    return log
+
+
+def _validate(run: Run, programs: Programs) -> Hook:
+    """Tell the loss on held-out speech, and draw what the model sees and where it looks."""
+
+    def validate(number: int, state: State, sums: Sums) -> None:
+        batches = (arrays(batch, run.mesh) for batch in held_out(run.data, run.training))
+        found = means(total(programs.check(state.params, state.held, batch) for batch in batches))
+        run.tell(number, f"held out: loss {found['loss']:.3f}, masked accuracy {found['masked_accuracy']:.1%}")
+        if run.journal:
+            run.journal.write(number, "valid", found)
+            if run.mesh.size == 1:
+                _draw(run, number, programs.arch, programs.view(state.params, state.held))
+
+    return validate
+
+
+def _find(saves: Checkpoints, feed: Loader) -> Found | None:
+    """Find the newest whole checkpoint, and send the data to its position."""
+    newest = saves.newest()
+    if newest is None:
+        return None
+    number, record, notes = newest
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    feed.restore(record["position"])
+    console.print(f"resuming after update {number}", markup=False)
+    return Found(number, record)
+
+
+def _stream(run: Run, programs: Programs) -> Iterator[Sequence[dict[str, Any]]]:
+    """Give each update's batches, on the devices; count speech and multiplications on the way."""
+    watch, per_second = Watch(len(run.feed.shapes())), run.data.per_second
+    for drawn in itertools.count():
+        if drawn == 1:
+            run.meter.read()  # the first update compiled; rates are of those after it
+        places, batches = [], []
+        for _ in range(run.training.accumulate):
+            places.append(run.feed.state())
+            batches.append(next(run.feed))
+            if note := watch.see(batches[-1].inputs.shape):
+                console.print(f"note: {note}", markup=False)
+        lengths = np.concatenate([batch.lengths for batch in batches])
+        macs = sum(_macs(programs, round(int(n) / per_second * SAMPLE_RATE)) for n in lengths)
+        run.meter.count(audio=float(lengths.sum()) / per_second, macs=macs)  # before the update: a reading counts it
+        yield [programs.give(arrays(b, run.mesh), at) for b, at in zip(batches, places, strict=True)]
+
+
+def _macs(programs: Programs, samples: int) -> float:
+    """Count a forward pass of the student, of which an update takes three, and a third of one of the teacher."""
+    teacher = 0.0 if programs.lesson is None else _forward(programs.lesson.arch, samples) / 3
+    return _forward(programs.arch, samples) + teacher
+
+
+@lru_cache(maxsize=4096)
+def _forward(arch: Arch, samples: int) -> float:
+    return cost.macs(arch, samples).total
+
+
+def _stop(told: Callable[[], bool]) -> Callable[[int], bool]:
+    """Ask whether to stop; processes ask each other, so that all stop after the same update."""
+    if jax.process_count() == 1:
+        return lambda number: told()
+    return lambda number: number % AGREE_EVERY == 0 and distributed.anywhere(told())
+
+
+def _give_up(state: State) -> None:
+    _, row = skipped(state.optimizer)
+    if int(row) >= HOPELESS:
+        raise InputError(
+            f"update {int(state.step)}: the last {int(row)} gradients were not finite (limit {HOPELESS}); lower "
+            "--learning-rate, or look for what is wrong with the speech"
+        )
+
+
+def _line(number: int, values: dict[str, float], steps: int) -> str:
+    left = max(steps - number, 0) / max(values["updates_per_s"], 1e-9)
+    words = f"loss {values['loss']:.3f}"
+    if (accuracy := values.get("masked_accuracy")) is not None:  # not of distillation
+        words += f", masked accuracy {accuracy:.1%}"
+    words += f", {values['updates_per_s']:.2f} updates/s, {values['audio_s_per_s']:.0f} s of speech/s"
+    return f"{words}, MFU {values['mfu']:.0%}, {left // 60:.0f}:{left % 60:02.0f} left"
+
+
+def _draw(run: Run, number: int, arch: Arch, params: Params) -> None:
+    """Show one held-out utterance as the model sees it, and where each layer with heads looks."""
+    assert run.journal is not None
+    batch = held_out(run.data, replace(run.training, batch=1))[0]
+    length = int(batch.lengths[0])
+    if isinstance(arch.front, LogMel):
+        shown = images.masked_features(batch.inputs[0, :length], batch.mask[0, :length])
+        run.journal.picture(number, "masked", shown)
+    for i, layer in enumerate(arch.layers):
+        if layer.heads:
+            maps = images.attention(arch, params, jnp.asarray(batch.inputs[:, :length]), i)
+            run.journal.picture(number, f"attention/{i}", images.tile(maps))

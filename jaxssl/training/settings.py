@@ -1,0 +1,112 @@
+"""How to train: the settings that training experiments share, and the folder that belongs to a run's settings."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compress.errors import InputError
+from jaxssl.models.model import Stack
+from jaxssl.runtime import files
+from jaxssl.training import distributed
+from jaxssl.training.optimizer import Optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train. Batches are global: they do not depend on the number of devices or hosts."""
+
+    steps: int = 400
+    """updates in all"""
+    batch: int = 8
+    """utterances of a batch"""
+    accumulate: int = 1
+    """batches whose gradients are averaged for one update"""
+    crop: float = 7.5
+    """longest stretch of an utterance, in seconds; longer ones are cut at random"""
+    shortest: float = 1.0
+    """utterances below that are left out, in seconds"""
+    buckets: int = 8
+    """padded lengths at most; each is a program to compile"""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """adamw decays weights by 0.01"""
+    learning_rate: float = 1e-3
+    """highest learning rate"""
+    warmup: float = 0.1
+    """share of the updates over which the rate rises"""
+    decay: Literal["constant", "linear", "cosine"] = "linear"
+    """after the warm-up"""
+    clip: float = 10.0
+    """largest norm of a gradient"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the computation; parameters stay float32"""
+    stack: Stack = "scan"
+    """how equal layers run: unroll; scan: backward computes what is cheap again; remat: all again, least memory"""
+    seed: int = 0
+    """of initial weights, order, crops, masks and dropout"""
+    valid_every: int = 100
+    """updates between two validations"""
+    save_every: int = 100
+    """updates between two checkpoints"""
+    keep: int = 3
+    """checkpoints kept"""
+    log_every: int = 20
+    """updates between two lines"""
+    fsdp: int = 1
+    """devices over which each parameter is spread"""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for several processes; TPU pods and SLURM are recognised without"""
+    processes: int | None = None
+    """how many processes there are"""
+    process: int | None = None
+    """which one this is, from 0"""
+    timeout: float = 300.0
+    """seconds to wait for the other processes"""
+
+
+ANYWHERE = ("coordinator", "processes", "process", "timeout", "log_every", "keep")  # a resumed run may change these
+
+
+def optimizer(training: Training) -> Optimizer:
+    """Return the optimiser that the settings ask for."""
+    return Optimizer(
+        kind=training.optimizer,
+        learning_rate=training.learning_rate,
+        warmup=round(training.warmup * training.steps),
+        decay=training.decay,
+        steps=training.steps,
+        clip=training.clip,
+    )
+
+
+def claim(out: Path, config: Any, *, free: Sequence[str] = ANYWHERE) -> None:
+    """Take a run folder, or take it up again; a folder of another run is refused.
+
+    Args:
+        out: the folder.
+        config: the run's settings, a dataclass.
+        free: settings that may be others when a run goes on.
+
+    Raises:
+        InputError: the folder belongs to a run with other settings; the first that differs is named.
+    """
+    wanted = {k: v for k, v in plain(config).items() if k not in free}
+    path = out / "config.json"
+    if path.is_file():
+        there = json.loads(path.read_text())
+        for name, value in wanted.items():
+            if there.get(name) != value:
+                raise InputError(
+                    f"{out}: a run with --{name.replace('_', '-')} {there.get(name)} is there, this one has {value}; "
+                    "choose another --out"
+                )
+    if distributed.is_main():
+        files.claim(out)
+        files.write_json(path, wanted)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Write settings as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

@@ -1,0 +1,208 @@
+"""Our kernels give what the plain formulation gives, on every kind of processor and from many threads at once."""
+
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compress.quantize import quantize
+from jaxssl.inference.prepack import prepared
+from jaxssl.models.arch import Layer, Ranks
+from jaxssl.models.attend import attend
+from jaxssl.models.choice import FEW
+from jaxssl.models.describe import describe
+from jaxssl.models.layers import frame_mask
+from jaxssl.models.model import apply, init
+from jaxssl.models.sites import matrices
+from jaxssl.runtime import native
+from jaxssl.runtime.native import build
+from tests.archs import MEL, noise
+from tests.conftest import ROOT
+
+X86 = {"sse": "-march=x86-64", "avx2": "-march=x86-64-v3"}
+ALIGNED = replace(
+    MEL, layers=(Layer(4, 48, Ranks(*[16] * 6)), Layer(4, 48, Ranks(q=5, out=32))), position_groups=4, head=None
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler():
+    if not native.ready():
+        pytest.skip("no C++ compiler")
+
+
+@pytest.fixture(scope="module", params=["own", *X86])
+def kernels(request):
+    """Return the prefix of kernels that are built for this processor or a lesser one."""
+    if request.param == "own":
+        return "jaxssl"
+    if platform.machine() != "x86_64":
+        pytest.skip("builds for another processor")
+    path = build.shared_object(X86[request.param])
+    assert path != build.shared_object()
+    native.register(path, request.param)
+    return request.param
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize(
+    ("batch", "time", "heads", "size"),
+    [(1, 1, 1, 1), (1, 250, 12, 64), (3, 61, 2, 80), (2, 7, 3, 20), (1, 1100, 1, 64)],
+)
+def test_attention(kernels, batch, time, heads, size):
+    q, k, v = (normal(i, batch, time, heads, size) for i in range(3))
+    lengths = jnp.asarray([time, time // 2 + 1, 1][:batch])
+    for seen in (None, frame_mask(lengths, time)):
+        wanted = attend(q / 4, k, v, seen)
+        np.testing.assert_allclose(native.attention(q / 4, k, v, seen, prefix=kernels), wanted, atol=1e-5)
+
+
+def test_rows_that_only_fill_a_batch_stay_finite(kernels):
+    q, k, v = (normal(i, 1, 9, 2, 16) for i in range(3))
+    assert jnp.isfinite(native.attention(q, k, v, jnp.zeros((1, 9), bool), prefix=kernels)).all()
+
+
+def test_no_rows_give_none(kernels):
+    nobody = jnp.zeros((0, 9, 2, 16))
+    assert native.attention(nobody, nobody, nobody, None, prefix=kernels).shape == nobody.shape
+    weights = normal(0, 32, 16), normal(1, 16, 48), normal(2, 48)
+    assert native.dense(jnp.zeros((0, 9, 32)), *weights, prefix=kernels).shape == (0, 9, 48)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
+def test_attention_to_few_or_to_all(kernels, scale):
+    q, k, v = (normal(i, 1, 50, 2, 16) for i in range(3))
+    np.testing.assert_allclose(
+        native.attention(scale * q, k, v, None, prefix=kernels), attend(scale * q, k, v, None), atol=1e-4
+    )
+
+
+def test_what_is_no_number_stays_so(kernels):
+    q, k, v = (normal(i, 1, 50, 2, 16) for i in range(3))
+    for wrong in (
+        (q.at[0, 3, 1, 5].set(jnp.nan), k, v),
+        (q, k.at[0, 3, 1, 5].set(jnp.nan), v),
+        (q, k, v.at[0, 3].set(jnp.nan)),
+    ):
+        wanted = attend(*wrong, None)
+        assert jnp.isnan(wanted).any()
+        np.testing.assert_array_equal(jnp.isnan(native.attention(*wrong, None, prefix=kernels)), jnp.isnan(wanted))
+
+
+@pytest.mark.parametrize("rank", [None, 16, 80, 128])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [((1, 1), (1,), (16,)), ((1, 250), (768,), (12, 64)), ((3, 61), (12, 64), (80,)), ((2, 5), (515,), (3, 112))],
+)
+def test_dense(kernels, rows, inputs, rank, outputs):
+    x, bias = normal(0, *rows, *inputs), normal(3, *outputs)
+    shapes = [(*inputs, *outputs)] if rank is None else [(*inputs, rank), (rank, *outputs)]
+    weights = [normal(i, *shape) / np.sqrt(shape[0]) for i, shape in enumerate(shapes, 1)]
+    wanted = jnp.tensordot(x, weights[0], len(inputs))
+    wanted = (wanted if rank is None else jnp.tensordot(wanted, weights[1], 1)) + bias[None, None]
+    np.testing.assert_allclose(native.dense(x, *weights, bias, prefix=kernels), wanted, atol=5e-5)
+
+
+def test_from_many_threads_at_once():
+    """Neither waits for the other: XLA runs them on one pool, and each call shares its work with that pool."""
+    arrays = [normal(i, 1, 200, 4, 32) for i in range(3)]
+
+    @jax.jit
+    def run(q, k, v):
+        return sum(native.attention(q * i, k, v, None) for i in range(8))
+
+    wanted = run(*arrays)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: run(*arrays), range(64)):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_rows_of_a_batch_stay_their_own():
+    q, k, v = (normal(i, 4, 2, 30, 2, 16) for i in range(3))
+    together = jax.vmap(lambda q, k, v: native.attention(q, k, v, None))(q, k, v)
+    for i in range(4):
+        np.testing.assert_array_equal(together[i], native.attention(q[i], k[i], v[i], None))
+
+
+def calls(arch, params, x):
+    """Count the kernels in a forward pass."""
+    program = str(jax.make_jaxpr(lambda params: apply(arch, params, x).last)(params))
+    return {name: program.count(f"jaxssl_{name}") for name in ("attention", "dense", "factored")}
+
+
+def test_prepared_models_run_them_and_others_do_not(key):
+    params, x = init(ALIGNED, key), noise(ALIGNED, key)
+    ready, arrays = prepared(ALIGNED, params)
+    assert calls(ALIGNED, params, x) == {"attention": 0, "dense": 0, "factored": 0}
+    assert calls(ready, arrays, x) == {"attention": 2, "dense": 4, "factored": 7}  # rank 5 fits no vector
+    many = noise(ALIGNED, key, frames=FEW // 2 + 1)
+    assert calls(ready, arrays, many) == {"attention": 2, "dense": 0, "factored": 7}
+    lengths = jnp.array([17, 30])
+    for one, two in zip(
+        apply(ALIGNED, params, x, lengths).hidden, apply(ready, arrays, x, lengths).hidden, strict=True
+    ):
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(one[row, :length], two[row, :length], atol=2e-5)
+
+
+def test_other_numbers_are_left_to_xla(key):
+    params, x = init(ALIGNED, key), noise(ALIGNED, key)
+    ready, arrays = prepared(ALIGNED, params, dtype=jnp.bfloat16)
+    program = jax.make_jaxpr(lambda params: apply(ready, params, x, dtype=jnp.bfloat16).last)(arrays)
+    assert "jaxssl_" not in str(program)
+    small = reduce(quantize, [each for each in matrices(ALIGNED) if each.path.startswith("layers/")], params)
+    ready, arrays = prepared(describe(ALIGNED, small), small)
+    assert calls(ready, arrays, x) == {"attention": 2, "dense": 0, "factored": 0}
+
+
+PROGRAM = """
+from jaxssl import native
+from jaxssl.models import choice
+print(native.ready(), choice.kernels())
+"""
+
+
+def run(home, **environment):
+    kept = {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip(), done.stderr, {file: file.stat().st_mtime_ns for file in home.rglob("*.so")}
+
+
+def test_a_second_process_takes_what_the_first_built(tmp_path):
+    first = run(tmp_path)
+    assert first[:2] == ("True native", "")
+    assert len(first[2]) == 1
+    assert run(tmp_path) == first
+
+
+def test_a_compiler_of_several_words(tmp_path):
+    assert run(tmp_path, CXX="env c++")[:2] == ("True native", "")
+
+
+def test_without_a_compiler(tmp_path):
+    assert run(tmp_path, CXX="") == ("False XLA", "", {})
+    assert run(tmp_path, PATH="") == ("False XLA", "", {})
+
+
+def test_a_compiler_that_fails_is_named(tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho cannot compile today >&2\nexit 3\n")
+    broken.chmod(0o755)
+    for compiler, why in (str(broken), "cannot compile today"), ("no-such-compiler", "No such file"):
+        out, err, files = run(tmp_path, CXX=compiler)
+        assert (out, files) == ("False XLA", {})
+        assert f"not built by {compiler}" in err
+        assert why in err
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [broken]  # nothing half done is left

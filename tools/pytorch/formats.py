@@ -1,0 +1,243 @@
+"""Forms a model is deployed in: each writes a folder, and reads it back as a function that runs what was written."""
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from safetensors.numpy import save_file
+
+from compress.errors import InputError
+from jaxssl.convert import to_huggingface as hugging_face
+from jaxssl.convert.to_torch import state
+from jaxssl.data.logmel import WINDOW, Stats
+from jaxssl.inference.upstream import encode
+from jaxssl.models.arch import Arch, to_json
+from jaxssl.models.extractor import standardise
+from jaxssl.models.model import Params
+
+Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # samples (batch, samples), lengths (batch,) → encoder output
+STANDALONE = Path(__file__).parent / "standalone"
+OPSET = 20
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model to deploy; `stats` are those of its log-Mel features."""
+
+    arch: Arch
+    params: Params
+    stats: Stats | None
+
+    def forward(self, samples: Array, lengths: Array) -> tuple[Array, Array]:
+        """Return the encoder's output, (batch, frames, width), and the valid frames of each row."""
+        out = encode(self.arch, self.params, samples, lengths, stats=self.stats)
+        return out.last, out.lengths
+
+
+def torch(given: Given, folder: Path) -> Run:
+    """Write a PyTorch module of one file, its weights, and s3prl's view of it."""
+    import torch
+
+    _write_torch(given, folder)
+    model = _module().load(folder)
+
+    def run(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(samples), torch.from_numpy(lengths))["last"].numpy()
+
+    return run
+
+
+def onnx(given: Given, folder: Path) -> Run:
+    """Write an ONNX graph of samples and lengths, both of any size, in float32."""
+    write_onnx(given, folder / "model.onnx", apart=True)
+    return onnx_session(folder / "model.onnx")
+
+
+def onnx_int8(given: Given, folder: Path) -> Run:
+    """Write an ONNX graph whose linear maps are int8: weights by output channel, activations as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole = folder / "float32.onnx"
+    graph = write_onnx(given, whole, apart=False)
+    kept = [node.name for node in graph.node if any(name.startswith("model.front.") for name in node.input)]
+    with _quiet():
+        quantize_dynamic(
+            whole,
+            folder / "model.onnx",
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=kept,  # filters of energies that differ by ten powers of ten
+        )
+    whole.unlink()
+    return onnx_session(folder / "model.onnx")
+
+
+def stablehlo(given: Given, folder: Path) -> Run:
+    """Write a serialised JAX program of samples and lengths, both of any size, weights included."""
+    size, least = jax.export.symbolic_shape("batch, samples", constraints=[f"samples >= {_shortest(given.arch)}"])
+    shapes = jax.ShapeDtypeStruct((size, least), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.int32)
+    exported = jax.export.export(jax.jit(given.forward), platforms=PLATFORMS)(*shapes)
+    (folder / "model.jax").write_bytes(exported.serialize())
+    (folder / "README.txt").write_text(
+        "last, frames = jax.export.deserialize(open('model.jax', 'rb').read()).call(samples, lengths)\n"
+    )
+    program = jax.jit(jax.export.deserialize(bytearray((folder / "model.jax").read_bytes())).call)
+    return lambda samples, lengths: np.asarray(program(samples, lengths.astype(np.int32))[0])
+
+
+def huggingface(given: Given, folder: Path) -> Run:
+    """Write what `HubertModel.from_pretrained` reads, where it can be such a model."""
+    config, features, tensors = hugging_face.folder(given.arch, given.params)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "preprocessor_config.json").write_text(json.dumps(features, indent=1))
+    _write_tensors(tensors, folder)
+
+    import torch
+    from transformers import HubertModel
+
+    model = HubertModel.from_pretrained(folder).eval()
+
+    def run(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        # Row by row: in a padded batch transformers lets the padding into the group norm. And normalised as fairseq
+        # does, which adds 1e-5 to the variance; transformers' own extractor adds 1e-7.
+        found = []
+        for row, count in zip(samples, lengths.tolist(), strict=True):
+            fed = standardise(jnp.asarray(row[None, :count])) if features["do_normalize"] else row[None, :count]
+            with torch.inference_mode():
+                found.append(model(torch.tensor(np.asarray(fed))).last_hidden_state[0].numpy())
+        most = max(map(len, found))
+        return np.stack([np.pad(row, ((0, most - len(row)), (0, 0))) for row in found])
+
+    return run
+
+
+def _write_torch(given: Given, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(to_json(given.arch), indent=1))
+    _write_tensors(state(given.arch, given.params, given.stats), folder)
+    for file in STANDALONE.glob("*.py"):
+        shutil.copy(file, folder / file.name)
+
+
+def _write_tensors(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
+    """Write model.safetensors as transformers and PyTorch read it, readable for all as the files beside it are."""
+    save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def write_onnx(given: Given, path: Path, *, apart: bool, tuned: bool = True) -> Any:
+    """Write a graph by PyTorch's exporter, its weights in a file `apart` or not; return it.
+
+    `tuned`: in what ONNX Runtime runs faster (`tools.pytorch.onnx_model`), else as the exporter makes it.
+    """
+    import onnx
+    import torch
+
+    from tools.pytorch.onnx_model import faster, unfused
+
+    class Last(torch.nn.Module):
+        """What a deployed model returns: two tensors."""
+
+        def __init__(self, model: Any):
+            super().__init__()
+            self.model = model
+
+        def forward(self, samples: Any, lengths: Any) -> tuple[Any, Any]:
+            out = self.model(samples, lengths)
+            return out["last"], out["lengths"]
+
+    with tempfile.TemporaryDirectory() as folder:
+        _write_torch(given, Path(folder))
+        plain = _module().load(folder)
+        model = Last(faster(plain) if tuned else plain).eval()
+    size, count = torch.export.Dim("batch"), torch.export.Dim("samples", min=_shortest(given.arch))
+    example = torch.zeros(2, 16_000), torch.tensor([16_000, 12_000])
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            example,
+            input_names=["samples", "lengths"],
+            output_names=["last", "frames"],
+            dynamic_shapes=({0: size, 1: count}, {0: size}),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if tuned:
+        unfused(program.model.graph)
+    program.save(path, external_data=apart)
+    return onnx.load(path, load_external_data=False).graph
+
+
+def onnx_session(path: Path) -> Run:
+    """Read a graph that `write_onnx` wrote, to run on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda samples, lengths: session.run(["last"], {"samples": samples, "lengths": lengths.astype(np.int64)})[0]
+
+
+def _shortest(arch: Arch) -> int:
+    """Return samples of one frame."""
+    samples = WINDOW
+    while arch.frames(samples) < 1:
+        samples += 1
+    return samples
+
+
+def _module() -> Any:
+    from tools.pytorch.standalone import model
+
+    return model
+
+
+class _quiet(warnings.catch_warnings):
+    """Keep exporters' remarks on their own insides from the user."""
+
+    def __enter__(self) -> Any:
+        found = super().__enter__()
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        return found
+
+    def __exit__(self, *error: Any) -> None:
+        logging.disable(logging.NOTSET)
+        super().__exit__(*error)
+
+
+FORMATS: dict[str, Callable[[Given, Path], Run]] = {
+    "torch": torch,
+    "onnx": onnx,
+    "onnx-int8": onnx_int8,
+    "stablehlo": stablehlo,
+    "huggingface": huggingface,
+}
+NEEDS = {
+    "torch": ("torch",),
+    "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "huggingface": ("torch", "transformers"),
+}
+NEEDS["onnx-int8"] = NEEDS["onnx"]
+
+
+def check_installed(name: str) -> None:
+    """Refuse a form whose programs are not there.
+
+    Raises:
+        InputError: naming them.
+    """
+    import importlib.util
+
+    if missing := [need for need in NEEDS.get(name, ()) if importlib.util.find_spec(need) is None]:
+        raise InputError(f"--format {name}: needs {', '.join(missing)}; pip install {' '.join(missing)}")
