@@ -19,7 +19,8 @@ import numpy as np
 
 from jaxssl.convert.to_torch import state
 from jaxssl.inference.latency import Load, Program, compile_forward
-from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel, to_json
+from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
+from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import Params
 from tools.pytorch.formats import Given, onnx_int8, onnx_session, write_onnx
 

@@ -3,25 +3,28 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from jaxssl.models.arch import Arch, Layer, Ranks
+from jaxssl.models.arch import Arch, Layer, PositionalConvolution, Rank
+from jaxssl.models.part import emptied, formed
 
 RANK = 128
 
 
 def compressed(arch: Arch) -> dict[str, Arch]:
     """Return the model and its forms: half the heads, a third of the units, rank 128, half the layers, all of these."""
-    heads, ffn = arch.layers[0].heads // 2, arch.layers[0].ffn // 3
-    ranks = Ranks(*[RANK] * 6)
+    first = arch.layers[0]
+    heads, units = first.mixer.heads // 2, first.ffn.size // 3
+    fewer_heads, fewer_units = first.mixer.resized("heads", heads), first.ffn.resized("hidden", units)
+    thin = Layer(formed(fewer_heads, Rank(RANK)), formed(fewer_units, Rank(RANK)))
     forms: dict[str, Callable[[Layer], Layer]] = {
         "dense": lambda layer: layer,
-        f"{heads} heads": lambda layer: replace(layer, heads=heads),
-        f"{ffn} units": lambda layer: replace(layer, ffn=ffn),
-        f"rank {RANK}": lambda layer: replace(layer, ranks=ranks),
+        f"{heads} heads": lambda layer: replace(layer, mixer=fewer_heads),
+        f"{units} units": lambda layer: replace(layer, ffn=fewer_units),
+        f"rank {RANK}": lambda layer: Layer(formed(layer.mixer, Rank(RANK)), formed(layer.ffn, Rank(RANK))),
     }
     found = {name: _each(arch, form) for name, form in forms.items()}
     half = len(arch.layers) // 2
     found[f"{half} layers"] = replace(arch, layers=arch.layers[:half])
-    found["all of these"] = replace(arch, layers=(Layer(heads, ffn, ranks),) * half)
+    found["all of these"] = replace(arch, layers=(thin,) * half)
     return found
 
 
@@ -29,11 +32,11 @@ def without(arch: Arch) -> dict[str, Arch]:
     """Return the model without some parts, so that differences of times are the parts' own."""
     return {
         "whole": arch,
-        "no attention": _each(arch, lambda layer: replace(layer, heads=0)),
-        "no feed-forward": _each(arch, lambda layer: replace(layer, ffn=0)),
-        "no blocks": _each(arch, lambda layer: replace(layer, heads=0, ffn=0)),
+        "no attention": _each(arch, lambda layer: replace(layer, mixer=emptied(layer.mixer))),
+        "no feed-forward": _each(arch, lambda layer: replace(layer, ffn=emptied(layer.ffn))),
+        "no blocks": _each(arch, lambda layer: Layer(emptied(layer.mixer), emptied(layer.ffn))),
         "no layers": replace(arch, layers=()),
-        "no layers, no positions": replace(arch, layers=(), position_kernel=1),
+        "no layers, no positions": replace(arch, layers=(), position=PositionalConvolution(kernel=1)),
     }
 
 

@@ -39,7 +39,7 @@ from experiments.curves.pruning import Job, open_job, open_model, prune
 from experiments.curves.schedule import Schedule
 from experiments.curves.sweep import Event
 from jaxssl.inference.source import Model, in_float, load_model
-from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.arch import Arch, Attention, FeedForward, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.model import init
 from jaxssl.models.sites import axes, matrices
@@ -198,7 +198,7 @@ def _as_subject(model: Model) -> Subject:
 
 
 def _without_ranks(layer: Layer) -> Layer:
-    return Layer(layer.heads, layer.ffn)
+    return Layer(Attention(layer.mixer.heads, layer.mixer.head_dim), FeedForward(layer.ffn.size))
 
 
 if __name__ == "__main__":

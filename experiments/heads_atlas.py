@@ -44,7 +44,7 @@ from jaxssl.analysis.calibration import Batch
 from jaxssl.inference.source import Model, Speech, load_model, load_speech, with_stats
 from jaxssl.inference.specialise import dequantized, unpacked
 from jaxssl.inference.upstream import mel_inputs
-from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
+from jaxssl.models.arch import Arch, LogMel
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, follow, main
 from jaxssl.training.settings import plain
@@ -212,9 +212,7 @@ def head_rows(
 
 def frame_ms(arch: Arch) -> float:
     """Return the time from one frame that attends to the next."""
-    front = arch.front
-    samples = 160 * front.stack if isinstance(front, LogMel) else np.prod([conv.stride for conv in front.convs])
-    return float(1000 * samples * arch.time_reduction / SAMPLE_RATE)
+    return 1000 * arch.hop() / arch.front.rate
 
 
 def point_rows(name: str, points: Sequence[Point], rows: Sequence[Row], config: Config) -> list[dict[str, Any]]:

@@ -6,26 +6,35 @@ import jax
 
 from jaxssl.models.arch import (
     Arch,
+    Attention,
     ClusterHead,
     Conv,
     CosineHead,
     Dropout,
+    FeedForward,
     Layer,
     LogMel,
-    Ranks,
+    PositionalConvolution,
+    Rank,
     Waveform,
 )
 from jaxssl.models.model import apply
 
+MAPS = ("q", "k", "v", "out", "fc1", "fc2")
 CONVS = (Conv(12, 10, 5), *(Conv(12, 3, 2),) * 2, Conv(12, 2, 2))
+
+
+def transformer_layer(heads, size, *, head_dim=4, reuse=False, **forms):
+    """A layer of attention and feed-forward; `forms` are those of q, k, v, out, fc1 and fc2."""
+    feed = {name: forms.pop(name) for name in ("fc1", "fc2") if name in forms}
+    return Layer(Attention(heads, head_dim, reuse, **forms), FeedForward(size, **feed))
+
 
 BASE = Arch(
     front=Waveform(CONVS),
     width=16,
-    head_dim=4,
-    layers=(Layer(4, 24), Layer(4, 24)),
-    position_kernel=8,
-    position_groups=4,
+    layers=(transformer_layer(4, 24), transformer_layer(4, 24)),
+    position=PositionalConvolution(8, 4),
     mask_embedding=True,
     dropout=Dropout(features=0.1, layer=0.1),
     head=CosineHead(6, (9, 5)),
@@ -36,38 +45,45 @@ LARGE = replace(
 MEL = Arch(
     front=LogMel(bins=5, stack=2),
     width=16,
-    head_dim=4,
-    layers=(Layer(4, 24), Layer(4, 24), Layer(4, 24)),
-    position_kernel=7,
-    position_groups=2,
+    layers=(transformer_layer(4, 24), transformer_layer(4, 24), transformer_layer(4, 24)),
+    position=PositionalConvolution(7, 2),
     head=ClusterHead(11),
 )
 UNEVEN = replace(
     MEL,
     front=LogMel(bins=5, stack=1),
     layers=(
-        Layer(3, 20, Ranks(q=3, out=2, fc1=4)),
-        Layer(0, 7, Ranks(k=2)),
-        Layer(2, 0, Ranks(v=1, fc2=2)),
+        transformer_layer(3, 20, q=Rank(3), out=Rank(2), fc1=Rank(4)),
+        transformer_layer(0, 7, k=Rank(2)),
+        transformer_layer(2, 0, v=Rank(1), fc2=Rank(2)),
     ),
-    project_rank=3,
+    project=Rank(3),
     head=None,
 )
-WAVE_UNEVEN = replace(LARGE, layers=(Layer(2, 10, Ranks(v=2, fc2=3)), Layer(4, 6)), mask_embedding=False, head=None)
+WAVE_UNEVEN = replace(
+    LARGE,
+    layers=(transformer_layer(2, 10, v=Rank(2), fc2=Rank(3)), transformer_layer(4, 6)),
+    mask_embedding=False,
+    head=None,
+)
 
 THIN = (Conv(6, 10, 5), Conv(8, 1, 1), Conv(8, 3, 2), Conv(16, 5, 4))  # a frame each 40 samples, as CONVS
 STUDENT = replace(
     BASE,
     front=Waveform(THIN, feature_norm=False),
-    layers=(Layer(4, 24), Layer(4, 20, reuse=True)),
+    layers=(transformer_layer(4, 24), transformer_layer(4, 20, reuse=True)),
     mask_embedding=False,
     head=None,
-    project=False,
+    project=None,
     time_reduction=2,
 )
 REUSING = replace(
     MEL,
-    layers=(Layer(2, 7, Ranks(k=2)), Layer(2, 5, Ranks(v=2), reuse=True), Layer(2, 0, Ranks(out=2), reuse=True)),
+    layers=(
+        transformer_layer(2, 7, k=Rank(2)),
+        transformer_layer(2, 5, v=Rank(2), reuse=True),
+        transformer_layer(2, 0, out=Rank(2), reuse=True),
+    ),
     norm_first=True,
     head=None,
 )
@@ -97,4 +113,4 @@ def beside_noise(arch, params, key):
     noisy = long.at[0, short.shape[1] :].set(1e4)
     alone = apply(arch, params, short)
     together = apply(arch, params, noisy, jax.numpy.array([short.shape[1], long.shape[1]]))
-    return alone, together, int(alone.lengths[0])
+    return alone, together, int(alone.lengths[-1][0])

@@ -20,9 +20,10 @@ from experiments.curves.points import Bench, Subject
 from experiments.curves.pruning import Job
 from jaxssl.analysis.calibration import moments
 from jaxssl.inference.latency import compile_forward, race
-from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.arch import Arch, Layer, Rank
 from jaxssl.models.describe import describe
 from jaxssl.models.model import Params, shapes
+from jaxssl.models.part import formed
 from jaxssl.models.sites import axes, matrices
 from jaxssl.runtime.cli import follow, progress
 
@@ -67,7 +68,10 @@ def groups_of(arch: Arch) -> tuple[Group, ...]:
     """List the blocks that have units of their own, and their options: shares of the units, and maps of low rank."""
     groups = []
     for i, layer in enumerate(arch.layers):
-        for block, units, unit in (("attention", layer.heads, 1), ("ffn", layer.ffn, 64 if layer.ffn >= 512 else 1)):
+        for block, units, unit in (
+            ("attention", layer.mixer.heads, 1),
+            ("ffn", layer.ffn.size, 64 if layer.ffn.size >= 512 else 1),
+        ):
             if not units or (block == "attention" and _shares_heads(arch, i)):
                 continue
             counts = dict.fromkeys([units, *(max(round(units * share / unit) * unit, 0) for share in SHARES)])
@@ -173,7 +177,7 @@ def with_option(arch: Arch, index: int, block: Block, option: Option) -> Arch:
 
 def _shares_heads(arch: Arch, index: int) -> bool:
     """Tell whether a layer's attention maps are another's too; such heads stay as they are."""
-    return any(layer.reuse for layer in arch.layers[index : index + 2])
+    return any(layer.mixer.reuse for layer in arch.layers[index : index + 2])
 
 
 def _maps(arch: Arch, layer: int, block: Block) -> list[Matrix]:
@@ -186,10 +190,13 @@ def _paths(group: Group) -> tuple[str, ...]:
 
 
 def _optioned(layer: Layer, block: Block, option: Option) -> Layer:
-    if option.kind == "units":
-        return replace(layer, heads=option.value) if block == "attention" else replace(layer, ffn=option.value)
-    names = ("q", "k", "v", "out") if block == "attention" else ("fc1", "fc2")
-    return replace(layer, ranks=replace(layer.ranks, **dict.fromkeys(names, option.value)))
+    if block == "attention":
+        return replace(layer, mixer=_changed(layer.mixer, "heads", option))
+    return replace(layer, ffn=_changed(layer.ffn, "hidden", option))
+
+
+def _changed(block: Any, units: str, option: Option) -> Any:
+    return block.resized(units, option.value) if option.kind == "units" else formed(block, Rank(option.value))
 
 
 def _everywhere(arch: Arch, block: Block, option: Option) -> Arch:

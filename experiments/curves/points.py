@@ -32,6 +32,7 @@ from jaxssl.inference.source import Model
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer
 from jaxssl.models.model import Params, shapes
+from jaxssl.models.part import emptied
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, progress
@@ -302,14 +303,14 @@ def _sizes(subject: Subject) -> Row:
         "nonzero": cost.nonzero(subject.seen),
         "macs_g_per_s": parts.total / 1e9,
         "nominal_macs_g_per_s": cost.nominal_macs_per_second(subject.arch, subject.seen) / 1e9,
-        "heads": [layer.heads for layer in subject.arch.layers],
-        "units": [layer.ffn for layer in subject.arch.layers],
+        "heads": [layer.mixer.heads for layer in subject.arch.layers],
+        "units": [layer.ffn.size for layer in subject.arch.layers],
     }
 
 
 @lru_cache(maxsize=4)
 def _bare_arch(arch: Arch) -> Arch:
-    return replace(arch, layers=tuple(Layer(0, 0) for _ in arch.layers))
+    return replace(arch, layers=tuple(Layer(emptied(layer.mixer), emptied(layer.ffn)) for layer in arch.layers))
 
 
 def _bare(arch: Arch, params: Params) -> tuple[Arch, Params]:

@@ -20,6 +20,7 @@ from experiments.probes.probing import log_mel, open_probes
 from jaxssl.inference.latency import Load, machine
 from jaxssl.inference.source import Model, Speech, in_float, load_model, load_speech
 from jaxssl.inference.specialise import unpacked
+from jaxssl.models.sites import matrices
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console
 from jaxssl.training.corpus import Data
@@ -60,7 +61,7 @@ def open_model(config: Curve) -> tuple[Model, Subject]:
     loaded = load_model(config.model, seed=config.seed)
     arch, params = unpacked(loaded.arch, loaded.params)
     model = in_float(replace(loaded, arch=arch, params=params))
-    int8 = any(layer.int8 for layer in loaded.arch.layers)
+    int8 = any(matrix.int8 for matrix in matrices(loaded.arch))
     subject = with_zeros(model.arch, model.params, meant=ROUNDED if int8 else PRUNED)
     if masks := subject.masks:
         count = sum(int(np.size(mask) - np.count_nonzero(mask)) for mask in masks.values())

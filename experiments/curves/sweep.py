@@ -18,7 +18,8 @@ from compress.address import Tree, get
 from compress.sparse import Masks, apply_masks
 from experiments.curves.points import Subject
 from experiments.curves.schedule import Schedule
-from jaxssl.models.arch import Arch, from_json
+from jaxssl.models.arch import Arch
+from jaxssl.models.arch_json import from_json
 from jaxssl.models.describe import describe
 from jaxssl.models.model import shapes
 from jaxssl.training.calendar import Progress, end, update

@@ -234,7 +234,11 @@ def _now(arch: Arch, kind: Kind) -> float:
 
 def _multiple(config: Units, arch: Arch, kind: Kind) -> int:
     """Return the multiple of units that gives multiples of --round columns."""
-    return config.round if kind == "hidden" else config.round // math.gcd(config.round, arch.head_dim)
+    return (
+        config.round
+        if kind == "hidden"
+        else config.round // math.gcd(config.round, *(layer.mixer.head_dim for layer in arch.layers))
+    )
 
 
 def _rounded(level: float, multiple: int) -> int:
@@ -265,6 +269,8 @@ def _rounding_cost(job: Job, kind: Kind) -> str:
 
 def _with(arch: Arch, kind: Kind, count: int) -> Arch:
     def smaller(layer: Layer) -> Layer:
-        return replace(layer, heads=count) if kind == "heads" else replace(layer, ffn=count)
+        if kind == "heads":
+            return replace(layer, mixer=layer.mixer.resized(kind, count))
+        return replace(layer, ffn=layer.ffn.resized(kind, count))
 
     return replace(arch, layers=tuple(map(smaller, arch.layers)))

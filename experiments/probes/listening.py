@@ -115,7 +115,7 @@ def _features(front: LogMel, moments: Any, samples: Array, lengths: Array) -> tu
 @partial(jax.jit, static_argnums=0)
 def _layers(arch: Arch, params: Params, moments: Any, samples: Array, lengths: Array) -> tuple[Array, Array]:
     out = encode(arch, params, samples, lengths, stats=None if moments is None else Stats(*moments))
-    return jnp.stack(out.hidden), out.lengths
+    return jnp.stack(out.hidden), out.lengths[-1]
 
 
 def listen(

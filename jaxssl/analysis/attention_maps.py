@@ -49,16 +49,18 @@ def attention_maps(
     Raises:
         InputError: a layer is int8.
     """
-    if int8 := [i for i, layer in enumerate(arch.layers) if layer.int8]:
+    if int8 := [i for i, layer in enumerate(arch.layers) if layer.mixer.v.int8]:
         raise InputError(f"layers/{int8[0]}: int8; dequantize the model first (inference.specialise.dequantized)")
     heard, frames = map_inputs(arch, params, inputs, lengths)
     found: dict[int, Array] = {}
     for i, layer in enumerate(arch.layers):
-        if layer.heads and layer.reuse:
+        if layer.mixer.heads and layer.mixer.reuse:
             found[i] = found[i - 1]
-        elif layer.heads:
+        elif layer.mixer.heads:
             x = heard[f"layers/{i}/attention/q"]
-            found[i] = _maps(params["layers"][str(i)]["attention"], x, frame_mask(frames, x.shape[1]), arch.head_dim)
+            found[i] = _maps(
+                params["layers"][str(i)]["attention"], x, frame_mask(frames, x.shape[1]), layer.mixer.head_dim
+            )
     return found, frames
 
 

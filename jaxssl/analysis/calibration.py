@@ -103,7 +103,7 @@ def _hidden(arch: Arch, dtype: Any) -> Callable[..., tuple[tuple[Array, ...], Ar
     def run(params: Params, samples: Array, lengths: Array, normal: Any) -> tuple[tuple[Array, ...], Array]:
         stats = None if normal is None else Stats(*normal)
         out = encode(arch, params, samples, lengths, stats=stats, dtype=dtype)
-        return out.hidden, out.lengths
+        return out.hidden, out.lengths[-1]
 
     return run
 

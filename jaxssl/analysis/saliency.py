@@ -63,7 +63,7 @@ def context_gradient(
             return loss(output, batch["labels"], batch["mask"])[0]
 
         rows, frames = batch["mask"].shape
-        ones = {axis.name: jnp.ones((rows, frames // arch.time_reduction, axis.size)) for axis in alive}
+        ones = {axis.name: jnp.ones((rows, arch.reduced(frames), axis.size)) for axis in alive}
         return {name: jnp.abs(gradient).sum((0, 1)) for name, gradient in jax.grad(value)(ones).items()}
 
     total = {axis.name: np.zeros(axis.size) for axis in chosen}

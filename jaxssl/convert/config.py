@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from compress.errors import InputError
+from jaxssl.convert.naming import Tensor
 from jaxssl.models.arch import Arch, Conv
-from jaxssl.models.torch_names import Rule, Tensor
+from jaxssl.models.part import Dialect
 
 T = TypeVar("T", int, float, str, bool)
 LONGEST = 64  # convolutions that an extractor may have
@@ -31,7 +32,7 @@ class Source:
         kind: what wrote it, for people.
         arch: what it holds.
         tensors: the model's, by the source's names.
-        rules: the table for these names.
+        dialect: whose names these are.
         left: patterns of names that are known and not kept.
         files: what was read, weights first.
         notes: what the reader of the result should know.
@@ -41,7 +42,7 @@ class Source:
     kind: str
     arch: Arch
     tensors: Mapping[str, Tensor]
-    rules: tuple[Rule, ...]
+    dialect: Dialect
     left: tuple[str, ...]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()

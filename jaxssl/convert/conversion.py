@@ -14,11 +14,11 @@ import safetensors.numpy
 
 from compress.errors import InputError
 from jaxssl.convert import sources
+from jaxssl.convert.naming import build
 from jaxssl.data.logmel import load_stats
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params
-from jaxssl.models.torch_names import build
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def read(path: str | Path, *, heads: int | None = None) -> Converted:
         InputError: it is unknown, damaged, hostile, of an unsupported model, or its names and shapes do not fit.
     """
     source = sources.describe(Path(path), heads=heads)
-    params, left = build(source.arch, source.tensors, source.rules, left=source.left, where=str(path))
+    params, left = build(source.arch, source.tensors, source.dialect, left=source.left, where=str(path))
     return Converted(
         kind=source.kind,
         arch=source.arch,

@@ -17,9 +17,19 @@ from jaxssl.convert.config import (
     size,
     strip,
 )
+from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
-from jaxssl.models.arch import Arch, Conv, CosineHead, Dropout, Layer, Waveform
-from jaxssl.models.torch_names import FAIRSEQ, Tensor
+from jaxssl.models.arch import (
+    Arch,
+    Attention,
+    Conv,
+    CosineHead,
+    Dropout,
+    FeedForward,
+    Layer,
+    PositionalConvolution,
+    Waveform,
+)
 
 MODELS = frozenset({"hubert", "hubert_ctc", "wav2vec2", "wav2vec_ctc"})
 INNER, OUTPUT = "w2v_encoder.w2v_model.", "w2v_encoder.proj"  # parts of a fine-tuned model
@@ -74,7 +84,7 @@ def describe(path: Path, state: Mapping[str, Any], *, heads: int | None = None) 
         kind=f"{parts.writer} {'wav2vec 2.0' if wav2vec else 'HuBERT'}",
         arch=_arch(settings, parts.tensors, head),
         tensors=parts.tensors,
-        rules=FAIRSEQ,
+        dialect="fairseq",
         left=(WAV2VEC,) if wav2vec else () if head else (HEAD,),
         files=(path,),
         notes=(*notes, *_mask_note(parts.tensors)),
@@ -132,7 +142,8 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], head: CosineHead | 
             f"({settings.measured['encoder_embed_dim']}); models without this projection are not supported"
         )
     head_dim = settings.head_dim("encoder_embed_dim", "encoder_attention_heads")
-    layer = Layer(settings.positive("encoder_attention_heads"), settings.positive("encoder_ffn_embed_dim"))
+    mixer = Attention(settings.positive("encoder_attention_heads"), head_dim)
+    layer = Layer(mixer, FeedForward(settings.positive("encoder_ffn_embed_dim")))
     return Arch(
         front=Waveform(
             convs=_convs(settings, tensors),
@@ -142,11 +153,9 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], head: CosineHead | 
             gradient_scale=settings.get("feature_grad_mult", float, 1.0),
         ),
         width=settings.positive("encoder_embed_dim"),
-        head_dim=head_dim,
         layers=(layer,) * settings.positive("encoder_layers"),
         norm_first=settings.get("layer_norm_first", bool, False),
-        position_kernel=settings.positive("conv_pos"),
-        position_groups=settings.positive("conv_pos_groups"),
+        position=PositionalConvolution(settings.positive("conv_pos"), settings.positive("conv_pos_groups")),
         mask_embedding="mask_emb" in tensors,
         dropout=Dropout(
             hidden=settings.get("dropout", float, 0.1),
@@ -208,7 +217,7 @@ def _fine_tuned(path: Path, parts: _Parts, heads: int | None) -> Source:
         kind=f"{parts.writer} CTC model",
         arch=_arch(settings, tensors, None),
         tensors=tensors,
-        rules=FAIRSEQ,
+        dialect="fairseq",
         left=(HEAD, WAV2VEC),
         files=(path,),
         notes=tuple(notes),

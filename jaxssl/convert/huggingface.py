@@ -13,9 +13,19 @@ from safetensors import SafetensorError, safe_open
 from compress.errors import InputError
 from jaxssl.convert import pickle_reader
 from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tensors, position_groups, size, strip
+from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
-from jaxssl.models.arch import Arch, Conv, Dropout, Layer, Waveform
-from jaxssl.models.torch_names import HUGGINGFACE, Shape, Tensor
+from jaxssl.models.arch import (
+    Arch,
+    Attention,
+    Conv,
+    Dropout,
+    FeedForward,
+    Layer,
+    PositionalConvolution,
+    Waveform,
+)
+from jaxssl.models.names import Shape
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order transformers looks
 PREFIX = "hubert."  # of everything but the output layer in HubertForCTC
@@ -75,7 +85,7 @@ def describe(folder: Path) -> Source:
         kind="Hugging Face HubertForCTC" if ctc else "Hugging Face HubertModel",
         arch=_arch(settings, tensors, normalize),
         tensors=tensors,
-        rules=HUGGINGFACE,
+        dialect="huggingface",
         left=LEFT,
         files=(*files, folder / "config.json"),
         notes=tuple(notes),
@@ -98,7 +108,8 @@ def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _arch(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) -> Arch:
     head_dim = settings.head_dim("hidden_size", "num_attention_heads")
-    layer = Layer(settings.positive("num_attention_heads"), settings.positive("intermediate_size"))
+    mixer = Attention(settings.positive("num_attention_heads"), head_dim)
+    layer = Layer(mixer, FeedForward(settings.positive("intermediate_size")))
     norm = settings.get("feat_extract_norm", str, "group")
     return Arch(
         front=Waveform(
@@ -108,11 +119,11 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) ->
             normalize=normalize,
         ),
         width=settings.positive("hidden_size"),
-        head_dim=head_dim,
         layers=(layer,) * settings.positive("num_hidden_layers"),
         norm_first=settings.get("do_stable_layer_norm", bool, False),
-        position_kernel=settings.positive("num_conv_pos_embeddings"),
-        position_groups=settings.positive("num_conv_pos_embedding_groups"),
+        position=PositionalConvolution(
+            settings.positive("num_conv_pos_embeddings"), settings.positive("num_conv_pos_embedding_groups")
+        ),
         mask_embedding="masked_spec_embed" in tensors,
         dropout=Dropout(
             hidden=settings.get("hidden_dropout", float, 0.1),

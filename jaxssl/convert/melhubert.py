@@ -9,9 +9,19 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.convert.config import Settings, Source, layer_count, only_tensors, position_groups, size
+from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
-from jaxssl.models.arch import Arch, ClusterHead, Dropout, Layer, LogMel
-from jaxssl.models.torch_names import FAIRSEQ, Shape, Tensor
+from jaxssl.models.arch import (
+    Arch,
+    Attention,
+    ClusterHead,
+    Dropout,
+    FeedForward,
+    Layer,
+    LogMel,
+    PositionalConvolution,
+)
+from jaxssl.models.names import Shape
 
 BINS = 40  # of every MelHuBERT; feat_emb_dim 40 is a 10 ms model, 80 a 20 ms one
 SUPPORTED = {
@@ -60,7 +70,7 @@ def describe(path: Path, state: Mapping[str, Any]) -> Source:
         kind="MelHuBERT",
         arch=_arch(settings, tensors, entries(state.get("Args"))),
         tensors=tensors,
-        rules=FAIRSEQ,
+        dialect="fairseq",
         left=(),
         files=(path,),
         notes=_notes(settings, tensors),
@@ -97,11 +107,9 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], args: Mapping[str, 
     return Arch(
         front=LogMel(BINS, _stack(settings, args.get("frame_period"))),
         width=settings.positive("encoder_embed_dim"),
-        head_dim=head_dim,
         layers=tuple(_layer(settings.path, tensors, i, head_dim) for i in range(layers)),
         norm_first=settings.get("layer_norm_first", bool, False),
-        position_kernel=settings.positive("conv_pos"),
-        position_groups=settings.positive("conv_pos_groups"),
+        position=PositionalConvolution(settings.positive("conv_pos"), settings.positive("conv_pos_groups")),
         dropout=Dropout(
             hidden=settings.get("dropout", float, 0.1),
             attention=settings.get("attention_dropout", float, 0.1),
@@ -128,7 +136,7 @@ def _layer(path: Path, tensors: Mapping[str, Tensor], index: int, head_dim: int)
     heads, rest = divmod(rows or 0, head_dim)
     if rest:
         raise InputError(f"{path}: {prefix}self_attn.q_proj has {rows} rows, no multiple of the head size {head_dim}")
-    return Layer(heads, units or 0)
+    return Layer(Attention(heads, head_dim), FeedForward(units or 0))
 
 
 def _notes(settings: Settings, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError
+from jaxssl.convert.naming import named
 from jaxssl.inference.specialise import dequantized, unpacked
-from jaxssl.models.arch import Arch, Ranks, Waveform
+from jaxssl.models.arch import Arch, Waveform
 from jaxssl.models.model import Params
-from jaxssl.models.torch_names import HUGGINGFACE, named
+from jaxssl.models.sites import matrices
 
 
 def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
@@ -25,8 +26,8 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
         "architectures": ["HubertModel"],
         "hidden_size": arch.width,
         "num_hidden_layers": len(arch.layers),
-        "num_attention_heads": layer.heads,
-        "intermediate_size": layer.ffn,
+        "num_attention_heads": layer.mixer.heads,
+        "intermediate_size": layer.ffn.size,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
         "do_stable_layer_norm": arch.norm_first,
@@ -36,8 +37,8 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
         "conv_bias": front.bias,
         "feat_extract_norm": front.norm,
         "feat_proj_layer_norm": front.feature_norm,
-        "num_conv_pos_embeddings": arch.position_kernel,
-        "num_conv_pos_embedding_groups": arch.position_groups,
+        "num_conv_pos_embeddings": arch.position.kernel,
+        "num_conv_pos_embedding_groups": arch.position.groups,
         "mask_time_prob": 0.05 if arch.mask_embedding else 0.0,  # without it transformers has no mask embedding
         "hidden_dropout": dropout.hidden,
         "attention_dropout": dropout.attention,
@@ -47,7 +48,7 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
     }
     features = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": 16_000}
     features |= {"do_normalize": front.normalize, "return_attention_mask": front.norm == "layer", "padding_value": 0.0}
-    return config, features, named(_body(params), HUGGINGFACE)
+    return config, features, named(arch, _body(params), "huggingface")
 
 
 def _body(params: Params) -> Params:
@@ -60,11 +61,11 @@ def _check(arch: Arch) -> Waveform:
         "it takes log-Mel frames": not isinstance(arch.front, Waveform),
         "it has no layers": not arch.layers,
         "its layers differ": len(set(arch.layers)) > 1,
-        "blocks were emptied": any(not (layer.heads and layer.ffn) for layer in arch.layers),
-        "heads were cut": any(layer.heads * arch.head_dim != arch.width for layer in arch.layers),
-        "maps are factorised": arch.project_rank is not None or any(layer.ranks != Ranks() for layer in arch.layers),
-        "attention maps are reused": any(layer.reuse for layer in arch.layers),
-        "it has no projection, or reduces time": not arch.project or arch.time_reduction > 1,
+        "blocks were emptied": any(block.empty for layer in arch.layers for block in layer.blocks),
+        "heads were cut": any(layer.mixer.heads * layer.mixer.head_dim != arch.width for layer in arch.layers),
+        "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
+        "attention maps are reused": any(layer.mixer.reuse for layer in arch.layers),
+        "it has no projection, or reduces time": arch.project is None or arch.time_reduction > 1,
     }
     for reason, true in reasons.items():
         if true:

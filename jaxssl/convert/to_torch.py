@@ -42,9 +42,9 @@ def _idle(arch: Arch, path: str) -> bool:
     match = re.fullmatch(r"layers/(\d+)/(attention|ffn)/(\w+)/(\w+)", path)
     if not match:
         return False
-    layer, block, name, leaf = arch.layers[int(match[1])], *match.groups()[1:]
-    units = layer.heads if block == "attention" else layer.ffn
-    return not units and (name, leaf) not in (("out", "bias"), ("fc2", "bias"))
+    layer, place, name, leaf = arch.layers[int(match[1])], *match.groups()[1:]
+    empty = next(block.empty for block in layer.blocks if block.place == place)
+    return empty and (name, leaf) not in (("out", "bias"), ("fc2", "bias"))
 
 
 def _entry(path: str, leaf: Array, *, factorised: bool) -> tuple[str, np.ndarray]:

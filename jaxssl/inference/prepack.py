@@ -3,17 +3,15 @@
 apply(*prepared(arch, params, dtype=dtype), x, dtype=dtype) == apply(arch, params, x, dtype=dtype) but for rounding.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from compress.quantize import float32
 from jaxssl.models import choice
 from jaxssl.models.arch import Arch
-from jaxssl.models.describe import describe
-from jaxssl.models.layers import filters, normalised
 from jaxssl.models.model import Params
 
 ROUNDED = ("kernel", "down", "up")  # what a forward pass rounds to its own dtype; norms and biases stay as they are
@@ -29,18 +27,10 @@ def prepared(arch: Arch, params: Params, *, dtype: Any = jnp.float32) -> tuple[A
     if arch.prepared or choice.prepared_positions() is None:
         return arch, params
     dtype = jnp.dtype(dtype)
-    position = _position(params["position"], groups=arch.position_groups, dtype=dtype)
-    params = {**(params if dtype == jnp.float32 else _rounded(params, dtype=dtype)), "position": position}
-    return describe(arch, params), params
-
-
-@partial(jax.jit, static_argnames=("groups", "dtype"))
-def _position(position: Params, *, groups: int, dtype: jnp.dtype) -> Params:
-    wide = float32(position)  # weights may be stored in bfloat16
-    ready = filters(normalised(wide["kernel"], wide["gain"]), groups=groups)
-    if choice.prepared_positions() == "banded":  # Fourier transforms stay in float32
-        ready = ready.astype(dtype)
-    return {"filters": ready, "bias": position["bias"]}
+    ready = dict(params if dtype == jnp.float32 else _rounded(params, dtype=dtype))
+    if "position" in params:
+        ready["position"] = arch.position.prepare(params["position"], dtype)
+    return replace(arch, prepared=True), ready
 
 
 @partial(jax.jit, static_argnames="dtype")  # one program, where that of every array would be compiled

@@ -99,4 +99,4 @@ def _run(
 ) -> tuple[Array, Array]:
     stats = None if moments is None else Stats(*moments)  # type: ignore[arg-type]  # traced arrays
     out = encode(arch, params, samples, lengths, stats=stats, dtype=dtype)
-    return out.last, out.lengths
+    return out.last, out.lengths[-1]

@@ -19,6 +19,7 @@ from jaxssl.inference.specialise import dequantized
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params, init
+from jaxssl.models.sites import matrices
 from jaxssl.models.zoo import PRESETS
 from jaxssl.pretrained import Labeller
 from jaxssl.runtime.cli import follow
@@ -96,7 +97,7 @@ def in_float(model: Model) -> Model:
     arch, params = dequantized(model.arch, model.params)
     if model.arch == arch and all(x is y for x, y in zip(*map(jax.tree.leaves, (params, model.params)), strict=True)):
         return model
-    forms = ["int8"] * any(layer.int8 for layer in model.arch.layers)
+    forms = ["int8"] * any(matrix.int8 for matrix in matrices(model.arch))
     forms += ["bfloat16"] * any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(model.params))
     note = f"weights that are {' and '.join(forms)} in {model.name} are float32 here, rounded as they were"
     return replace(model, arch=arch, params=params, notes=(*model.notes, note))

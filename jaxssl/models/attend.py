@@ -39,7 +39,9 @@ def attend(
     time = q.shape[1]
     if is_symbolic_dim(time):  # an exported program, for lengths and devices that are not known yet
         seen = jnp.ones((q.shape[0], time), bool) if valid is None else valid
-        return jax.lax.platform_dependent(q, k, v, seen, cpu=_one_by_one, default=_at_once)
+        ways = {"one by one": _one_by_one, "at once": _at_once}
+        chosen = {platform: ways[way] for platform, way in choice.exported_attention().items()}
+        return jax.lax.platform_dependent(q, k, v, seen, **chosen)
     match choice.attention(time, q.shape[3], v.dtype, prepared=prepared):
         case "native" if key is None:
             return native.attention(q, k, v, valid)

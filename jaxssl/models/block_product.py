@@ -9,12 +9,13 @@ and a later one will remove; where it is missing, the gathered form runs.
 """
 
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jaxssl.models import choice
 
 GATHERED = 1 << 22  # inputs gathered at a time on CPUs: 16 MiB of float32, about what a large cache holds
 ROWS = 16  # a kernel's tile is a multiple: what a bfloat16 register of a TPU and a GPU's matrix unit need
@@ -27,17 +28,17 @@ LANES = 128  # the last axis fills this many on TPUs, used or not
 def block_product(x: Array, blocks: Array, index: Array) -> Array:
     """Multiply `x: (batch, time, fan_in)` by a matrix of kept blocks, to (batch, time, fan_out), in the dtype of `x`.
 
-    The default backend decides which form runs; on GPUs the kernel wants sizes that are powers of two, 16 or more.
+    Which form runs is `jaxssl.models.choice.blocks`'s to say.
 
     Args:
         x: inputs.
         blocks: (columns, kept, size, size).
         index: (columns, kept), the block of inputs that each one reads.
     """
-    backend, size = jax.default_backend(), blocks.shape[-1]
-    if backend == "tpu" or (backend == "gpu" and size >= ROWS and size & (size - 1) == 0 and _has_triton()):
-        return kernel_product(x, blocks, index, platform=backend)
-    return gathered_product(x, blocks, index)
+    way = choice.blocks(blocks.shape[-1])
+    if way == "gathered":
+        return gathered_product(x, blocks, index)
+    return kernel_product(x, blocks, index, platform=way)
 
 
 def gathered_product(x: Array, blocks: Array, index: Array) -> Array:
@@ -78,14 +79,6 @@ def kernel_product(x: Array, blocks: Array, index: Array, *, platform: str, inte
         tile = 1 << (tile - 1).bit_length()  # Triton knows no other sizes
     y = tiled(_padded(each, tile), blocks.astype(x.dtype), index, tile=tile, interpret=interpret)
     return _from_columns(y, batch, time)
-
-
-def _has_triton() -> bool:
-    try:
-        import_module("jax.experimental.pallas.triton")
-    except ImportError:
-        return False
-    return True
 
 
 def _by_blocks(x: Array, size: int) -> Array:

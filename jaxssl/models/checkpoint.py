@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from compress.address import flatten, unflatten
 from compress.errors import InputError
-from jaxssl.models import arch as arch_module
+from jaxssl.models import arch_json
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params, check_params, shapes
 from jaxssl.runtime import seal
@@ -59,7 +59,7 @@ def save(
     folder = Path(folder)
     _check_free(folder, overwrite)
     with _staging(folder) as staging:
-        (staging / "arch.json").write_text(_dump({"format": FORMAT, **arch_module.to_json(arch)}))
+        (staging / "arch.json").write_text(_dump({"format": FORMAT, **arch_json.to_json(arch)}))
         if provenance is not None:
             (staging / "provenance.json").write_text(_dump(provenance))
         for name, content in (extra or {}).items():
@@ -167,7 +167,7 @@ def _read_arch(path: Path) -> Arch:
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise InputError(f"not written in format {FORMAT}")
-        return arch_module.from_json(values)
+        return arch_json.from_json(values)
     except (InputError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from error
 

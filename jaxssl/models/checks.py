@@ -8,30 +8,41 @@ from jax import Array
 
 from compress.address import flatten
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Waveform
+from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.part import Blocks
 
 
 def check_arch(arch: Arch) -> None:
-    """Refuse an impossible arch.
+    """Refuse an impossible arch: what its parts refuse, and what does not fit together.
 
     Raises:
         InputError: groups do not divide the width, a size is negative, features without a projection are of another
             width, a layer is both int8 and packed, or reuses attention maps that are not there.
     """
-    if arch.width % arch.position_groups:
-        raise InputError(f"width {arch.width} is not a multiple of the positional groups {arch.position_groups}")
-    if not arch.project and (arch.front.size != arch.width or arch.project_rank is not None):
-        have = f"features {arch.front.size} wide, width {arch.width}, project_rank {arch.project_rank}"
-        raise InputError(f"project is false, with {have}; give both one width and no rank, or project")
+    arch.position.check(arch.width)
+    if arch.project is None and arch.front.size != arch.width:
+        have = f"features {arch.front.size} wide, width {arch.width}"
+        raise InputError(f"there is no projection, with {have}; give both one width, or project")
     if arch.time_reduction < 1:
         raise InputError(f"time_reduction {arch.time_reduction} is no number of frames; use 1 or more")
     for i, layer in enumerate(arch.layers):
-        if min(layer.heads, layer.ffn) < 0:
-            raise InputError(f"layers/{i}: {layer.heads} heads and {layer.ffn} FFN units; neither may be negative")
-        if layer.int8 and (packed := [name for name, blocks in vars(layer.packed).items() if blocks is not None]):
-            raise InputError(f"layers/{i}: int8, with {len(packed)} maps packed ({packed[0]}); choose one of both")
-        if layer.reuse:
-            _check_reuse(arch, i)
+        layer.mixer.check(f"layers/{i}", arch.layers[i - 1].mixer if i else None)
+        layer.ffn.check(f"layers/{i}")
+        _check_one_dtype(layer, f"layers/{i}")
+
+
+def _check_one_dtype(layer: Layer, where: str) -> None:
+    """Refuse a layer whose maps are in part int8: all of them are, or none."""
+    found = {spec.name: spec.form for block in layer.blocks for spec in block.maps(1)}
+    int8 = [name for name, form in found.items() if form.int8]
+    packed = [name for name, form in found.items() if isinstance(form, Blocks)]
+    if int8 and packed:
+        raise InputError(f"{where}: int8, with {len(packed)} maps packed ({packed[0]}); choose one of both")
+    if int8 and len(int8) < len(found):
+        raise InputError(
+            f"{where}: {len(int8)} of its {len(found)} maps are int8 ({int8[0]}); quantise all of a layer's maps, or "
+            "dequantize these (compress.quantize)"
+        )
 
 
 def check_arrays(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -62,24 +73,5 @@ def checked(arch: Arch, inputs: Array) -> Array:
         InputError: they are of another form, or too short for one frame.
     """
     inputs = jnp.asarray(inputs)
-    if isinstance(arch.front, Waveform):
-        if inputs.ndim != 2:
-            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
-        if arch.frames(inputs.shape[1]) < 1:
-            raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
-    elif inputs.ndim != 3 or inputs.shape[2] != arch.front.size:
-        raise InputError(f"a log-Mel model takes (batch, frames, {arch.front.size}), not an array of {inputs.shape}")
-    elif inputs.shape[1] < arch.time_reduction:
-        raise InputError(f"{inputs.shape[1]} frames are too few to make one of {arch.time_reduction}; pad them")
+    arch.front.check_inputs(inputs, arch.time_reduction)
     return inputs
-
-
-def _check_reuse(arch: Arch, index: int) -> None:
-    layer = arch.layers[index]
-    if index == 0:
-        raise InputError("layers/0: reuses attention maps, and no layer is before it; keep the layer that makes them")
-    if layer.heads != arch.layers[index - 1].heads:
-        heads = f"{layer.heads} heads reuse the maps of {arch.layers[index - 1].heads} in layers/{index - 1}"
-        raise InputError(f"layers/{index}: {heads}; cut both layers' heads together")
-    if any(getattr(given, name) is not None for given in (layer.ranks, layer.packed) for name in ("q", "k")):
-        raise InputError(f"layers/{index}: reuses attention maps, so it has no q and k to factorise or pack")

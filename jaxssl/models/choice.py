@@ -42,6 +42,7 @@ No TPU was at hand. In bfloat16 and without dropout, Pallas' flash attention run
 memory: the scores of 16 such utterances in 12 heads are 0.8 GB. It was interpreted and lowered, not measured.
 """
 
+from importlib import import_module
 from typing import Literal
 
 import jax
@@ -95,6 +96,37 @@ def attention(
     return "flash" if nvidia(8.0) else "at once"
 
 
+def exported_positions() -> dict[str, Literal["fourier", "banded", "plain"]]:
+    """Choose likewise in a program for lengths and devices that are not known yet, by `jax.lax.platform_dependent`."""
+    return {"cpu": "fourier", "cuda": "banded", "default": "plain"}
+
+
+def exported_attention() -> dict[str, Literal["one by one", "at once"]]:
+    """Choose how heads attend in such a program."""
+    return {"cpu": "one by one", "default": "at once"}
+
+
+def sums() -> type | None:
+    """Choose the dtype in which a plain product adds up; None: that of its operands.
+
+    XLA's CPU code has fast bfloat16 products only of this kind, and GPUs add in float32 of themselves.
+    """
+    return jnp.float32 if jax.default_backend() == "cpu" else None
+
+
+def blocks(size: int) -> Literal["gathered", "gpu", "tpu"]:
+    """Choose how a map in blocks of a size is multiplied: by XLA's operations or by the kernel of a platform.
+
+    On GPUs the kernel wants sizes that are powers of two, 16 or more, and Pallas's Triton backend.
+    """
+    match jax.default_backend():
+        case "tpu":
+            return "tpu"
+        case "gpu" if size >= 16 and size & (size - 1) == 0 and has_triton():
+            return "gpu"
+    return "gathered"
+
+
 def rows(batch: int, frames: int) -> Literal["one by one", "together"]:
     """Choose how a batch of rows of that many frames runs, without dropout."""
     if is_symbolic_dim(batch) or is_symbolic_dim(frames) or jax.default_backend() != "cpu":
@@ -105,6 +137,15 @@ def rows(batch: int, frames: int) -> Literal["one by one", "together"]:
 def together() -> int:
     """Choose how many utterances of similar length run together (`jaxssl.inference.ragged`)."""
     return 1 if jax.default_backend() == "cpu" else 16
+
+
+def has_triton() -> bool:
+    """Tell whether this jax still has Pallas's Triton backend."""
+    try:
+        import_module("jax.experimental.pallas.triton")
+    except ImportError:
+        return False
+    return True
 
 
 def nvidia(capability: float = 0.0) -> bool:

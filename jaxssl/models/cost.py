@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compress.address import flatten
-from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer, Waveform
+from compress.address import Matrix, flatten
+from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer
 from jaxssl.models.model import shapes
-from jaxssl.models.sites import axes, sharing
+from jaxssl.models.part import Units
+from jaxssl.models.sites import axes, layer_matrices, matrices, sharing
 
 # The 32 utterances over which the study's figure is an average, in samples.
 UTTERANCES = (
@@ -35,8 +36,8 @@ class Macs:
         project: features to the encoder's width.
         position: positional convolution.
         reduction: convolution that makes several frames one.
-        attention_maps: q, k, v and output maps.
-        attention_core: scores and weighted sums, quadratic in time.
+        attention_maps: dense maps of the mixers: q, k, v and out of attention.
+        attention_core: what else mixers multiply: scores and weighted sums of attention, quadratic in time.
         ffn: feed-forward blocks.
     """
 
@@ -73,14 +74,15 @@ def nonzero(params: Any) -> int:
 def macs(arch: Arch, samples: int) -> Macs:
     """Count the MACs of one utterance of `samples` samples at 16 kHz, alone in its batch."""
     features, frames = arch.front.frames(samples), arch.frames(samples)
-    taps = arch.position_kernel
+    project = [_map(matrix) for matrix in matrices(arch) if matrix.path == "project"]
     fixed = Macs(
-        extractor=_extractor(arch.front, samples) if isinstance(arch.front, Waveform) else 0,
-        project=features * _map(arch.front.size, arch.width, arch.project_rank) if arch.project else 0,
-        position=features * arch.width * (arch.width // arch.position_groups) * taps,
+        extractor=arch.front.macs(samples),
+        project=features * sum(project),
+        position=arch.position.macs(arch.width, features),
         reduction=frames * arch.time_reduction * arch.width**2 if arch.time_reduction > 1 else 0,
     )
-    return sum((_layer(arch, layer, frames) for layer in arch.layers), fixed)
+    layers = (_layer(arch, layer, arch.frames(samples, layer=i)) for i, layer in enumerate(arch.layers))
+    return sum(layers, fixed)
 
 
 def macs_per_second(arch: Arch) -> Macs:
@@ -105,11 +107,11 @@ def unit_costs(arch: Arch, kind: Literal["params", "macs"]) -> dict[str, float]:
         return {axis.name: sum(sizes[path] / max(axis.size, 1) for path, _ in axis.leaves) for axis in axes(arch)}
     costs: dict[str, float] = {}
     for i, layer in enumerate(arch.layers):
-        if not layer.reuse:
-            alike = [arch.layers[j] for j in sharing(arch, i)]
-            fewer = (replace(each, heads=max(each.heads - 1, 0)) for each in alike)
-            costs[f"layers/{i}/attention/heads"] = sum(_saved(arch, *pair) for pair in zip(alike, fewer, strict=True))
-        costs[f"layers/{i}/ffn/hidden"] = _saved(arch, layer, replace(layer, ffn=max(layer.ffn - 1, 0)))
+        for number, block in enumerate(layer.blocks):
+            together = sharing(arch, i) if number == 0 else range(i, i + 1)
+            for units in (units for units in block.units() if not units.shared):
+                saved = sum(_saved(arch, j, _one_less(arch.layers[j], number, units)) for j in together)
+                costs[f"layers/{i}/{block.place}/{units.name}"] = saved
     return costs
 
 
@@ -131,29 +133,32 @@ def nominal_macs_per_second(arch: Arch, params: Any) -> float:
     return macs_per_second(arch).total - frames * zeros
 
 
-def _extractor(front: Waveform, samples: int) -> int:
-    total, channels = 0, 1
-    for conv in front.convs:
-        samples = (samples - conv.kernel) // conv.stride + 1
-        total += samples * conv.kernel * channels * conv.channels
-        channels = conv.channels
-    return total
-
-
 def _layer(arch: Arch, layer: Layer, frames: int) -> Macs:
-    inner, ranks, packed = layer.heads * arch.head_dim, layer.ranks, layer.packed
-    names = ("v",) if layer.reuse else ("q", "k", "v")
-    maps = sum(_map(arch.width, inner, getattr(ranks, n), getattr(packed, n)) for n in names)
-    maps += _map(inner, arch.width, ranks.out, packed.out)
-    ffn = _map(arch.width, layer.ffn, ranks.fc1, packed.fc1) + _map(layer.ffn, arch.width, ranks.fc2, packed.fc2)
-    core = (1 if layer.reuse else 2) * frames**2 * inner  # scores, unless they are the layer's before; weighted sums
-    return Macs(attention_maps=frames * maps, attention_core=core, ffn=frames * ffn)
+    mine = layer_matrices(arch, 0, layer)
+    maps = {
+        block.place: sum(_map(m) for m in mine if m.path.startswith(f"layers/0/{block.place}/"))
+        for block in layer.blocks
+    }
+    mixer, ffn = layer.blocks
+    return Macs(
+        attention_maps=frames * maps[mixer.place],
+        attention_core=mixer.core_macs(frames),
+        ffn=frames * maps[ffn.place] + ffn.core_macs(frames),
+    )
 
 
-def _saved(arch: Arch, layer: Layer, smaller: Layer) -> float:
-    """MACs per second that a smaller layer saves."""
-    frames = [arch.frames(samples) for samples in UTTERANCES]
-    saved = sum(_layer(arch, layer, n).total - _layer(arch, smaller, n).total for n in frames)
+def _one_less(layer: Layer, number: int, units: Units) -> Layer:
+    """Return a layer with one unit less in a block, the mixer (0) or the feed-forward block (1)."""
+    less = max(units.size - 1, 0)
+    if number == 0:
+        return replace(layer, mixer=layer.mixer.resized(units.name, less))
+    return replace(layer, ffn=layer.ffn.resized(units.name, less))
+
+
+def _saved(arch: Arch, index: int, smaller: Layer) -> float:
+    """MACs per second that a smaller layer saves in place of layer `index`."""
+    frames = [arch.frames(samples, layer=index) for samples in UTTERANCES]
+    saved = sum(_layer(arch, arch.layers[index], n).total - _layer(arch, smaller, n).total for n in frames)
     return saved / (sum(UTTERANCES) / SAMPLE_RATE)
 
 
@@ -161,11 +166,6 @@ def _counts(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == jnp.int8
 
 
-def _map(fan_in: int, fan_out: int, rank: int | None, blocks: tuple[int, int] | None = None) -> int:
+def _map(matrix: Matrix) -> int:
     """MACs of a dense map on one frame. A map without inputs or outputs does not run, whatever its rank."""
-    if blocks is not None:
-        size, kept = blocks
-        return fan_out * size * kept
-    if rank is None or fan_in * fan_out == 0:
-        return fan_in * fan_out
-    return rank * (fan_in + fan_out)
+    return matrix.size if matrix.max_rank else 0

@@ -1,4 +1,4 @@
-"""A speech Transformer as pure functions: `init`, `apply`, `shapes`.
+"""A speech encoder as pure functions: `init`, `apply`, `shapes`.
 
 `flax.nnx` modules define the forward pass and stay behind this wall: what comes in and goes out is a frozen `Arch`
 and a nested dict of arrays.
@@ -19,25 +19,16 @@ from jax.nn import initializers
 from compress.errors import InputError
 from compress.quantize import float32
 from jaxssl.models import choice
-from jaxssl.models.arch import Arch, ClusterHead, Conv, CosineHead, Layer, Waveform
+from jaxssl.models.arch import Arch, Conv, Layer
 from jaxssl.models.checks import check_arch, check_arrays, checked
-from jaxssl.models.extractor import Extractor, StridedConv, standardise
-from jaxssl.models.layers import (
-    KEPT,
-    Dense,
-    LayerNorm,
-    Maps,
-    Position,
-    TransformerLayer,
-    dropout,
-    frame_mask,
-    uniform_init,
-)
-from jaxssl.models.logits import ClusterLogits, CosineLogits
+from jaxssl.models.dense import Dense
+from jaxssl.models.encoder_layer import EncoderLayer
+from jaxssl.models.fronts.waveform import StridedConv
+from jaxssl.models.layers import KEPT, LayerNorm, dropout, frame_mask, uniform_init
+from jaxssl.models.part import Featured, Map, Padding
 from jaxssl.models.rows import one_by_one
 
 Params = dict[str, Any]
-Padding = Literal["independent", "fairseq", "transformers"]
 Stack = Literal["unroll", "scan", "remat"]
 
 
@@ -53,7 +44,7 @@ class Output:
         hidden: input of the first layer, then each layer's output; every one (batch, time, width).
         last: the encoder's output: the last layer's, through the final norm in pre-LN models.
         logits: (batch, time, clusters or codewords), or None for a model without a head.
-        lengths: valid frames of each row, (batch,).
+        lengths: valid frames of each row, one array (batch,) for each of `hidden`, since layers may differ in rate.
     """
 
     extracted: Array | None
@@ -61,33 +52,29 @@ class Output:
     hidden: tuple[Array, ...]
     last: Array
     logits: Array | None
-    lengths: Array
+    lengths: tuple[Array, ...]
 
 
 class Model(nnx.Module):
-    """Front end, projection, positions, Transformer stack, head."""
+    """Front end, projection, positions, layers, head."""
 
     def __init__(self, arch: Arch, *, rngs: nnx.Rngs):
         self.arch = arch
-        if isinstance(arch.front, Waveform):
-            self.front = Extractor(arch.front, rngs=rngs)
-        outer, ends = uniform_init(arch.front.size), ((arch.front.size,), (arch.width,))
-        if arch.project:
-            self.project = Dense(*ends, rank=arch.project_rank, kernel_init=outer, bias_init=outer, rngs=rngs)
+        self.front = arch.front.build(rngs=rngs)
+        if arch.project is not None:
+            outer, spec = uniform_init(arch.front.size), Map("project", (arch.front.size,), (arch.width,), arch.project)
+            self.project = Dense(spec, kernel_init=outer, bias_init=outer, rngs=rngs)
         if arch.mask_embedding:
             self.mask_embedding = nnx.Param(initializers.uniform(1.0)(rngs.params(), (arch.width,)))
-        self.position = Position(arch, rngs=rngs)
+        self.position = arch.position.build(arch.width, prepared=arch.prepared, rngs=rngs)
         self.norm = LayerNorm(arch.width, rngs=rngs)
         if (ratio := arch.time_reduction) > 1:
             self.reduction = StridedConv(arch.width, Conv(arch.width, ratio, ratio), bias=True, rngs=rngs)
-        self.lends = (*(layer.reuse for layer in arch.layers[1:]), False)[: len(arch.layers)]
+        self.lends = (*(layer.mixer.carries for layer in arch.layers[1:]), False)[: len(arch.layers)]
         each = zip(arch.layers, self.lends, strict=True)
-        self.layers = nnx.List([TransformerLayer(arch, layer, lends=lends, rngs=rngs) for layer, lends in each])
-        match arch.head:
-            case ClusterHead() as head:
-                self.head = ClusterLogits(arch, head, rngs=rngs)
-            case CosineHead() as head:
-                self.head = CosineLogits(arch, head, rngs=rngs)
+        self.layers = nnx.List([EncoderLayer(arch, layer, lends=lends, rngs=rngs) for layer, lends in each])
+        if arch.head is not None:
+            self.head = arch.head.build(arch.width, rngs=rngs)
 
     def __call__(
         self,
@@ -100,7 +87,8 @@ class Model(nnx.Module):
         padding: Padding = "independent",
         stack: Stack = "unroll",
     ) -> Output:
-        extracted, x, lengths = self.featurise(inputs, lengths, dtype, padding)
+        heard = self.featurise(inputs, lengths, dtype, padding)
+        x, lengths = heard.features, heard.lengths
         valid = None if lengths is None else frame_mask(lengths, x.shape[1])
         features = self.embed(x, valid, mask, rngs)
         ratio = self.arch.time_reduction
@@ -110,31 +98,20 @@ class Model(nnx.Module):
         hidden = self.encode(features, seen, rngs, stack)
         last = self.norm(hidden[-1]) if self.arch.norm_first else hidden[-1]
         logits = self.head(last) if self.arch.head else None
-        return Output(extracted, features, hidden, last, logits, reduced)
+        return Output(heard.extracted, features, hidden, last, logits, (reduced,) * len(hidden))
 
-    def featurise(
-        self, inputs: Array, lengths: Array | None, dtype: jnp.dtype, padding: Padding
-    ) -> tuple[Array | None, Array, Array | None]:
-        """Turn inputs into (raw extractor output, features, valid frames of each row)."""
-        if lengths is not None:  # what lies in the padding must not matter
+    def featurise(self, inputs: Array, lengths: Array | None, dtype: jnp.dtype, padding: Padding) -> Featured:
+        """Turn inputs into features; what lies in the padding does not matter."""
+        if lengths is not None:
             valid = frame_mask(lengths, inputs.shape[1]).reshape(*inputs.shape[:2], *(1,) * (inputs.ndim - 2))
             inputs = jnp.where(valid, inputs, jnp.zeros_like(inputs))
-        if not isinstance(self.arch.front, Waveform):
-            return None, inputs.astype(dtype), lengths
-        if self.arch.front.normalize:
-            inputs = standardise(inputs, lengths)
-        extracted, x = self.front(inputs.astype(dtype), lengths if padding == "independent" else None)
-        if lengths is None:
-            return extracted, x, None
-        if padding == "fairseq":
-            return extracted, x, _fairseq_frames(lengths, inputs.shape[1], x.shape[1])
-        return extracted, x, self.arch.front.frames(lengths)
+        return self.front(inputs, lengths, dtype=dtype, padding=padding)
 
     def embed(self, x: Array, valid: Array | None, mask: Array | None, rngs: nnx.Rngs | None) -> Array:
         """Project features to (batch, time, width), masked frames replaced and padded ones zeroed."""
         if mask is not None and not self.arch.mask_embedding:
             x = jnp.where(mask[..., None], jnp.zeros_like(x), x)
-        x = dropout(self.project(x) if self.arch.project else x, self.arch.dropout.features, rngs)
+        x = dropout(x if self.arch.project is None else self.project(x), self.arch.dropout.features, rngs)
         if mask is not None and self.arch.mask_embedding:
             x = jnp.where(mask[..., None], self.mask_embedding[...].astype(x.dtype)[None, None], x)
         return x if valid is None else jnp.where(valid[..., None], x, jnp.zeros_like(x))
@@ -148,25 +125,25 @@ class Model(nnx.Module):
         # A reduced frame that is valid is made of valid frames only, so what padding holds here does not matter.
         hidden = [self.reduction(x) if self.arch.time_reduction > 1 else x]
         keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
-        start, maps = 0, None
-        # A layer whose maps are reused runs apart from its equals, so that no scan need return maps.
+        start, carry = 0, None
+        # A layer that lends something to the next runs apart from its equals, so that no scan need return it.
         for _, run in groupby(zip(self.arch.layers, self.lends, strict=True)):
             end = start + len(list(run))
             layers, mine = self.layers[start:end], None if keys is None else keys[start:end]
-            outputs, maps = self.run_layers(layers, hidden[-1], valid, mine, stack, maps)
+            outputs, carry = self.run_layers(layers, hidden[-1], valid, mine, stack, carry)
             hidden, start = [*hidden, *outputs], end
         return tuple(hidden)
 
     def run_layers(
         self,
-        layers: Sequence[TransformerLayer],
+        layers: Sequence[EncoderLayer],
         x: Array,
         valid: Array | None,
         keys: Array | None,
         stack: Stack,
-        maps: Maps | None,
-    ) -> tuple[list[Array], Maps | None]:
-        """Run equal layers one after the other; return each one's output, and the maps that a next layer could reuse.
+        carry: Any,
+    ) -> tuple[list[Array], Any]:
+        """Run equal layers one after the other; return each one's output, and what the last lends to a next layer.
 
         One program for all of them compiles faster. Scanned, a gradient keeps what dense maps and attention give and
         computes norms, GELU and dropout again; with `remat` it keeps one (batch, time, width) array per layer.
@@ -174,31 +151,31 @@ class Model(nnx.Module):
         if stack == "unroll" or len(layers) == 1:
             outputs = []
             for i, layer in enumerate(layers):
-                x, maps = self.run_layer(layer, x, valid, None if keys is None else keys[i], maps)
+                x, carry = self.run_layer(layer, x, valid, None if keys is None else keys[i], carry)
                 outputs.append(x)
-            return outputs, maps
+            return outputs, carry
         graph = nnx.graphdef(layers[0])
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(layer) for layer in layers])
 
         def body(x: Array, each: tuple[Any, Array | None]) -> tuple[Array, Array]:
             state, key = each
-            x, _ = self.run_layer(nnx.merge(graph, state), x, valid, key, maps)
+            x, _ = self.run_layer(nnx.merge(graph, state), x, valid, key, carry)
             return x, x
 
         saved = jax.checkpoint_policies.save_only_these_names(KEPT) if stack == "scan" else None
         run = jax.checkpoint(body, policy=saved, prevent_cse=False)  # a scan keeps the two passes apart
         _, stacked = jax.lax.scan(run, x, (states, keys))
-        return list(stacked), maps  # layers that reuse maps pass them on, and those of others are not reused
+        return list(stacked), carry  # layers that take something pass it on, and what others have nobody takes
 
     def run_layer(
-        self, layer: TransformerLayer, x: Array, valid: Array | None, key: Array | None, before: Maps | None
-    ) -> tuple[Array, Maps | None]:
-        """Run one layer; in training it is skipped at random (LayerDrop, Fan et al. 2020), its maps are not."""
+        self, layer: EncoderLayer, x: Array, valid: Array | None, key: Array | None, before: Any
+    ) -> tuple[Array, Any]:
+        """Run one layer; in training it is skipped at random (LayerDrop, Fan et al. 2020), what it lends is not."""
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        (after, maps), rate = layer(x, valid, rngs, before), self.arch.dropout.layer
+        (after, carry), rate = layer(x, valid, rngs, before), self.arch.dropout.layer
         if rngs is None or rate == 0.0:
-            return after, maps
-        return jnp.where(jax.random.bernoulli(rngs.dropout(), rate), x, after), maps
+            return after, carry
+        return jnp.where(jax.random.bernoulli(rngs.dropout(), rate), x, after), carry
 
 
 def init(arch: Arch, key: Array) -> Params:
@@ -264,7 +241,7 @@ def apply(
     def run(inputs: Array, lengths: Array | None, mask: Array | None) -> Output:
         return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)
 
-    if rngs is None and choice.rows(inputs.shape[0], _frames(arch, inputs)) == "one by one":
+    if rngs is None and choice.rows(inputs.shape[0], arch.front.heard(inputs.shape[1])) == "one by one":
         return one_by_one(run, inputs, lengths, mask)
     return run(inputs, lengths, mask)
 
@@ -298,7 +275,7 @@ def map_inputs(
     for dense in maps.values():
         dense.listening = True
     out = model(inputs, lengths)
-    return {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}, out.lengths
+    return {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}, out.lengths[-1]
 
 
 def apply_gated(
@@ -331,19 +308,9 @@ def check_params(arch: Arch, params: Params) -> None:
     check_arrays(shapes(arch), params)
 
 
-def _frames(arch: Arch, inputs: Array) -> int:
-    return arch.front.frames(inputs.shape[1]) if isinstance(arch.front, Waveform) else inputs.shape[1]
-
-
-def _fairseq_frames(lengths: Array, samples: int, frames: int) -> Array:
-    """Count valid frames as fairseq does: a frame is padding when all its `samples // frames` samples are."""
-    block = samples // frames
-    return jnp.minimum(-(-lengths // block), frames)
-
-
 @lru_cache(maxsize=256)
 def _layer_shapes(arch: Arch, layer: Layer) -> Params:
-    return jax.eval_shape(lambda: _arrays(TransformerLayer(arch, layer, rngs=nnx.Rngs(0))))
+    return jax.eval_shape(lambda: _arrays(EncoderLayer(arch, layer, rngs=nnx.Rngs(0))))
 
 
 @lru_cache(maxsize=64)

@@ -1,11 +1,12 @@
 """Where a model can be compressed: its prunable axes and its dense maps, read off the arch.
 
-Declared once, here, next to the modules; `compress` works on whatever is declared and knows no model.
+The parts declare them; `compress` works on whatever is declared and knows no model.
 """
 
 from compress.address import Axis, Matrix
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Layer, Waveform
+from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.part import Blocks, Map, Units
 
 
 def axes(arch: Arch) -> tuple[Axis, ...]:
@@ -18,54 +19,52 @@ def axes(arch: Arch) -> tuple[Axis, ...]:
         InputError: a layer has packed or int8 maps.
     """
     _check_prunable(arch)
-    return tuple(axis for i in range(len(arch.layers)) for axis in (*_heads(arch, i), _hidden(i, arch.layers[i])))
+    return tuple(
+        _axis(arch, i, number, units)
+        for i, layer in enumerate(arch.layers)
+        for number, block in enumerate(layer.blocks)
+        for units in block.units()
+        if not units.shared
+    )
 
 
 def channels(arch: Arch) -> tuple[Axis, ...]:
-    """List the prunable channels of a waveform extractor: `front/convs/<i>/channels`, first to last.
-
-    Only where a channel can go without a trace: with a norm over the channels of a frame (Large's extractor, and the
-    norm of the features, which the last convolution feeds) the others would change with it. Log-Mel has none.
-    """
-    front = arch.front
-    if not isinstance(front, Waveform) or front.norm == "layer":
-        return ()
-    last = () if front.feature_norm or not arch.project else (f"project/{_input(arch.project_rank)}",)
-    readers = [(f"front/convs/{i}/conv/kernel", 1) for i in range(1, len(front.convs))] + [(path, 0) for path in last]
-    return tuple(_channels(front, i, reader) for i, reader in enumerate(readers))
-
-
-def _channels(front: Waveform, index: int, reader: tuple[str, int]) -> Axis:
-    at = f"front/convs/{index}"
-    norm = ((f"{at}/norm/scale", 0), (f"{at}/norm/bias", 0)) if index == 0 else ()
-    bias = ((f"{at}/conv/bias", 0),) if front.bias else ()
-    leaves = ((f"{at}/conv/kernel", 2), *bias, *norm, reader)
-    return Axis(f"{at}/channels", front.convs[index].channels, leaves, reader[0].rpartition("/")[0])
+    """List the prunable channels of a waveform extractor: `front/convs/<i>/channels`, first to last."""
+    return arch.front.channels(None if arch.project is None else f"project/{_project(arch).leaf('in')[0]}")
 
 
 def sharing(arch: Arch, index: int) -> range:
     """List the layers that use the attention maps of layer `index`: itself, and those right after it that reuse."""
     end = index + 1
-    while end < len(arch.layers) and arch.layers[end].reuse:
+    while end < len(arch.layers) and arch.layers[end].mixer.carries:
         end += 1
     return range(index, end)
 
 
 def matrices(arch: Arch) -> tuple[Matrix, ...]:
-    """List the dense maps that can be factorised: `project`, then q, k, v, out, fc1 and fc2 of every layer.
+    """List the dense maps that can be factorised: `project`, then those of every layer, as q, k, v, out, fc1 and fc2.
 
     What a model has not, as q and k of a layer that reuses attention maps, is not listed.
 
     The output layer is left out: it is dropped once pre-training ends and costs nothing in use.
     """
-    project = (Matrix("project", 1, (arch.front.size, arch.width), arch.project_rank),) if arch.project else ()
-    return (*project, *(matrix for i, layer in enumerate(arch.layers) for matrix in _layer_matrices(arch, i, layer)))
+    project = () if arch.project is None else (_project(arch).matrix("project"),)
+    return (*project, *(matrix for i, layer in enumerate(arch.layers) for matrix in layer_matrices(arch, i, layer)))
+
+
+def layer_matrices(arch: Arch, index: int, layer: Layer) -> tuple[Matrix, ...]:
+    """List the dense maps of a layer that stands at `index`, the mixer's first."""
+    return tuple(
+        spec.matrix(f"layers/{index}/{block.place}/{spec.name}")
+        for block in layer.blocks
+        for spec in block.maps(arch.width)
+    )
 
 
 def entries(arch: Arch, *, biases: bool = True) -> tuple[tuple[str, ...], ...]:
     """List the tensors whose entries weight pruning drops, one group a layer.
 
-    They are the weights and, unless `biases` is false, the biases of q, k, v, out, fc1 and fc2, as in the study ("Is
+    They are the weights and, unless `biases` is false, the biases of the layers' dense maps, as in the study ("Is
     Smaller Always Faster?"); of a factorised map `down` and `up`.
 
     Raises:
@@ -73,83 +72,55 @@ def entries(arch: Arch, *, biases: bool = True) -> tuple[tuple[str, ...], ...]:
     """
     _check_prunable(arch)
     return tuple(
-        tuple(f"{m.path}/{name}" for m in _layer_matrices(arch, i, layer) for name in _tensors(m.rank, biases))
+        tuple(f"{m.path}/{name}" for m in layer_matrices(arch, i, layer) for name in _tensors(m, biases))
         for i, layer in enumerate(arch.layers)
     )
 
 
+def _project(arch: Arch) -> Map:
+    assert arch.project is not None
+    return Map("project", (arch.front.size,), (arch.width,), arch.project)
+
+
 def _check_prunable(arch: Arch) -> None:
     for i, layer in enumerate(arch.layers):
-        if layer.int8:
+        found = [spec.form for block in layer.blocks for spec in block.maps(arch.width)]
+        if any(form.int8 for form in found):
             raise InputError(
                 f"layers/{i}: its maps are int8, and a cut would leave their scales; dequantize first "
                 "(compress.quantize, or jaxssl.inference.specialise.dequantized for the whole model)"
             )
-        if count := sum(blocks is not None for blocks in vars(layer.packed).values()):
+        if count := sum(isinstance(form, Blocks) for form in found):
             raise InputError(
-                f"layers/{i}: {count} of its 6 maps are packed, and blocks have no heads, units or entries to prune; "
-                "unpack the model first (jaxssl.inference.specialise.unpacked)"
+                f"layers/{i}: {count} of its {len(found)} maps are packed, and blocks have no heads, units or entries "
+                "to prune; unpack the model first (jaxssl.inference.specialise.unpacked)"
             )
 
 
-def _tensors(rank: int | None, biases: bool) -> tuple[str, ...]:
+def _tensors(matrix: Matrix, biases: bool) -> tuple[str, ...]:
     """Name the arrays of a map."""
-    weights = ("kernel",) if rank is None else ("down", "up")
+    weights = ("kernel",) if matrix.rank is None else ("down", "up")
     return (*weights, "bias") if biases else weights
 
 
-def _heads(arch: Arch, index: int) -> tuple[Axis, ...]:
-    """Return the layer's heads axis; none for a layer that reuses attention maps."""
-    layer = arch.layers[index]
-    if layer.reuse:
-        return ()
-    leaves = tuple(leaf for i in sharing(arch, index) for leaf in _head_leaves(i, arch.layers[i]))
-    into, *reusing = (f"layers/{i}/attention/out" for i in sharing(arch, index))
-    return (Axis(f"layers/{index}/attention/heads", layer.heads, leaves, into, tuple(reusing)),)
+def _axis(arch: Arch, index: int, number: int, units: Units) -> Axis:
+    """Return the axis of a block's units, with those of later layers that go with them."""
+    together = sharing(arch, index) if number == 0 else range(index, index + 1)
+    leaves, into = [], []
+    for i in together:
+        block = arch.layers[i].blocks[number]
+        at = f"layers/{i}/{block.place}"
+        mine = next(each for each in block.units() if each.name == units.name)
+        leaves += _leaves(at, {spec.name: spec for spec in block.maps(arch.width)}, mine)
+        into.append(f"{at}/{mine.into}")
+    name = f"layers/{index}/{arch.layers[index].blocks[number].place}/{units.name}"
+    return Axis(name, units.size, tuple(leaves), into[0], tuple(into[1:]))
 
 
-def _head_leaves(index: int, layer: Layer) -> tuple[tuple[str, int], ...]:
-    at = f"layers/{index}/attention"
-    inner = tuple(
-        leaf
-        for name in _inner(layer)
-        for leaf in ((f"{at}/{name}/{_output(getattr(layer.ranks, name))}", 1), (f"{at}/{name}/bias", 0))
-    )
-    return (*inner, (f"{at}/out/{_input(layer.ranks.out)}", 0))
-
-
-def _inner(layer: Layer) -> tuple[str, ...]:
-    """Name the maps from the residual stream to the heads."""
-    return ("v",) if layer.reuse else ("q", "k", "v")
-
-
-def _hidden(index: int, layer: Layer) -> Axis:
-    at = f"layers/{index}/ffn"
-    fc1 = (f"{at}/fc1/{_output(layer.ranks.fc1)}", 1)
-    fc2 = (f"{at}/fc2/{_input(layer.ranks.fc2)}", 0)
-    return Axis(f"{at}/hidden", layer.ffn, (fc1, (f"{at}/fc1/bias", 0), fc2), f"{at}/fc2")
-
-
-def _output(rank: int | None) -> str:
-    """Name the array that holds a map's output axes; in `kernel` and in `up` these begin at axis 1."""
-    return "kernel" if rank is None else "up"
-
-
-def _input(rank: int | None) -> str:
-    """Name the array that holds a map's input axes."""
-    return "kernel" if rank is None else "down"
-
-
-def _layer_matrices(arch: Arch, index: int, layer: Layer) -> tuple[Matrix, ...]:
-    attention, ffn = f"layers/{index}/attention", f"layers/{index}/ffn"
-    inner, ranks, packed = (layer.heads, arch.head_dim), layer.ranks, layer.packed
-    qkv = tuple(
-        Matrix(f"{attention}/{n}", 1, (arch.width, *inner), getattr(ranks, n), getattr(packed, n), layer.int8)
-        for n in _inner(layer)
-    )
-    return (
-        *qkv,
-        Matrix(f"{attention}/out", 2, (*inner, arch.width), ranks.out, packed.out, layer.int8),
-        Matrix(f"{ffn}/fc1", 1, (arch.width, layer.ffn), ranks.fc1, packed.fc1, layer.int8),
-        Matrix(f"{ffn}/fc2", 1, (layer.ffn, arch.width), ranks.fc2, packed.fc2, layer.int8),
-    )
+def _leaves(at: str, maps: dict[str, Map], units: Units) -> list[tuple[str, int]]:
+    """List the arrays that have some units, and on which axis: of outputs the bias too."""
+    found = []
+    for name, side in units.maps:
+        leaf, axis = maps[name].leaf(side)
+        found += [(f"{at}/{name}/{leaf}", axis)] + ([(f"{at}/{name}/bias", 0)] if side == "out" else [])
+    return found

@@ -11,8 +11,10 @@ from dataclasses import replace
 from jaxssl.models.arch import (
     HUBERT_CONVS,
     Arch,
+    Attention,
     Conv,
     Dropout,
+    FeedForward,
     Layer,
     Waveform,
     hubert_base,
@@ -21,6 +23,7 @@ from jaxssl.models.arch import (
     melhubert,
     melhubert_mini,
     melhubert_tiny,
+    transformer,
 )
 
 STUDENT = Dropout(activation=0.1, features=0.05)  # in training, of FitHuBERT, ARMHuBERT and STaRHuBERT
@@ -52,8 +55,7 @@ def fithubert() -> Arch:
     return Arch(
         front=Waveform(_thin(512), gradient_scale=0.1),
         width=480,
-        head_dim=40,
-        layers=(Layer(12, 480),) * 12,
+        layers=transformer(12, 40, 480) * 12,
         dropout=STUDENT,
         time_reduction=2,
     )
@@ -73,7 +75,7 @@ def lighthubert(width: int, *, heads: Sequence[int], ffn: Sequence[int]) -> Arch
     return replace(
         hubert_base(),
         width=width,
-        layers=tuple(Layer(*sizes) for sizes in zip(heads, ffn, strict=True)),
+        layers=tuple(layer for sizes in zip(heads, ffn, strict=True) for layer in transformer(sizes[0], 64, sizes[1])),
         dropout=Dropout(),
         head=None,
     )
@@ -118,10 +120,9 @@ def starhubert() -> Arch:
     return Arch(
         front=Waveform(_thin(432)),
         width=432,
-        head_dim=36,
-        layers=(Layer(12, 976),) * 12,
+        layers=transformer(12, 36, 976) * 12,
         dropout=STUDENT,
-        project=False,
+        project=None,
     )
 
 
@@ -135,7 +136,7 @@ def dphubert() -> Arch:
     return replace(
         hubert_base(),
         front=Waveform(tuple(replace(conv, channels=440) for conv in HUBERT_CONVS), gradient_scale=0.1),
-        layers=(Layer(2, 577),) * 12,
+        layers=transformer(2, 64, 577) * 12,
         head=None,
     )
 
@@ -152,14 +153,14 @@ def _thin(channels: int) -> tuple[Conv, ...]:
 
 
 def _reusing(width: int, *, ffn: int) -> Arch:
+    maps = Attention(12, width // 12)
     return Arch(
         front=Waveform(_thin(width)),
         width=width,
-        head_dim=width // 12,
-        layers=(Layer(12, ffn), Layer(12, ffn, reuse=True)) * 6,
+        layers=(Layer(maps, FeedForward(ffn)), Layer(replace(maps, reuse=True), FeedForward(ffn))) * 6,
         mask_embedding=True,
         dropout=STUDENT,
-        project=False,
+        project=None,
     )
 
 

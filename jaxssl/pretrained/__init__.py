@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from compress.address import flatten, unflatten
 from compress.errors import InputError
 from jaxssl.data.logmel import Stats, load_stats, stats_bytes
-from jaxssl.models import arch as arch_module
+from jaxssl.models import arch_json
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params, check_params
 
@@ -65,7 +65,7 @@ def read(name: str = DEFAULT) -> Pretrained:
     if name not in names():
         raise InputError(f"no model {name!r} comes with this package; there are {', '.join(names()) or 'none'}")
     folder = HERE / name
-    arch = arch_module.from_json(json.loads((folder / "arch.json").read_text()))
+    arch = arch_json.from_json(json.loads((folder / "arch.json").read_text()))
     try:
         halves = load((folder / "weights.safetensors").read_bytes())
     except Exception as error:  # safetensors raises its own kind
@@ -86,7 +86,7 @@ def files(model: Pretrained) -> dict[str, bytes]:
     labeller = io.BytesIO()
     np.savez(labeller, layer=model.labeller.layer, centres=model.labeller.centres.astype(np.float16))
     return {
-        "arch.json": (json.dumps(arch_module.to_json(model.arch), indent=1) + "\n").encode(),
+        "arch.json": (json.dumps(arch_json.to_json(model.arch), indent=1) + "\n").encode(),
         "weights.safetensors": save(halves),
         "stats.npy": stats_bytes(model.stats),
         "labeller.npz": labeller.getvalue(),

@@ -17,10 +17,10 @@ from jaxssl.data import prepared
 from jaxssl.data.batches import Batch, Corpus, Loader, Validation, validation
 from jaxssl.data.feeds import MelCorpus, WaveCorpus
 from jaxssl.data.logmel import Stats
-from jaxssl.data.masking import HUBERT, MELHUBERT_10MS, MELHUBERT_20MS, Spans
+from jaxssl.data.masking import Spans
 from jaxssl.data.quality import entropy
 from jaxssl.data.study import read_study
-from jaxssl.models.arch import SAMPLE_RATE, Arch, ClusterHead, CosineHead, LogMel
+from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params, apply
 from jaxssl.training.losses import MaskedPrediction, Sums, add, masked_by_row, means
 from jaxssl.training.probe import interval
@@ -74,14 +74,15 @@ def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | Non
     if isinstance(front, LogMel):
         stats = stats or here.stats
         feeds: list[Corpus] = [MelCorpus(c, t, front.stack, stats) for c, t in ((here, targets), (there, held_out))]
-        spans, per_second = (MELHUBERT_10MS if front.stack == 1 else MELHUBERT_20MS), 100 // front.stack
     else:
         feeds = [WaveCorpus(c.manifest, t) for c, t in ((here, targets), (there, held_out))]
-        stats, spans, per_second = None, HUBERT, SAMPLE_RATE
+        stats = None
     learned = np.arange(len(here)) if valid is not None else here.indices("train")
     kept = np.arange(len(there)) if valid is not None else here.indices("valid")
     counts = np.bincount(np.concatenate([targets[int(i)] for i in learned]), minlength=targets.clusters)
-    return Data((feeds[0], learned), (feeds[1], kept), targets.clusters, entropy(counts), stats, spans, per_second)
+    return Data(
+        (feeds[0], learned), (feeds[1], kept), targets.clusters, entropy(counts), stats, Spans(*front.spans), front.rate
+    )
 
 
 def _open(place: Path) -> prepared.Prepared:
@@ -90,18 +91,12 @@ def _open(place: Path) -> prepared.Prepared:
 
 def pretraining_loss(arch: Arch, data: Data) -> MaskedPrediction:
     """Return the loss the model's family was pre-trained with: HuBERT adds 10 times its feature penalty."""
-    return MaskedPrediction((data.clusters,), penalty=0.0 if isinstance(arch.front, LogMel) else 10.0)
+    return MaskedPrediction((data.clusters,), penalty=arch.front.penalty)
 
 
 def predicted(arch: Arch) -> int:
     """Count the clusters that a model's output layer tells apart."""
-    match arch.head:
-        case ClusterHead(clusters):
-            return clusters
-        case CosineHead() as head:
-            return sum(head.codewords)
-        case None:
-            return 0
+    return 0 if arch.head is None else sum(arch.head.sets)
 
 
 def evaluate(arch: Arch, params: Params, data: Data, training: Training) -> dict[str, float]:

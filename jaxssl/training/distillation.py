@@ -143,7 +143,7 @@ class SoftLabels:
         assert said.logits is not None
         assert output.logits is not None
         labels = labels[..., None] if labels.ndim == 2 else labels
-        valid = frame_mask(output.lengths, labels.shape[1])
+        valid = frame_mask(output.lengths[-1], labels.shape[1])
         valid = valid & mask if self.masked else valid
         theirs = by_set(said.logits, self.clusters)
         hard, soft, teacher = [], [], []
@@ -240,7 +240,7 @@ def _output_layer(arch: Arch, params: Params, output: Output, labels: Array) -> 
     """Return the cross-entropy of all valid frames as the output layer alone can change it."""
     logits = predict(arch, params, jax.lax.stop_gradient(output.last))
     labels = labels[..., None] if labels.ndim == 2 else labels
-    valid = frame_mask(output.lengths, labels.shape[1])
+    valid = frame_mask(output.lengths[-1], labels.shape[1])
     sizes = arch.head.codewords if isinstance(arch.head, CosineHead) else (logits.shape[-1],)
     parts = enumerate(by_set(logits, sizes))
     return sum((mean(surprise(one, labels[..., i])[0], valid & (labels[..., i] >= 0)) for i, one in parts), zero())

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from compress.errors import InputError
-from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer, Waveform
+from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.cost import macs
 from jaxssl.models.model import shapes
 from jaxssl.models.zoo import PRESETS
@@ -119,9 +119,12 @@ def activation_bytes(arch: Arch, work: Work, *, fsdp: int = 1) -> float:
     layer norms 8 more.
     """
     rows, frames = work.seconds / work.crop, arch.frames(round(work.crop * SAMPLE_RATE))
-    layers = [_layer_bytes(arch, layer, frames, work.width) for layer in arch.layers]
+    layers = [
+        2 * work.width * arch.width + sum(b.activation_bytes(frames, work.width, arch.dropout) for b in layer.blocks)
+        for layer in arch.layers
+    ]
     outside = 8 * work.width * arch.width * arch.time_reduction
-    extractor = _extractor_bytes(arch.front, work) if isinstance(arch.front, Waveform) else 0
+    extractor = arch.front.activation_bytes(round(work.crop * SAMPLE_RATE), work.width)
     if not work.remat:
         return rows * (frames * (sum(layers) + outside) + extractor)
     kept = 2 * work.width * arch.width * len(layers)
@@ -297,21 +300,6 @@ def _first_that_fits(plans: Iterable[dict[str, Any]]) -> dict[str, Any]:
         if last["fits"] == "yes":
             break
     return last
-
-
-def _layer_bytes(arch: Arch, layer: Layer, frames: int, width: int) -> float:
-    """Bytes that one frame leaves in one layer; the formula of `activation_bytes`."""
-    attention = layer.heads * arch.head_dim
-    scores = layer.heads * frames * (8 + (3 if arch.dropout.attention else 2) * width)
-    return scores + 2 * width * layer.ffn + width * (4 * attention + 2 * arch.width)
-
-
-def _extractor_bytes(front: Waveform, work: Work) -> float:
-    samples, total = round(work.crop * SAMPLE_RATE), 0.0
-    for conv in front.convs:
-        samples = (samples - conv.kernel) // conv.stride + 1
-        total += samples * conv.channels * (3 * work.width + (8 if front.norm == "layer" else 0))
-    return total
 
 
 def _ring(size: int) -> float:

@@ -22,7 +22,8 @@ from jaxssl.data.batches import Loader
 from jaxssl.data.buckets import Watch
 from jaxssl.inference.latency import matmul_peak
 from jaxssl.models import cost
-from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel, to_json
+from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
+from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import Params
 from jaxssl.runtime.cli import Preempted, console, updates
 from jaxssl.training import distributed, images
@@ -364,6 +365,6 @@ def _draw(run: Run, number: int, arch: Arch, params: Params) -> None:
         shown = images.masked_features(batch.inputs[0, :length], batch.mask[0, :length])
         run.journal.picture(number, "masked", shown)
     for i, layer in enumerate(arch.layers):
-        if layer.heads:
+        if not layer.mixer.empty:
             maps = images.attention(arch, params, jnp.asarray(batch.inputs[:, :length]), i)
             run.journal.picture(number, f"attention/{i}", images.tile(maps))

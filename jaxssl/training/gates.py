@@ -22,7 +22,7 @@ from jax import Array
 
 from compress.address import Axis, Tree, flatten, get, put
 from jaxssl.models.arch import Arch
-from jaxssl.models.extractor import scale_gradient
+from jaxssl.models.fronts.waveform import scale_gradient
 from jaxssl.models.model import Params, Stack, shapes
 from jaxssl.training.distillation import Distillation, distilling
 from jaxssl.training.losses import Sums

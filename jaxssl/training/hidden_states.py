@@ -105,7 +105,7 @@ class HiddenStates:
                 masked = taught.masked.hidden[str(pair.teacher)].astype(jnp.float32)
                 target = jnp.where(mask[..., None], target, masked)
             seen = _through(heads[str(i)], output.hidden[pair.student].astype(jnp.float32), target.shape[1])
-            frames = frame_mask(output.lengths * self.frames, target.shape[1])
+            frames = frame_mask(output.lengths[pair.student] * self.frames, target.shape[1])
             told[f"layer_{pair.student}_to_{pair.teacher}"] = apart = self.distance(seen, target, frames)
             value = value + pair.weight * apart
         return value, once({"loss": value, **told})
@@ -152,7 +152,7 @@ class TemporalGram:
         """Return the weighted sum; reported beside it: `layers` and `within`."""
         assert taught.plain is not None
         mine, theirs = [_unit(h) for h in output.hidden], {k: _unit(h) for k, h in taught.plain.hidden.items()}
-        valid = frame_mask(output.lengths, mine[0].shape[1])
+        valid = frame_mask(output.lengths[-1], mine[0].shape[1])
         both = valid[:, :, None] & valid[:, None, :]
         layers, within = zero(), zero()
         for pair in self.pairs:

@@ -5,6 +5,7 @@ the teacher runs once for all students of the same speech, batches and masks, an
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.inference.source import Model
-from jaxssl.models.arch import Arch, LogMel, Waveform
+from jaxssl.models.arch import Arch, Front
 from jaxssl.models.model import Params
 from jaxssl.runtime import files
 from jaxssl.training.corpus import Data, predicted
@@ -125,9 +126,9 @@ def check_teacher(teacher: Model, student: Model, data: Data, *, logits: bool) -
         raise InputError(f"the teacher {teacher.name} tells {found} clusters apart, the speech has {data.clusters}")
 
 
-def _pace(front: LogMel | Waveform) -> tuple[int, int]:
+def _pace(front: Front) -> tuple[int, int]:
     """Return the frames of ten seconds, and the size of an input."""
-    return front.frames(160_000), front.size if isinstance(front, LogMel) else 1
+    return front.frames(160_000), math.prod(front.shape(160_000)[1:])
 
 
 def _keep(path: Path, taught: Taught) -> None:

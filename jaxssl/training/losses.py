@@ -14,7 +14,8 @@ from jax import Array
 
 from compress.errors import InputError
 from jaxssl.models.layers import frame_mask
-from jaxssl.models.model import Output, Padding
+from jaxssl.models.model import Output
+from jaxssl.models.part import Padding
 
 Sums = dict[str, tuple[Array, Array]]  # name: sum over what was counted, and the count
 
@@ -54,7 +55,7 @@ class MaskedPrediction:
         """
         labels = labels[..., None] if labels.ndim == 2 else labels
         _check(output, labels, self.clusters)
-        valid = frame_mask(output.lengths, labels.shape[1])
+        valid = frame_mask(output.lengths[-1], labels.shape[1])
         value, sums = jnp.zeros((), jnp.float32), dict[str, tuple[Array, Array]]()
         assert output.logits is not None
         for i, logits in enumerate(by_set(output.logits, self.clusters)):
@@ -74,7 +75,7 @@ class MaskedPrediction:
         x = output.extracted.astype(jnp.float32)
         if self.padding != "independent":
             return jnp.square(x).mean()
-        valid = frame_mask(output.lengths, x.shape[1])[..., None]
+        valid = frame_mask(output.lengths[-1], x.shape[1])[..., None]
         return jnp.square(x).mean(where=valid)
 
 
@@ -85,7 +86,7 @@ def masked_by_row(output: Output, labels: Array, mask: Array, clusters: tuple[in
     """
     assert output.logits is not None
     labels = labels[..., None] if labels.ndim == 2 else labels
-    valid = frame_mask(output.lengths, labels.shape[1]) & mask
+    valid = frame_mask(output.lengths[-1], labels.shape[1]) & mask
     total = [jnp.zeros(labels.shape[0])] * 3
     for i, logits in enumerate(by_set(output.logits, clusters)):
         missed, correct = surprise(logits, labels[..., i])

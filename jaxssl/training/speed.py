@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from compress.errors import InputError
-from jaxssl.data.masking import HUBERT, MELHUBERT_10MS, MELHUBERT_20MS, Spans, spans
+from jaxssl.data.masking import spans
 from jaxssl.inference.latency import Load, Program
 from jaxssl.models import cost
-from jaxssl.models.arch import SAMPLE_RATE, Arch, CosineHead, LogMel
+from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import Params, Stack
 from jaxssl.training.losses import MaskedPrediction
 from jaxssl.training.optimizer import Optimizer
@@ -31,8 +31,7 @@ def objective(arch: Arch) -> MaskedPrediction:
     """
     if arch.head is None:
         raise InputError("this arch has no output layer (head null): masked prediction needs one; take a preset")
-    clusters = arch.head.codewords if isinstance(arch.head, CosineHead) else (arch.head.clusters,)
-    return MaskedPrediction(clusters, penalty=0.0 if isinstance(arch.front, LogMel) else 10.0)
+    return MaskedPrediction(arch.head.sets, penalty=arch.front.penalty)
 
 
 def example(arch: Arch, load: Load, *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -48,14 +47,17 @@ def example(arch: Arch, load: Load, *, seed: int = 0) -> dict[str, np.ndarray]:
     frames = arch.front.frames(samples)
     if frames < 1:
         raise InputError(f"{load.seconds:g} s give {frames} frames; give 0.025 s or more")
-    shape = (load.batch, frames, arch.front.size) if isinstance(arch.front, LogMel) else (load.batch, samples)
-    clusters, chosen = objective(arch).clusters, _spans(arch)
+    shape, clusters, (probability, span) = (
+        (load.batch, *arch.front.shape(samples)),
+        objective(arch).clusters,
+        arch.front.spans,
+    )
     labels = [rng.integers(0, count, (load.batch, frames), dtype=np.int32) for count in clusters]
     return {
         "inputs": rng.standard_normal(shape, np.float32),
         "lengths": np.full(load.batch, shape[1], np.int32),
         "labels": labels[0] if len(labels) == 1 else np.stack(labels, -1),
-        "mask": spans(rng, [frames] * load.batch, frames, probability=chosen.probability, span=chosen.span),
+        "mask": spans(rng, [frames] * load.batch, frames, probability=probability, span=span),
     }
 
 
@@ -118,9 +120,3 @@ def _memory(compiled: Any) -> int | None:
         return None
     both = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return both + plan.temp_size_in_bytes
-
-
-def _spans(arch: Arch) -> Spans:
-    if not isinstance(arch.front, LogMel):
-        return HUBERT
-    return MELHUBERT_10MS if arch.front.stack == 1 else MELHUBERT_20MS

@@ -15,12 +15,12 @@ from compress.errors import InputError
 from compress.select import highest_overall
 from jaxssl.analysis.saliency import context_gradient
 from jaxssl.convert.conversion import read
-from jaxssl.models.arch import Dropout, Layer, Ranks
+from jaxssl.models.arch import Dropout, Rank
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, apply_gated, shapes
 from jaxssl.models.sites import axes
 from jaxssl.training.losses import MaskedPrediction
-from tests.archs import ARCHS, MEL
+from tests.archs import ARCHS, MEL, transformer_layer
 from tests.training import golden
 
 SHORT = replace(MEL, layers=MEL.layers[:1])
@@ -131,7 +131,7 @@ def test_padding_and_dropout_do_not_matter_unless_asked_for():
 
 @pytest.mark.parametrize(("kind", "sizes"), [("heads", [0, 3]), ("hidden", [7, 0])])
 def test_layers_without_units_have_no_scores(kind, sizes):
-    arch = replace(MEL, layers=(Layer(0, 7, Ranks(fc2=2)), Layer(3, 0, Ranks(out=2))))
+    arch = replace(MEL, layers=(transformer_layer(0, 7, fc2=Rank(2)), transformer_layer(3, 0, out=Rank(2))))
     found = context_gradient(arch, lively(arch), [drawn(arch, 0)], LOSS, kind=kind)
     assert list(found) == [axis.name for axis in axes(arch) if axis.name.endswith(kind)]
     assert [len(values) for values in found.values()] == sizes
@@ -178,7 +178,7 @@ def test_the_studys_data_driven_heads(shared):
             assert gone == set(event["pruned"].get(axis.name.split("/")[1], []))
             params = cut(params, axis, keeps[axis.name])
         arch = describe(arch, params)
-        assert [layer.heads for layer in arch.layers] == event["remaining_per_layer"]
+        assert [layer.mixer.heads for layer in arch.layers] == event["remaining_per_layer"]
         checkpoint = flatten(read(run / f"states_prune_{left}.ckpt").params)
         for path, leaf in flatten(params).items():
             np.testing.assert_array_equal(leaf, checkpoint[path], err_msg=path)

@@ -12,13 +12,13 @@ from benchmarks import forward, rivals, variants
 from experiments.reports import canvas
 from jaxssl.inference.latency import Load, compile_forward
 from jaxssl.models import cost
-from jaxssl.models.arch import Layer, melhubert
+from jaxssl.models.arch import Rank, melhubert
 from jaxssl.models.model import init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime.cli import main
-from tests.archs import ARCHS, MEL
+from tests.archs import ARCHS, MAPS, MEL, transformer_layer
 
-BIG = replace(MEL, layers=(Layer(4, 24),) * 4)
+BIG = replace(MEL, layers=(transformer_layer(4, 24),) * 4)
 
 
 def test_compressed_forms_are_what_they_are_called():
@@ -28,8 +28,8 @@ def test_compressed_forms_are_what_they_are_called():
     assert sizes["dense"] == 90_231_424
     assert sizes["rank 128"] == 26_530_432  # the README's
     assert min(sizes, key=sizes.get) == "all of these"
-    layer = found["all of these"].layers[0]
-    assert (len(found["all of these"].layers), layer.heads, layer.ffn, layer.ranks.q) == (6, 6, 1024, 128)
+    forms = dict.fromkeys(MAPS, Rank(128))
+    assert found["all of these"].layers == (transformer_layer(6, 1024, head_dim=64, **forms),) * 6
 
 
 def test_parts_add_up_to_the_whole():
@@ -46,7 +46,7 @@ def test_parts_add_up_to_the_whole():
     }
     assert variants.parts(times) == parts
     assert set(variants.without(BIG)) == set(times)
-    assert all(layer.heads == layer.ffn == 0 for layer in variants.without(BIG)["no blocks"].layers)
+    assert all(layer.mixer.heads == layer.ffn.size == 0 for layer in variants.without(BIG)["no blocks"].layers)
 
 
 def test_every_system_computes_the_same(torch, key):

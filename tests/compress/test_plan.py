@@ -9,6 +9,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from compress.plan import Heads, Layers, LowRank, Rows, Sites, run
 from jaxssl.models import cost
+from jaxssl.models.arch import FULL, Rank
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes, matrices
@@ -30,7 +31,7 @@ def sites_of(base):
 def test_any_order_gives_a_model_of_the_same_shape(arch, order, key):
     params = run([STEPS[i] for i in order], init(arch, key), sites=sites_of(arch))
     small = describe(arch, params)
-    assert [(layer.heads, layer.ffn, layer.ranks.fc1) for layer in small.layers] == [(3, 10, 3)] * 2
+    assert [(layer.mixer.heads, layer.ffn.size, layer.ffn.fc1) for layer in small.layers] == [(3, 10, Rank(3))] * 2
     assert cost.parameters(small) < cost.parameters(arch)
 
 
@@ -50,8 +51,8 @@ def test_an_empty_plan_and_a_kept_all_plan_change_nothing(key):
 
 def test_what_would_grow_stays_dense(key):
     small = describe(MEL, run([LowRank("layers/0/*", 8)], init(MEL, key), sites=sites_of(MEL)))
-    assert small.layers[0].ranks.q is None
-    assert small.layers[0].ranks.fc1 == 8
+    assert small.layers[0].mixer.q == FULL
+    assert small.layers[0].ffn.fc1 == Rank(8)
 
 
 def test_a_factorised_map_never_grows(key):
@@ -60,7 +61,7 @@ def test_a_factorised_map_never_grows(key):
     small = run([LowRank("layers/*/ffn/fc1", 4)], init(MEL, key), sites=sites)
     for rank, expected in ((8, 4), (4, 4), (2, 2)):
         again = describe(MEL, run([LowRank("layers/*/ffn/fc1", rank)], small, sites=sites))
-        assert {layer.ranks.fc1 for layer in again.layers} == {expected}
+        assert {layer.ffn.fc1 for layer in again.layers} == {Rank(expected)}
 
 
 @pytest.mark.parametrize(

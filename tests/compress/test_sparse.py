@@ -23,7 +23,6 @@ from jaxssl.convert.conversion import read
 from jaxssl.models.arch import melhubert
 from jaxssl.models.model import apply, shapes
 from jaxssl.models.sites import entries, matrices
-from jaxssl.models.torch_names import FAIRSEQ
 from tests.archs import ARCHS, MEL, UNEVEN
 from tests.compress.masks import assert_grows, dropped, lively, whole
 
@@ -62,7 +61,7 @@ def of_the_study(arch, arrays):
     """Turn `<PyTorch name>_mask` entries into masks by our paths."""
     wanted = flatten(shapes(arch))
     for name in arrays.files:
-        rule = next(rule for rule in FAIRSEQ if re.fullmatch(rule.pattern, name.removesuffix("_mask")))
+        rule = next(rule for rule in arch.names("fairseq") if re.fullmatch(rule.pattern, name.removesuffix("_mask")))
         path = re.sub(rule.pattern, rule.path, name.removesuffix("_mask"))
         yield path, rule.layout.convert(arrays[name].astype(bool), wanted[path].shape)
 

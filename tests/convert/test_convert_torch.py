@@ -148,10 +148,10 @@ def test_verifying_against_transformers(folder, tmp_path, speech, capsys):
 
 
 def test_a_wrong_conversion_fails_verification(folder, tmp_path, speech, capsys, monkeypatch):
-    from jaxssl.models import torch_names
+    from jaxssl.convert import naming
 
-    real = torch_names._convert
-    monkeypatch.setattr(torch_names, "_convert", lambda *args: 1.1 * real(*args))
+    real = naming._convert
+    monkeypatch.setattr(naming, "_convert", lambda *args: 1.1 * real(*args))
     assert main([str(folder), str(tmp_path / "out"), "--verify", str(speech)]) == 2
     assert "differs from transformers by" in capsys.readouterr().err
 

@@ -60,9 +60,9 @@ def test_compressed(folder, checkpoint, golden):
 
 def test_layers_are_counted_one_by_one(folder):
     heads = read(folder / "head/data-driven-by_whole/pure/states_prune_9.ckpt").arch.layers
-    assert sorted(layer.heads for layer in heads) == [2, 3, 4]
+    assert sorted(layer.mixer.heads for layer in heads) == [2, 3, 4]
     rows = read(folder / "row/pure/states_prune_96.ckpt").arch.layers
-    assert {layer.ffn for layer in rows} == {96}
+    assert {layer.ffn.size for layer in rows} == {96}
     assert len(read(folder / "distill/run_nomasked_T1_a1/last-step.ckpt").arch.layers) == 2
     assert read(folder / "pretrain20/last-step.ckpt").arch.width == 64
 

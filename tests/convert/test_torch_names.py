@@ -8,18 +8,17 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
-from jaxssl.models import torch_names
-from jaxssl.models.arch import Arch, Conv, CosineHead, Layer, Waveform
+from jaxssl.convert import naming
+from jaxssl.models.arch import Arch, Conv, CosineHead, PositionalConvolution, Waveform
 from jaxssl.models.model import shapes
+from tests.archs import transformer_layer
 from tests.convert.files import CONVS, encoder_shapes, hubert_shapes
 
 ARCH = Arch(
     front=Waveform(tuple(Conv(*conv) for conv in CONVS)),
     width=16,
-    head_dim=4,
-    layers=(Layer(4, 24),) * 2,
-    position_kernel=8,
-    position_groups=4,
+    layers=(transformer_layer(4, 24),) * 2,
+    position=PositionalConvolution(8, 4),
     mask_embedding=True,
     head=CosineHead(6, (11,)),
 )
@@ -41,7 +40,7 @@ def fakes(shapes, **kwargs):
 
 
 def test_layouts_put_numbers_where_they_belong():
-    params, left = torch_names.build(ARCH, fakes(hubert_shapes()), torch_names.FAIRSEQ)
+    params, left = naming.build(ARCH, fakes(hubert_shapes()), "fairseq")
     flat = flatten(params)
     assert left == ()
     assert {path: leaf.shape for path, leaf in flat.items()} == {p: s.shape for p, s in flatten(shapes(ARCH)).items()}
@@ -63,7 +62,7 @@ def test_all_problems_come_together_and_nothing_is_read():
     del tensors["encoder.layers.1.self_attn.q_proj.bias"]
     del tensors["mask_emb"]
     with pytest.raises(InputError) as caught:
-        torch_names.build(ARCH, tensors, torch_names.FAIRSEQ, where="x.pt")
+        naming.build(ARCH, tensors, "fairseq", where="x.pt")
     message = str(caught.value)
     assert message.startswith("x.pt: 6 names do not fit the model")
     for part in (
@@ -80,14 +79,15 @@ def test_all_problems_come_together_and_nothing_is_read():
 def test_names_left_behind_are_listed():
     arch = replace(ARCH, head=None)
     tensors = fakes(encoder_shapes()) | fakes({"quantizer.vars": (1,)})
-    assert torch_names.build(arch, tensors, torch_names.FAIRSEQ, left=(r"quantizer\..*",))[1] == ("quantizer.vars",)
+    assert naming.build(arch, tensors, "fairseq", left=(r"quantizer\..*",))[1] == ("quantizer.vars",)
 
 
-@pytest.mark.parametrize("rules", [torch_names.FAIRSEQ, torch_names.HUGGINGFACE])
-def test_every_path_has_a_source_name_that_leads_back_to_it(rules):
+@pytest.mark.parametrize("dialect", ["fairseq", "huggingface"])
+def test_every_path_has_a_source_name_that_leads_back_to_it(dialect):
     large = replace(ARCH, front=replace(ARCH.front, norm="layer", bias=True))
     for arch in (ARCH, large):
-        for path in flatten(shapes(replace(arch, head=None if rules is torch_names.HUGGINGFACE else arch.head))):
-            name = torch_names._source_name(path, rules)
+        for path in flatten(shapes(replace(arch, head=None if dialect == "huggingface" else arch.head))):
+            rules = arch.names(dialect)
+            name = naming._source_name(path, rules)
             found = [rule for rule in rules if (m := re.fullmatch(rule.pattern, name)) and m.expand(rule.path) == path]
             assert found, (path, name)

@@ -16,9 +16,9 @@ import soundfile
 from experiments import prepare
 from jaxssl.data.demo import synthesize
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import ClusterHead, Dropout, Layer, LogMel
+from jaxssl.models.arch import ClusterHead, Dropout, LogMel
 from jaxssl.models.model import shapes
-from tests.archs import MEL
+from tests.archs import MEL, transformer_layer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,7 +82,9 @@ def make(folder, *, layers, dropout=0.1):
     )
     prepare.run(config)
     dropout = Dropout(hidden=dropout, attention=dropout, activation=dropout)
-    arch = replace(MEL, front=LogMel(40, 2), layers=(Layer(4, 24),) * layers, head=ClusterHead(6), dropout=dropout)
+    arch = replace(
+        MEL, front=LogMel(40, 2), layers=(transformer_layer(4, 24),) * layers, head=ClusterHead(6), dropout=dropout
+    )
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes(arch))
     checkpoint.save(folder / "model", arch, params)

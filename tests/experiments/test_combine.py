@@ -11,7 +11,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from experiments import combine
 from jaxssl.models import checkpoint, cost
-from jaxssl.models.arch import melhubert, melhubert_mini
+from jaxssl.models.arch import Rank, melhubert, melhubert_mini
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -55,7 +55,7 @@ def test_every_stage_is_a_point_and_a_broken_run_goes_on(place, tmp_path, monkey
         arch, params = checkpoint.load(whole / "models" / row["name"])
         assert cost.parameters(arch) == row["parameters"] == sum(x.size for x in jax.tree.leaves(params))
         assert np.isfinite([row["loss_before"], row["valid_loss"], row["control_loss"]]).all()
-    assert (len(arch.layers), arch.layers[0].heads, arch.layers[0].ffn, arch.layers[0].ranks.fc1) == (1, 3, 10, 4)
+    assert [(layer.mixer.heads, layer.ffn.size, layer.ffn.fc1) for layer in arch.layers] == [(3, 10, Rank(4))]
     layer = [
         np.asarray(leaf) for path, leaf in flatten(params).items() if path.startswith("layers/") and "norm" not in path
     ]

@@ -23,10 +23,10 @@ from jaxssl.analysis.attention_maps import attention_maps, measure
 from jaxssl.inference.source import load_model, load_speech, with_stats
 from jaxssl.inference.upstream import mel_inputs
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import Layer, hubert_base, melhubert
+from jaxssl.models.arch import hubert_base, melhubert
 from jaxssl.models.describe import describe
 from jaxssl.runtime import files
-from tests.archs import ARCHS
+from tests.archs import ARCHS, transformer_layer
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -48,7 +48,7 @@ def dense(place):
 def write(folder, dense, kept, *, noise=0.0, recorded=None, schedule="quick", models=True):
     """Write a run with a point for each `kept`, its model trained on by adding noise."""
     arch, params = dense
-    rng, rows = np.random.default_rng(0), [{"name": "dense", "heads": [layer.heads for layer in arch.layers]}]
+    rng, rows = np.random.default_rng(0), [{"name": "dense", "heads": [layer.mixer.heads for layer in arch.layers]}]
     for i, keep in enumerate(kept):
         slim = reduce(lambda tree, axis: cut(tree, axis, keep[axis.name]), head_axes(arch), params)
         slim = jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, noise, x.shape), x.dtype), slim)
@@ -293,7 +293,7 @@ def test_a_model_without_heads_is_refused(dense, tmp_path):
 def test_axes_are_of_heads_that_are_there():
     names = {name: [axis.name.split("/")[1] for axis in head_axes(ARCHS[name])] for name in ("uneven", "reusing")}
     assert names == {"uneven": ["0", "2"], "reusing": ["0"]}
-    assert head_axes(replace(ARCHS["mel"], layers=(Layer(0, 3),))) == []
+    assert head_axes(replace(ARCHS["mel"], layers=(transformer_layer(0, 3),))) == []
 
 
 def test_frames_have_their_length():

@@ -57,7 +57,7 @@ def test_the_cut_model_computes_what_the_gated_one_did(key):
     assert 1 - cost.parameters(slim.arch) / cost.parameters(BASE) == pytest.approx(0.4, abs=0.02)  # a unit is as much
     empty = joint.slim(Subject(BASE, params, {}), found, logits, 0.999).arch
     assert [conv.channels for conv in empty.front.convs] == [1, 1, 1, 12]
-    assert [(layer.heads, layer.ffn) for layer in empty.layers] == [(0, 0)] * 2
+    assert [(layer.mixer.heads, layer.ffn.size) for layer in empty.layers] == [(0, 0)] * 2
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from experiments.curves import options, search
 from experiments.curves.options import Option
 from experiments.curves.points import Subject
 from jaxssl.models import checkpoint, cost
+from jaxssl.models.arch import Rank
 from jaxssl.models.model import apply, init
 from jaxssl.training.corpus import HeldOut
 from jaxssl.training.settings import claim
@@ -112,9 +113,9 @@ def test_simulated_is_built(known, key):
     x = noise(MEL, key)
     one, two = apply(MEL, seen, x).last, apply(built.arch, built.params, x).last
     np.testing.assert_allclose(one, two, atol=2e-5)
-    assert built.arch.layers[0].ranks.q == 3
-    assert built.arch.layers[0].ffn == 0
-    assert options.with_option(MEL, 0, "attention", Option("rank", 3)).layers[0].ranks == built.arch.layers[0].ranks
+    assert built.arch.layers[0].mixer.q == Rank(3)
+    assert built.arch.layers[0].ffn.size == 0
+    assert options.with_option(MEL, 0, "attention", Option("rank", 3)).layers[0].mixer == built.arch.layers[0].mixer
 
 
 def test_uniform_plans_fall(known):
@@ -126,7 +127,7 @@ def test_uniform_plans_fall(known):
         assert sizes == sorted(set(sizes), reverse=True), family
         assert sizes[0] < cost.parameters(MEL)
     smallest = options.uniform_plans(Subject(MEL, params, {}), "heads and rows", knows)[-1].arch
-    assert all((layer.heads, layer.ffn) == (0, 0) for layer in smallest.layers)
+    assert all((layer.mixer.heads, layer.ffn.size) == (0, 0) for layer in smallest.layers)
 
 
 @pytest.mark.parametrize(("shift", "word"), [(-0.2, "beats"), (0.2, "is beaten by"), (0.0, "cannot be told from")])

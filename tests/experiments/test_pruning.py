@@ -73,7 +73,7 @@ def test_every_point_is_a_model_and_a_row(headless):
     for row in pruned:
         arch, params = model(headless, row["name"])
         assert cost.parameters(arch) == row["parameters"] == sum(x.size for x in jax.tree.leaves(params))
-        assert [layer.heads for layer in arch.layers] == row["heads"] == [row["level"]]
+        assert [layer.mixer.heads for layer in arch.layers] == row["heads"] == [row["level"]]
         assert row["masked_equals_slim"] <= 1e-5
         assert np.isfinite(row["loss_before"])
         assert np.isfinite(row["valid_loss"])
@@ -225,7 +225,7 @@ def test_any_technique_goes_on_from_any_other(place, tmp_path):
         experiment.run(replace(config(experiment, place, out, control=False, **levels), model=str(last)))
         last = out / "models" / name
     arch, params = checkpoint.load(last)
-    assert {(layer.heads, layer.ffn, layer.ranks.fc1) for layer in arch.layers} == {(1, 12, 8)}
+    assert {(layer.mixer.heads, layer.ffn.size, layer.ffn.fc1) for layer in arch.layers} == {(1, 12, 8)}
     zeros = [np.mean(np.asarray(flatten(params)[f"layers/0/ffn/fc1/{side}"]) == 0) for side in ("down", "up")]
     assert min(zeros) > 0.2  # what weight pruning took stayed away while heads went
 

@@ -10,10 +10,9 @@ from compress.errors import InputError
 from experiments.curves import retime
 from experiments.curves.runs import read_curves, spoken
 from jaxssl.models import checkpoint, cost
-from jaxssl.models.arch import Layer
 from jaxssl.models.model import shapes
 from jaxssl.runtime import files
-from tests.archs import MEL
+from tests.archs import MEL, transformer_layer
 from tests.experiments.curves import HEADS, MACHINE, ROWS, compare, row, write
 
 
@@ -79,7 +78,7 @@ def test_commands_are_told_as_they_are_typed(tmp_path):
 def models(tmp_path_factory):
     """Saved models of three shapes."""
     folder = tmp_path_factory.mktemp("models")
-    layers = {"dense": Layer(4, 24), "cut": Layer(1, 24), "small": Layer(4, 3)}
+    layers = {"dense": transformer_layer(4, 24), "cut": transformer_layer(1, 24), "small": transformer_layer(4, 3)}
     archs = {name: replace(MEL, layers=(layer,), head=None) for name, layer in layers.items()}
     for name, arch in archs.items():
         checkpoint.save(folder / name, arch, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(arch)))

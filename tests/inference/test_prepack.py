@@ -10,7 +10,7 @@ import pytest
 from compress.quantize import bfloat16
 from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
-from jaxssl.models.arch import from_json, to_json
+from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.describe import describe
 from jaxssl.models.model import _skeleton, apply, init, shapes
 from tests.archs import ARCHS, noise

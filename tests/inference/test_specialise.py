@@ -13,12 +13,16 @@ from compress.errors import InputError
 from compress.sparse import apply_masks, block_masks
 from jaxssl.inference.latency import Load, Timing, race
 from jaxssl.inference.specialise import compiled, groups, specialise, unpacked
-from jaxssl.models.arch import Layer, LogMel, Packed, Ranks
+from jaxssl.models.arch import Blocks, LogMel, Rank
 from jaxssl.models.model import apply, init
 from jaxssl.models.sites import matrices
-from tests.archs import MEL, noise
+from tests.archs import MEL, noise, transformer_layer
 
-ARCH = replace(MEL, front=LogMel(8, 1), layers=(Layer(4, 24), Layer(4, 24), Layer(4, 24, Ranks(fc1=3))))
+ARCH = replace(
+    MEL,
+    front=LogMel(8, 1),
+    layers=(transformer_layer(4, 24), transformer_layer(4, 24), transformer_layer(4, 24, fc1=Rank(3))),
+)
 LOAD = Load(0.5)
 
 
@@ -66,7 +70,7 @@ def test_groups_are_maps_of_one_kind_shape_and_occupancy(pruned):
 
 def test_only_maps_that_an_arch_can_pack_are_tried(key):
     """Not `project`, nor what is empty, factorised or packed already."""
-    arch = replace(ARCH, layers=(Layer(0, 24, Ranks(fc1=2), Packed(fc2=(4, 1))),))
+    arch = replace(ARCH, layers=(transformer_layer(0, 24, fc1=Rank(2), fc2=Blocks(4, 1)),))
     params = jax.tree.map(jnp.zeros_like, init(arch, key))
     assert groups(arch, params, (2, 4)) == ()
 
@@ -83,10 +87,10 @@ def test_what_is_faster_is_packed_in_its_best_size(pruned):
     )
     assert not seconds
     assert len(ticks) == 3
-    assert [layer.packed for layer in arch.layers] == [
-        Packed(fc1=(4, 2)),
-        Packed(fc1=(4, 2)),
-        Packed(fc2=(2, rows[2]["kept"])),
+    assert list(arch.layers) == [
+        transformer_layer(4, 24, fc1=Blocks(4, 2)),
+        transformer_layer(4, 24, fc1=Blocks(4, 2)),
+        transformer_layer(4, 24, fc1=Rank(3), fc2=Blocks(2, rows[2]["kept"])),
     ]
     assert [(row["path"], row["maps"], row["size"], row["packed"]) for row in rows] == [
         ("layers/0/ffn/fc1", 2, 4, True),

@@ -1,18 +1,96 @@
 """An arch goes through JSON unchanged, and what is no arch is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from compress.errors import InputError
-from jaxssl.models.arch import from_json, to_json
+from jaxssl import pretrained
+from jaxssl.models.arch import Blocks, Full
+from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.zoo import PRESETS
-from tests.archs import ARCHS
+from tests.archs import ARCHS, MAPS, MEL, transformer_layer
 
 
 @pytest.mark.parametrize("arch", [*ARCHS.values(), *(make() for make in PRESETS.values())])
 def test_json_keeps_an_arch(arch):
     assert from_json(json.loads(json.dumps(to_json(arch)))) == arch
+
+
+def before_versions(arch, *, lacking=()):
+    """Describe an arch as the first versions did: heads, ffn, ranks, packed, reuse and int8 of each layer."""
+    values = to_json(arch)
+    del values["version"]
+    position, project = values.pop("position"), values.pop("project")
+    (head_dim,) = {layer["mixer"]["head_dim"] for layer in values["layers"]}
+    values |= {"head_dim": head_dim, "position_kernel": position["kernel"], "position_groups": position["groups"]}
+    values |= {"project": project is not None, "project_rank": (project or {}).get("rank")}
+    values["layers"] = [_layer(layer) for layer in values["layers"]]
+    for name in lacking:
+        for record in (values, values["front"], *values["layers"]):
+            record.pop(name, None)
+    return values
+
+
+def _layer(layer):
+    forms = {name: form for part in layer.values() for name, form in part.items() if isinstance(form, dict)}
+    return {
+        "heads": layer["mixer"]["heads"],
+        "ffn": layer["ffn"]["size"],
+        "ranks": {name: form.get("rank") for name, form in forms.items()},
+        "packed": {name: [form["size"], form["kept"]] if "kept" in form else None for name, form in forms.items()},
+        "reuse": layer["mixer"]["reuse"],
+        "int8": layer["mixer"]["v"].get("int8", False),
+    }
+
+
+PACKED = replace(MEL, layers=(transformer_layer(4, 24, q=Blocks(4, 2), fc2=Blocks(8, 1)), transformer_layer(4, 24)))
+INT8 = replace(MEL, layers=(transformer_layer(4, 24, **dict.fromkeys(MAPS, Full(int8=True))),))
+
+
+@pytest.mark.parametrize("arch", [*ARCHS.values(), PACKED, INT8])
+def test_what_was_written_before_there_were_versions_is_read(arch):
+    assert from_json(json.loads(json.dumps(before_versions(arch)))) == arch
+
+
+def test_what_early_versions_did_not_write_is_as_it_was_then():
+    early = ("project", "time_reduction", "prepared", "feature_norm", "reuse", "packed", "int8", "project_rank")
+    assert from_json(before_versions(ARCHS["base"], lacking=early)) == ARCHS["base"]
+    assert from_json(before_versions(MEL, lacking=early)) == MEL
+
+
+def test_the_packed_model_of_the_package_was_written_before_there_were_versions():
+    values = json.loads((pretrained.HERE / pretrained.DEFAULT / "arch.json").read_text())
+    assert "version" not in values
+    assert len(from_json(values).layers) == len(values["layers"])
+
+
+def test_a_later_version_is_refused():
+    with pytest.raises(InputError, match="version 3, this program reads up to 2; update"):
+        from_json({**to_json(MEL), "version": 3})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("norm_first",), "abc", "norm_first is 'abc', not of type bool"),
+        (("dropout", "hidden"), "abc", "dropout/hidden is 'abc', not of type float"),
+        (("layers",), ["x"], "layers/0 is 'x', not names and values"),
+        (("layers", 0, "mixer", "kind"), "other", "layers/0/mixer.*'other'"),
+        (("layers", 1, "ffn", "fc1"), None, "layers/1/ffn/fc1 is of kind None, none of 'full', 'rank', 'blocks'"),
+        (("front", "stack"), 2.5, "front/stack is 2.5, not of type int"),
+        (("front", "kind"), "video", "front is of kind 'video', none of"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(path, value, message):
+    values = json.loads(json.dumps(to_json(MEL)))
+    at = values
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    with pytest.raises(InputError, match=message):
+        from_json(values)
 
 
 @pytest.mark.parametrize("drop", ["width", "front", "layers", "head"])

@@ -19,18 +19,19 @@ from compress.errors import InputError
 from jaxssl.inference.specialise import unpacked
 from jaxssl.models import block_product as module
 from jaxssl.models import checkpoint, cost
-from jaxssl.models.arch import Layer, Packed, Ranks, from_json, to_json
+from jaxssl.models.arch import FULL, Blocks, Rank
+from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.block_product import block_product, gathered_product, kernel_product
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init, map_inputs, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.step import start
-from tests.archs import LARGE, MEL, noise
+from tests.archs import LARGE, MEL, noise, transformer_layer
 
 ROOT = Path(__file__).resolve().parents[2]
-SOME = Layer(4, 24, packed=Packed(q=(4, 2), out=(8, 1), fc1=(8, 2), fc2=(4, 3)))
-ARCH = replace(MEL, layers=(SOME, SOME, Layer(4, 24, Ranks(q=2), Packed(k=(16, 1), v=(2, 8)))))
-WAVE = replace(LARGE, layers=(SOME, Layer(2, 0, packed=Packed(out=(8, 1)))))
+SOME = transformer_layer(4, 24, q=Blocks(4, 2), out=Blocks(8, 1), fc1=Blocks(8, 2), fc2=Blocks(4, 3))
+ARCH = replace(MEL, layers=(SOME, SOME, transformer_layer(4, 24, q=Rank(2), k=Blocks(16, 1), v=Blocks(2, 8))))
+WAVE = replace(LARGE, layers=(SOME, transformer_layer(2, 0, out=Blocks(8, 1))))
 every_arch = pytest.mark.parametrize("arch", [ARCH, WAVE], ids=["mel", "wave"])
 
 
@@ -163,7 +164,7 @@ import sys
 sys.modules.update(dict.fromkeys(("jax.experimental.pallas", "jax.experimental.pallas.tpu",
                                   "jax.experimental.pallas.triton")))
 import jax.numpy as jnp
-from jaxssl.models.layers import block_product
+from jaxssl.models.block_product import block_product
 assert block_product(jnp.ones((1, 3, 8)), jnp.ones((2, 1, 4, 4)), jnp.zeros((2, 1), jnp.int32)).sum() == 96
 """
 
@@ -185,19 +186,12 @@ def test_fresh_blocks_are_ascending_and_read_every_input(key):
     assert set(index.ravel()) == set(range(6))
 
 
-def test_an_arch_written_before_there_were_packed_maps_is_read():
-    values = to_json(MEL)
-    for layer in values["layers"]:
-        del layer["packed"]
-    assert from_json(values) == MEL
-
-
 @every_arch
 def test_a_packed_model_is_the_dense_model(arch, key):
     """In a padded batch, under jit, written out and, where layers are equal, scanned."""
     params, x = init(arch, key), noise(arch, key)
     dense, weights = unpacked(arch, params)
-    assert all(layer.packed == Packed() for layer in dense.layers)
+    assert not any(m.blocks for m in matrices(dense))
     lengths = jnp.array([x.shape[1] * 2 // 3, x.shape[1]])
     frames = int(lengths[0] if arch is ARCH else arch.front.frames(lengths[0]))
     expected = jax.jit(lambda p, x, n: apply(dense, p, x, n).last)(weights, x, lengths)
@@ -272,17 +266,16 @@ def test_unpacking_one_map_leaves_the_others_packed(key):
     params = init(ARCH, key)
     matrix = next(m for m in matrices(ARCH) if m.path == "layers/1/ffn/fc1")
     arch = describe(ARCH, unpack(params, matrix))
-    assert arch.layers[1] == replace(SOME, packed=replace(SOME.packed, fc1=None))
+    assert arch.layers[1] == replace(SOME, ffn=replace(SOME.ffn, fc1=FULL))
     assert arch.layers[0] == SOME
 
 
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (Layer(4, 24, packed=Packed(q=(5, 1))), "1 blocks of 5 .* 16 × 16"),
-        (Layer(4, 24, packed=Packed(fc2=(8, 4))), "4 blocks of 8 .* 24 × 16"),
-        (Layer(4, 24, packed=Packed(fc2=(8, 0))), "0 blocks of 8 .* 24 × 16"),
-        (Layer(4, 24, Ranks(fc1=2), Packed(fc1=(8, 1))), r"packed \(blocks of 8\) or factorised \(rank 2\)"),
+        (transformer_layer(4, 24, q=Blocks(5, 1)), "1 blocks of 5 .* 16 × 16"),
+        (transformer_layer(4, 24, fc2=Blocks(8, 4)), "4 blocks of 8 .* 24 × 16"),
+        (transformer_layer(4, 24, fc2=Blocks(8, 0)), "0 blocks of 8 .* 24 × 16"),
     ],
 )
 def test_impossible_blocks_are_refused(layer, message, key):

@@ -59,7 +59,7 @@ def test_overwriting_something_else_is_refused(tmp_path, key):
 def test_arch_and_arrays_that_disagree(saved):
     folder, _ = saved
     values = json.loads((folder / "arch.json").read_text())
-    values["layers"][1]["ffn"] = 23
+    values["layers"][1]["ffn"]["size"] = 23
     (folder / "arch.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"layers/1/ffn/fc1/bias.*23.*24"):
         checkpoint.load(folder)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxssl.models import cost
-from jaxssl.models.arch import Layer, LogMel, Ranks, hubert_base, hubert_large, melhubert
+from jaxssl.models.arch import LogMel, Rank, hubert_base, hubert_large, melhubert
 from jaxssl.models.model import apply, init, shapes
-from tests.archs import ARCHS
+from tests.archs import ARCHS, transformer_layer
 
 
 def giga(arch):
@@ -40,14 +40,14 @@ def test_macs_are_the_published_ones():
 def test_macs_of_every_head_step():
     published = [4.936, 4.780, 4.624, 4.468, 4.312, 4.156, 4.000, 3.844, 3.688, 3.533, 3.377, 3.221]
     for heads, expected in zip(range(12, 0, -1), published, strict=True):
-        arch = replace(melhubert(), layers=(Layer(heads, 3072),) * 12)
+        arch = replace(melhubert(), layers=(transformer_layer(heads, 3072, head_dim=64),) * 12)
         assert giga(arch) == pytest.approx(expected, rel=2e-3)
         assert cost.parameters(arch) == 90_231_424 - 12 * (12 - heads) * 196_800
 
 
 def test_macs_of_every_ffn_step():
     for units, expected in {3072: 4.936, 2560: 4.465, 2048: 3.994, 1536: 3.523, 1024: 3.052, 512: 2.581}.items():
-        arch = replace(melhubert(), layers=(Layer(12, units),) * 12)
+        arch = replace(melhubert(), layers=(transformer_layer(12, units, head_dim=64),) * 12)
         assert giga(arch) == pytest.approx(expected, rel=2e-3)
         assert cost.parameters(arch) == 90_231_424 - 12 * (3072 - units) // 128 * 196_736
 
@@ -65,7 +65,8 @@ def test_parameters_of_the_original_code(shared, name, period):
 
 
 def test_a_rank_costs_two_thin_products():
-    dense, thin = (replace(melhubert(), layers=(Layer(12, 3072, r),)) for r in (Ranks(), Ranks(fc1=128, q=64)))
+    thin = transformer_layer(12, 3072, head_dim=64, fc1=Rank(128), q=Rank(64))
+    dense, thin = melhubert(layers=1), replace(melhubert(), layers=(thin,))
     frames = dense.front.frames(80000)
     saved = cost.macs(dense, 80000).total - cost.macs(thin, 80000).total
     assert saved == frames * (768 * 3072 - 128 * (768 + 3072) + 768 * 768 - 64 * (768 + 768))
@@ -75,7 +76,9 @@ def test_a_rank_costs_two_thin_products():
 def test_arithmetic_agrees_with_xla(arch, key):
     """XLA counts a multiply-accumulate as two operations and adds the elementwise ones, so ours is a lower bound that
     the products of a wide model nearly reach."""
-    wide = replace(arch, width=64, head_dim=32, front=LogMel(40, arch.front.stack), position_kernel=16, head=None)
+    wide = replace(arch, width=64, front=LogMel(40, arch.front.stack), head=None)
+    layers = tuple(replace(layer, mixer=replace(layer.mixer, head_dim=32)) for layer in arch.layers)
+    wide = replace(wide, layers=layers, position=replace(arch.position, kernel=16))
     frames = 200 // arch.front.stack
     params = jax.eval_shape(lambda: init(wide, key))
     inputs = jax.ShapeDtypeStruct((1, frames, wide.front.size), jnp.float32)

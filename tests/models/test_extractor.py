@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxssl.models.extractor import TimeNorm
+from jaxssl.models.fronts.waveform import TimeNorm
 from jaxssl.models.layers import NORM_EPSILON
 
 

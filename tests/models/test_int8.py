@@ -16,22 +16,31 @@ from jaxssl.convert import to_huggingface
 from jaxssl.convert.to_torch import state
 from jaxssl.inference.specialise import dequantized, groups, quantized
 from jaxssl.models import checkpoint, cost, layers
-from jaxssl.models.arch import Layer, Packed
+from jaxssl.models.arch import Blocks, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.int8_product import int8_product
 from jaxssl.models.model import apply, apply_gated, init, map_inputs, predict, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import start
-from tests.archs import ARCHS, BASE, MEL, beside_noise, noise
+from tests.archs import ARCHS, BASE, MEL, beside_noise, noise, transformer_layer
 from tools import export
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 
 
+def _in_int8(layer):
+    def each(block):
+        forms = {spec.name: spec.form for spec in block.maps(1)}
+        stored = {name: form if isinstance(form, Blocks) else replace(form, int8=True) for name, form in forms.items()}
+        return replace(block, **stored)
+
+    return Layer(each(layer.mixer), each(layer.ffn))
+
+
 def int8(arch):
-    return replace(arch, layers=tuple(replace(layer, int8=True) for layer in arch.layers))
+    return replace(arch, layers=tuple(map(_in_int8, arch.layers)))
 
 
 def assert_same(one, two):
@@ -152,7 +161,7 @@ def test_int8_stays_near_float(arch, key):
     high, low = apply(arch, params, inputs).last, apply(wide, whole, inputs).last
     far = float(jnp.linalg.norm(low - high) / jnp.linalg.norm(high))
     assert far < 0.05
-    assert far > 0 or not any(layer.heads or layer.ffn for layer in arch.layers)
+    assert far > 0 or not any(layer.mixer.heads or layer.ffn.size for layer in arch.layers)
 
 
 @pytest.mark.parametrize("arch", [MEL, ARCHS["wave-uneven"]], ids=["mel", "wave-uneven"])
@@ -280,7 +289,7 @@ def test_what_cannot_be_pruned_or_packed_is_refused(key):
     assert groups(arch, params, (2, 4)) == ()
     with pytest.raises(InputError, match="layers/0/attention/q: int8 already.*dequantize first"):
         quantized(arch, params)
-    packed = replace(MEL, layers=(Layer(4, 24, packed=Packed(fc1=(4, 2))),))
+    packed = replace(MEL, layers=(transformer_layer(4, 24, fc1=Blocks(4, 2)),))
     with pytest.raises(InputError, match="layers/0/ffn/fc1: packed, in blocks of 4.*unpack"):
         quantized(packed, init(packed, key))
     with pytest.raises(InputError, match=r"layers/0: int8, with 1 maps packed \(fc1\)"):

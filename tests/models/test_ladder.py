@@ -9,18 +9,18 @@ import pytest
 
 from compress.edit import cut
 from jaxssl.models import cost
-from jaxssl.models.arch import melhubert
+from jaxssl.models.arch import FULL, melhubert
 from jaxssl.models.describe import describe
 from jaxssl.models.model import shapes
 from jaxssl.models.sites import axes
 from tests.archs import ARCHS
 
-SCHEDULES = [("head_schedule", "heads_per_layer", "heads", 12), ("row_schedule", "ffn", "ffn", 21)]
+SCHEDULES = [("head_schedule", "heads_per_layer", "mixer", "heads", 12), ("row_schedule", "ffn", "ffn", "hidden", 21)]
 
 
 @pytest.mark.parametrize("period", [20, 10])
-@pytest.mark.parametrize(("schedule", "count", "field", "steps"), SCHEDULES)
-def test_every_step_of_the_studys_schedules(shared, period, schedule, count, field, steps):
+@pytest.mark.parametrize(("schedule", "count", "part", "units", "steps"), SCHEDULES)
+def test_every_step_of_the_studys_schedules(shared, period, schedule, count, part, units, steps):
     """Parameters and MACs are those of the original code.
 
     The facts count the MACs of an utterance of X seconds over exactly X · 50 frames (X · 100 at 10 ms), as if frames
@@ -31,9 +31,10 @@ def test_every_step_of_the_studys_schedules(shared, period, schedule, count, fie
     full = melhubert(period)
     assert len(facts) == steps
     for step in facts:
-        arch = replace(full, layers=tuple(replace(layer, **{field: step[count]}) for layer in full.layers))
+        fewer = getattr(full.layers[0], part).resized(units, step[count])
+        arch = replace(full, layers=(replace(full.layers[0], **{part: fewer}),) * len(full.layers))
         assert cost.parameters(arch) == step["params"]
-        assert step.get("heads_total", 12 * 12) == sum(layer.heads for layer in arch.layers)
+        assert step.get("heads_total", 12 * 12) == sum(layer.mixer.heads for layer in arch.layers)
         for length, expected in step["macs_per_s"].items():
             seconds = int(length.removesuffix("s"))
             samples = seconds * 16000 + 240
@@ -72,10 +73,10 @@ def test_a_unit_of_the_full_size_model_costs_the_published_difference():
 def test_the_last_unit_of_a_factorised_map_saves_it_all():
     """Once no unit is left the map does not run: both its halves are saved, and `unit_costs` says so."""
     layer = ARCHS["uneven"].layers[0]
-    arch = replace(ARCHS["uneven"], layers=(replace(layer, heads=1),))
-    several = replace(arch, layers=(replace(layer, heads=2),))
+    arch = replace(ARCHS["uneven"], layers=(replace(layer, mixer=layer.mixer.resized("heads", 1)),))
+    several = replace(arch, layers=(replace(layer, mixer=layer.mixer.resized("heads", 2)),))
     frames = sum(arch.front.frames(samples) for samples in cost.UTTERANCES) / sum(cost.UTTERANCES) * 16000
     last, one = (cost.unit_costs(each, "macs")["layers/0/attention/heads"] for each in (arch, several))
-    ranks = layer.ranks
-    assert (ranks.k, ranks.v) == (None, None)
-    assert last - one == pytest.approx(frames * (ranks.q + ranks.out) * arch.width, rel=1e-9)
+    mixer = layer.mixer
+    assert (mixer.k, mixer.v) == (FULL, FULL)
+    assert last - one == pytest.approx(frames * (mixer.q.rank + mixer.out.rank) * arch.width, rel=1e-9)

@@ -10,11 +10,11 @@ import pytest
 from compress.address import flatten, put
 from compress.errors import InputError
 from compress.lowrank import dense_kernel
-from jaxssl.models.arch import Dropout, Layer, Waveform
+from jaxssl.models.arch import FULL, Dropout, PositionalConvolution, Waveform
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init, map_inputs, shapes
 from jaxssl.models.sites import matrices
-from tests.archs import ARCHS, BASE, LARGE, MEL, beside_noise, noise
+from tests.archs import ARCHS, BASE, LARGE, MEL, beside_noise, noise, transformer_layer
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 
@@ -26,8 +26,8 @@ def test_describe_inverts_init(arch, key):
 
 @every_arch
 def test_describe_needs_only_what_shapes_cannot_tell(arch, key):
-    base = replace(arch, layers=(), width=0, project_rank=None, mask_embedding=not arch.mask_embedding)
-    base = replace(base, project=not arch.project, time_reduction=3)
+    base = replace(arch, layers=(), width=0, mask_embedding=not arch.mask_embedding)
+    base = replace(base, project=None if arch.project else FULL, time_reduction=3)
     if isinstance(arch.front, Waveform):
         base = replace(base, front=replace(arch.front, feature_norm=not arch.front.feature_norm))
     assert describe(base, init(arch, key)) == arch
@@ -48,7 +48,7 @@ def test_output_carries_every_layer(arch, key):
     assert len(out.hidden) == len(arch.layers) + 1
     assert out.features.shape == (2, heard, arch.width)
     assert all(h.shape == (2, frames, arch.width) for h in (*out.hidden, out.last))
-    assert out.lengths.tolist() == [frames, frames]
+    assert out.lengths[-1].tolist() == [frames, frames]
     assert (out.logits is None) == (arch.head is None)
     assert all(bool(jnp.isfinite(h).all()) for h in out.hidden)
 
@@ -57,7 +57,7 @@ def test_output_carries_every_layer(arch, key):
 def test_padding_beside_an_utterance_changes_nothing(arch, key):
     """The law of batching: f([x, longer])[0] == f([x])[0], whatever stands in the padding."""
     alone, together, frames = beside_noise(arch, init(arch, key), key)
-    assert int(together.lengths[0]) == frames
+    assert int(together.lengths[-1][0]) == frames
     np.testing.assert_allclose(together.last[0, :frames], alone.last[0], atol=1e-5, rtol=1e-4)
 
 
@@ -142,7 +142,7 @@ def test_cosine_logits_are_bounded_by_the_temperature(key):
 
 def test_an_empty_block_is_its_output_bias(key):
     """heads == 0 and ffn == 0 are legal: with zero biases such a pre-LN layer is the identity."""
-    arch = replace(LARGE, layers=(Layer(0, 0),))
+    arch = replace(LARGE, layers=(transformer_layer(0, 0),))
     out = apply(arch, init(arch, key), noise(arch, key))
     np.testing.assert_array_equal(out.hidden[1], out.hidden[0])
 
@@ -167,7 +167,7 @@ def test_map_inputs_are_what_the_maps_see(arch, key):
         kernel = jnp.asarray(dense_kernel(params, project), jnp.float32)
         features = heard["project"] @ kernel + params["project"]["bias"][None, None]
         np.testing.assert_allclose(features, out.features, atol=1e-5)
-    assert lengths.tolist() == out.lengths.tolist()
+    assert lengths.tolist() == out.lengths[-1].tolist()
 
 
 def test_the_first_path_that_differs_is_named(key):
@@ -192,6 +192,6 @@ def test_inputs_of_the_wrong_form_are_refused(arch, shape, key):
 
 def test_an_impossible_arch_is_refused(key):
     with pytest.raises(InputError, match=r"16.*3"):
-        init(replace(MEL, position_groups=3), key)
+        init(replace(MEL, position=PositionalConvolution(7, 3)), key)
     with pytest.raises(InputError, match="layers/0"):
-        init(replace(MEL, layers=(Layer(-1, 4),)), key)
+        init(replace(MEL, layers=(transformer_layer(-1, 4),)), key)

@@ -3,8 +3,9 @@
 import pytest
 
 from jaxssl.models import cost
-from jaxssl.models.arch import HUBERT_CONVS, Layer, Waveform, hubert_base
+from jaxssl.models.arch import HUBERT_CONVS, Waveform, hubert_base
 from jaxssl.models.zoo import PRESETS, fithubert, lighthubert, lighthubert_small
+from tests.archs import transformer_layer
 
 UTTERANCES_S = sum(cost.UTTERANCES) / 16_000
 FRAMES = sum(hubert_base().frames(samples) for samples in cost.UTTERANCES)
@@ -53,7 +54,7 @@ def test_macs_are_the_published_ones(name, figures):
 def test_reuse_halves_the_maps_and_the_scores():
     """A reusing layer has no q, no k and no scores: counted by hand for one layer of ARMHuBERT."""
     arch = PRESETS["armhubert"]()
-    assert [layer.reuse for layer in arch.layers] == [False, True] * 6
+    assert [layer.mixer.reuse for layer in arch.layers] == [False, True] * 6
     one, two = (cost.macs(arch, n) for n in (16_000, 32_000))
     frames = [arch.frames(n) for n in (16_000, 32_000)]
     for found, t in zip((one, two), frames, strict=True):
@@ -76,8 +77,8 @@ def test_thin_extractors_have_huberts_frames():
 
 def test_any_subnet_of_lighthubert_can_be_named():
     arch = lighthubert(256, heads=[4, 6, 8], ffn=[768, 896, 1024])
-    assert arch.layers == (Layer(4, 768), Layer(6, 896), Layer(8, 1024))
-    assert (arch.width, arch.head_dim) == (256, 64)
+    assert arch.layers == tuple(transformer_layer(*sizes, head_dim=64) for sizes in ((4, 768), (6, 896), (8, 1024)))
+    assert (arch.width, {layer.mixer.head_dim for layer in arch.layers}) == (256, {64})
     assert lighthubert(384, heads=(6,) * 12, ffn=(1536,) * 12) == lighthubert_small()
     full = lighthubert(768, heads=(12,) * 12, ffn=(3072,) * 12)
     assert cost.parameters(full) == 94_371_712  # the supernet itself is HuBERT Base

@@ -15,7 +15,7 @@ import pytest
 
 from compress.quantize import quantize
 from jaxssl.inference.prepack import prepared
-from jaxssl.models.arch import Layer, Ranks
+from jaxssl.models.arch import Rank
 from jaxssl.models.attend import attend
 from jaxssl.models.choice import FEW
 from jaxssl.models.describe import describe
@@ -24,12 +24,18 @@ from jaxssl.models.model import apply, init
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import native
 from jaxssl.runtime.native import build
-from tests.archs import MEL, noise
+from tests.archs import MAPS, MEL, noise, transformer_layer
 from tests.conftest import ROOT
 
 X86 = {"sse": "-march=x86-64", "avx2": "-march=x86-64-v3"}
 ALIGNED = replace(
-    MEL, layers=(Layer(4, 48, Ranks(*[16] * 6)), Layer(4, 48, Ranks(q=5, out=32))), position_groups=4, head=None
+    MEL,
+    layers=(
+        transformer_layer(4, 48, **dict.fromkeys(MAPS, Rank(16))),
+        transformer_layer(4, 48, q=Rank(5), out=Rank(32)),
+    ),
+    position=replace(MEL.position, groups=4),
+    head=None,
 )
 
 

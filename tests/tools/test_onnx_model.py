@@ -8,7 +8,7 @@ import pytest
 
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import hamming, triangles
-from jaxssl.models.arch import to_json
+from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import init
 from tests.archs import ARCHS
 

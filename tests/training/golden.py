@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from jaxssl.models.torch_names import FAIRSEQ, build
+from jaxssl.convert.naming import build
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Array:
 def tree(arch, arrays, prefix, *, left=()):
     """Turn `<prefix><PyTorch name>` entries of a golden file into a parameter tree."""
     tensors = {name.removeprefix(prefix): Array(arrays[name]) for name in arrays.files if name.startswith(prefix)}
-    return build(arch, tensors, FAIRSEQ, left=left, where="golden gradients")[0]
+    return build(arch, tensors, "fairseq", left=left, where="golden gradients")[0]
 
 
 def batch(arrays, index):

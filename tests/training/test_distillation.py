@@ -12,10 +12,10 @@ from compress.address import flatten
 from compress.depth import keep_layers
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
+from jaxssl.convert.naming import build
 from jaxssl.models.arch import Dropout
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init
-from jaxssl.models.torch_names import FAIRSEQ, build
 from jaxssl.training.distillation import TAUGHT, SoftLabels, distilling, joined, split, teach
 from jaxssl.training.hidden_states import (
     HiddenStates,
@@ -110,7 +110,7 @@ def test_the_studys_run_is_followed(shared, stored, teacher):
     """Ten updates of a student of two layers: losses and the last checkpoint."""
     folder, arch = shared / "melhubert/distill/run_nomasked_T1_a1", student_arch(teacher[0])
     trace, init_ = json.loads((folder / "trace.json").read_text()), np.load(folder / "student_init.npz")
-    params = build(arch, {name: golden.Array(init_[name]) for name in init_.files}, FAIRSEQ)[0]
+    params = build(arch, {name: golden.Array(init_[name]) for name in init_.files}, "fairseq")[0]
     loss, optimizer = SoftLabels((32,)), Optimizer(learning_rate=5e-4, clip=10.0).build()
     step, state = compile_step(distilling(arch, loss, stack="scan"), optimizer), start(params, optimizer, seed=0)
     ask = teach(teacher[0], loss.wanted, stack="scan")

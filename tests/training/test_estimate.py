@@ -15,7 +15,6 @@ from jaxssl.models.arch import (
     ClusterHead,
     CosineHead,
     Dropout,
-    Layer,
     LogMel,
     Waveform,
     hubert_large,
@@ -24,10 +23,20 @@ from jaxssl.models.arch import (
 from jaxssl.models.model import apply, shapes
 from jaxssl.training.estimate import CHIPS, COLUMNS, Work, activation_bytes, operations, rows, state_bytes, traffic
 from jaxssl.training.sharding import make_mesh, shardings
+from tests.archs import transformer_layer
 
-SMALL = Arch(LogMel(), 256, 64, (Layer(4, 1024),) * 2, dropout=Dropout(activation=0.1), head=ClusterHead(64))
+SMALL = Arch(
+    LogMel(), 256, 64, (transformer_layer(4, 1024),) * 2, dropout=Dropout(activation=0.1), head=ClusterHead(64)
+)
 STILL = replace(SMALL, dropout=Dropout(0.0, 0.0))
-WAVE = Arch(Waveform(HUBERT_CONVS[:3]), 64, 64, (Layer(1, 64),), dropout=Dropout(0.0, 0.0), head=CosineHead(16, (50,)))
+WAVE = Arch(
+    Waveform(HUBERT_CONVS[:3]),
+    64,
+    64,
+    (transformer_layer(1, 64),),
+    dropout=Dropout(0.0, 0.0),
+    head=CosineHead(16, (50,)),
+)
 WAVE = replace(WAVE, position_kernel=16)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from compress.edit import cut, mask
 from jaxssl.models import cost
-from jaxssl.models.arch import Dropout, Layer
+from jaxssl.models.arch import Dropout
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes, channels
@@ -20,7 +20,7 @@ from jaxssl.training.hidden_states import dphubert
 from jaxssl.training.losses import means
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import compile_step, start
-from tests.archs import ARCHS, BASE, LARGE, MEL, noise
+from tests.archs import ARCHS, BASE, LARGE, MEL, noise, transformer_layer
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 STILL = replace(MEL, layers=MEL.layers[:2], dropout=Dropout(0.0, 0.0))
@@ -60,7 +60,7 @@ def test_size_is_what_a_cut_model_has(name):
     assert gates.size(arch, found, counts) == sum(leaf.size for leaf in jax.tree.leaves(slim))
 
 
-WIDE = replace(BASE, layers=(Layer(4, 200),) * 3)
+WIDE = replace(BASE, layers=(transformer_layer(4, 200),) * 3)
 
 
 def test_draws_open_as_often_as_expected():

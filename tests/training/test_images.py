@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxssl.models.arch import Waveform
+from jaxssl.models.arch import FULL, Waveform
 from jaxssl.models.model import map_inputs, shapes
 from jaxssl.training.images import attention, masked_features, tile
 from tests.archs import ARCHS, noise
@@ -13,7 +13,10 @@ from tests.archs import ARCHS, noise
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 LAYERS = [
-    (name, i) for name, arch in ARCHS.items() for i, layer in enumerate(arch.layers) if layer.heads and not layer.reuse
+    (name, i)
+    for name, arch in ARCHS.items()
+    for i, layer in enumerate(arch.layers)
+    if layer.mixer.heads and not layer.mixer.reuse
 ]
 
 
@@ -55,9 +58,11 @@ def test_attention_is_what_the_model_does(heard, name, layer):
     block, path = params["layers"][str(layer)]["attention"], f"layers/{layer}/attention"
     found = attention(arch, params, inputs, layer)
     frames = len(maps[f"{path}/q"])
-    assert found.shape == (arch.layers[layer].heads, frames, frames)
+    assert found.shape == (arch.layers[layer].mixer.heads, frames, frames)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
-    np.testing.assert_allclose(found, reference(block, maps[f"{path}/q"], arch.head_dim), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        found, reference(block, maps[f"{path}/q"], arch.layers[layer].mixer.head_dim), rtol=1e-4, atol=1e-6
+    )
     context = np.einsum("hts,shd->thd", found, multiply(block["v"], maps[f"{path}/v"]))
     np.testing.assert_allclose(context, maps[f"{path}/out"], rtol=1e-4, atol=1e-5)
 
@@ -72,9 +77,9 @@ def test_a_reused_map_is_drawn_again(heard):
 
 
 def test_the_cases_cover_factorised_maps_and_both_front_ends():
-    ranks = [ARCHS[name].layers[i].ranks for name, i in LAYERS]
-    assert any(rank.q for rank in ranks)
-    assert any(rank.v for rank in ranks)
+    mixers = [ARCHS[name].layers[i].mixer for name, i in LAYERS]
+    assert any(mixer.q != FULL for mixer in mixers)
+    assert any(mixer.v != FULL for mixer in mixers)
     assert {isinstance(ARCHS[name].front, Waveform) for name, _ in LAYERS} == {True, False}
     assert {ARCHS[name].norm_first for name, _ in LAYERS} == {True, False}
 

@@ -12,9 +12,9 @@ import pytest
 from compress.address import flatten
 from compress.sparse import apply_masks, entry_masks
 from jaxssl.convert import sources
+from jaxssl.convert.naming import build
 from jaxssl.models.arch import Dropout
 from jaxssl.models.sites import entries
-from jaxssl.models.torch_names import build
 from jaxssl.training.calendar import Calendar, Gate, Progress, end, update
 from jaxssl.training.losses import MaskedPrediction, means
 from jaxssl.training.optimizer import Optimizer

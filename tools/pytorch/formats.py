@@ -21,8 +21,9 @@ from jaxssl.convert import to_huggingface as hugging_face
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import WINDOW, Stats
 from jaxssl.inference.upstream import encode
-from jaxssl.models.arch import Arch, to_json
-from jaxssl.models.extractor import standardise
+from jaxssl.models.arch import Arch
+from jaxssl.models.arch_json import to_json
+from jaxssl.models.fronts.waveform import standardise
 from jaxssl.models.model import Params
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # samples (batch, samples), lengths (batch,) → encoder output
@@ -42,7 +43,7 @@ class Given:
     def forward(self, samples: Array, lengths: Array) -> tuple[Array, Array]:
         """Return the encoder's output, (batch, frames, width), and the valid frames of each row."""
         out = encode(self.arch, self.params, samples, lengths, stats=self.stats)
-        return out.last, out.lengths
+        return out.last, out.lengths[-1]
 
 
 def torch(given: Given, folder: Path) -> Run:

@@ -17,9 +17,10 @@ from torch.nn import functional
 from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.inference.latency import Load, Program
-from jaxssl.models.arch import Arch, CosineHead, Layer, Waveform
+from jaxssl.models.arch import FULL, Arch, CosineHead, Waveform
 from jaxssl.models.layers import NORM_EPSILON
 from jaxssl.models.model import Params
+from jaxssl.models.part import formed
 from jaxssl.training.losses import MaskedPrediction
 from jaxssl.training.optimizer import Optimizer
 
@@ -193,9 +194,9 @@ def _embed(arch: Arch, p: Weights, x: Tensor, mask: Tensor, valid: Tensor | None
 
 
 def _position(arch: Arch, p: Weights, x: Tensor) -> Tensor:
-    taps = arch.position_kernel
+    taps = arch.position.kernel
     kernel = torch._weight_norm(p["position/kernel"], p["position/gain"].reshape(1, 1, taps), 2)
-    y = functional.conv1d(x.transpose(1, 2), kernel, p["position/bias"], padding=taps // 2, groups=arch.position_groups)
+    y = functional.conv1d(x.transpose(1, 2), kernel, p["position/bias"], padding=taps // 2, groups=arch.position.groups)
     return functional.gelu(y[..., : x.shape[1]]).transpose(1, 2)
 
 
@@ -209,7 +210,8 @@ def _layer(arch: Arch, p: Weights, path: str, x: Tensor, seen: Tensor | None) ->
 
 
 def _attention(arch: Arch, p: Weights, path: str, x: Tensor, seen: Tensor | None) -> Tensor:
-    q, k, v = (_dense(p, f"{path}/{m}", x).unflatten(-1, (-1, arch.head_dim)).transpose(1, 2) for m in "qkv")
+    head_dim = arch.layers[int(path.split("/")[1])].mixer.head_dim
+    q, k, v = (_dense(p, f"{path}/{m}", x).unflatten(-1, (-1, head_dim)).transpose(1, 2) for m in "qkv")
     context = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=arch.dropout.attention)
     return _dense(p, f"{path}/out", context.transpose(1, 2).flatten(2))
 
@@ -257,9 +259,11 @@ def _tensors(arch: Arch, batch: Mapping[str, np.ndarray], device: str) -> dict[s
 
 
 def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
-    if arch.project_rank is not None or any(x != Layer(x.heads, x.ffn) or 0 in (x.heads, x.ffn) for x in arch.layers):
+    blocks = [block for layer in arch.layers for block in layer.blocks]
+    plain = all(block == formed(block, FULL) and not block.empty for block in blocks)
+    if arch.project not in (FULL, None) or not plain or any(layer.mixer.reuse for layer in arch.layers):
         raise InputError("the PyTorch step is for dense layers only; this arch has ranks, packed maps or empty blocks")
-    if arch.time_reduction > 1 or not (arch.project and getattr(arch.front, "feature_norm", True)):
+    if arch.time_reduction > 1 or not (arch.project is not None and getattr(arch.front, "feature_norm", True)):
         raise InputError("the PyTorch step has no time reduction, and wants a norm of the features and a projection")
     if arch.head is None or (loss.masked, loss.unmasked) != (1.0, 0.0):
         raise InputError(f"the PyTorch step counts masked frames alone, by 1, under a head; not {loss}, {arch.head}")

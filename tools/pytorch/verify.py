@@ -14,7 +14,7 @@ from jaxssl.convert.conversion import Converted
 from jaxssl.data import audio, logmel
 from jaxssl.inference.upstream import mel_inputs
 from jaxssl.models.arch import Arch, Waveform
-from jaxssl.models.extractor import standardise
+from jaxssl.models.fronts.waveform import standardise
 from jaxssl.models.model import apply
 
 TOLERANCE = 1e-3  # beyond this, float32 rounding no longer explains a difference

@@ -37,10 +37,11 @@ def first(lengths: Tensor, count: int) -> Tensor:
     return torch.arange(count, device=lengths.device)[None] < lengths[:, None]
 
 
-def dense(inputs: int, outputs: int, rank: int | None = None) -> nn.Module:
-    """Return a linear map, or two of them around a bottleneck."""
-    if rank is None:
+def dense(inputs: int, outputs: int, form: dict) -> nn.Module:
+    """Return a linear map, or two of them around a bottleneck; `form` is the map's in config.json."""
+    if form["kind"] != "rank":
         return nn.Linear(inputs, outputs)
+    rank = form["rank"]
     return nn.Sequential(OrderedDict(down=nn.Linear(inputs, rank, bias=False), up=nn.Linear(rank, outputs)))
 
 
@@ -141,12 +142,13 @@ class Extractor(nn.Module):
 class Attention(nn.Module):
     """Self-attention; with `reuse`, by the maps of the layer before."""
 
-    def __init__(self, width: int, head_dim: int, layer: dict):
+    def __init__(self, width: int, mixer: dict):
         super().__init__()
-        self.heads, self.head_dim, self.reuse, ranks = layer["heads"], head_dim, layer["reuse"], layer["ranks"]
+        self.heads, self.head_dim, self.reuse = mixer["heads"], mixer["head_dim"], mixer["reuse"]
+        inner = self.heads * self.head_dim
         for name in "" if not self.heads else "v" if self.reuse else "qkv":
-            setattr(self, name, dense(width, self.heads * head_dim, ranks[name]))
-        self.out = dense(self.heads * head_dim, width, ranks["out"]) if self.heads else Bias(width)
+            setattr(self, name, dense(width, inner, mixer[name]))
+        self.out = dense(inner, width, mixer["out"]) if self.heads else Bias(width)
 
     def forward(
         self, x: Tensor, bias: Tensor | None, before: Tensor | None, lend: bool
@@ -172,11 +174,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear maps with a GELU between them."""
 
-    def __init__(self, width: int, layer: dict):
+    def __init__(self, width: int, ffn: dict):
         super().__init__()
-        units, ranks = layer["ffn"], layer["ranks"]
-        self.fc1 = dense(width, units, ranks["fc1"]) if units else None
-        self.fc2 = dense(units, width, ranks["fc2"]) if units else Bias(width)
+        units = ffn["size"]
+        self.fc1 = dense(width, units, ffn["fc1"]) if units else None
+        self.fc2 = dense(units, width, ffn["fc2"]) if units else Bias(width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(x if self.fc1 is None else F.gelu(self.fc1(x)))
@@ -188,7 +190,7 @@ class Layer(nn.Module):
     def __init__(self, config: dict, layer: dict):
         super().__init__()
         width, self.norm_first = config["width"], config["norm_first"]
-        self.attention, self.ffn = Attention(width, config["head_dim"], layer), FeedForward(width, layer)
+        self.attention, self.ffn = Attention(width, layer["mixer"]), FeedForward(width, layer["ffn"])
         self.attention_norm, self.ffn_norm = nn.LayerNorm(width, EPSILON), nn.LayerNorm(width, EPSILON)
 
     def forward(
@@ -207,20 +209,20 @@ class Model(nn.Module):
 
     def __init__(self, config: dict):
         super().__init__()
-        front, width, taps = config["front"], config["width"], config["position_kernel"]
+        front, width, position = config["front"], config["width"], config["position"]
         mel = front["kind"] == "logmel"
         self.front = LogMel(front["bins"], front["stack"]) if mel else Extractor(front)
         size = front["bins"] * front["stack"] if mel else front["convs"][-1]["channels"]
-        self.project = dense(size, width, config["project_rank"]) if config["project"] else nn.Identity()
-        self.position = nn.Conv1d(width, width, taps, padding=taps // 2, groups=config["position_groups"])
+        self.project = dense(size, width, config["project"]) if config["project"] else nn.Identity()
+        taps = position["kernel"]
+        self.position = nn.Conv1d(width, width, taps, padding=taps // 2, groups=position["groups"])
         self.norm, self.norm_first = nn.LayerNorm(width, EPSILON), config["norm_first"]
         self.ratio = ratio = config["time_reduction"]
         self.reduction = nn.Conv1d(width, width, ratio, ratio) if ratio > 1 else nn.Identity()
         strides = [SHIFT * front["stack"]] if mel else [spec["stride"] for spec in front["convs"]]
         self.stride = math.prod([*strides, ratio])  # samples from one frame to the next
         self.layers = nn.ModuleList([Layer(config, layer) for layer in config["layers"]])
-        follow = [*config["layers"][1:], {"reuse": False}] if self.layers else []
-        self.lends = [layer["reuse"] for layer in follow]
+        self.lends = [layer["mixer"]["reuse"] for layer in config["layers"][1:]] + [False] * bool(self.layers)
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> dict:
         """Run `samples: (batch, samples)`; return `hidden`, `last` (the encoder's output) and `lengths` in frames."""

@@ -1,13 +1,11 @@
-"""What PyTorch checkpoints call our arrays: one table for fairseq, s3prl and MelHuBERT, one for Hugging Face.
+"""Arrays of other programs under our names: every source name is used exactly once, and what does not fit is told.
 
-A rule is a pattern of source names, the path it goes to, and a layout. `build` uses every source name exactly once and
-reports together all those that do not fit.
+What names there are, the parts say (`jaxssl.models.arch.Arch.names`).
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +14,9 @@ from compress.address import flatten, unflatten
 from compress.errors import InputError
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params, shapes
+from jaxssl.models.names import SAME, Layout, Rule, Shape
+from jaxssl.models.part import Dialect
 
-Shape = tuple[int, ...]
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 SHOWN = 12  # names of one kind of problem that a message lists
 
@@ -34,91 +33,6 @@ class Tensor(Protocol):
     def read(self) -> np.ndarray:
         """Return it as float32."""
         ...
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How an array lies in PyTorch: its shape there, from its shape here; the way from there to here, and back."""
-
-    source: Callable[[Shape], Shape]
-    convert: Callable[[np.ndarray, Shape], np.ndarray]
-    back: Callable[[np.ndarray], np.ndarray]
-
-
-def _flipped(array: np.ndarray) -> np.ndarray:
-    return array.transpose(2, 1, 0)
-
-
-SAME = Layout(lambda shape: shape, lambda array, _: array, lambda array: array)
-FLAT = Layout(lambda shape: (prod(shape),), np.reshape, np.ravel)
-SPLIT = Layout(  # in, *out
-    lambda shape: (prod(shape[1:]), shape[0]),
-    lambda array, shape: array.T.reshape(shape),
-    lambda array: array.reshape(len(array), -1).T,
-)
-JOIN = Layout(  # *in, out
-    lambda shape: (shape[-1], prod(shape[:-1])),
-    lambda array, shape: array.T.reshape(shape),
-    lambda array: array.reshape(-1, array.shape[-1]).T,
-)
-CONV = Layout(lambda shape: shape[::-1], lambda array, _: _flipped(array), _flipped)
-TAPS = Layout(lambda shape: (1, 1, *shape), np.reshape, lambda array: array[None, None])
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Names that match `pattern` as a whole go to `path`, which may hold the pattern's groups by number."""
-
-    pattern: str
-    path: str
-    layout: Layout
-
-
-def _dense(pattern: str, path: str, layout: Layout = SPLIT) -> tuple[Rule, Rule]:
-    return Rule(rf"{pattern}\.weight", f"{path}/kernel", layout), Rule(rf"{pattern}\.bias", f"{path}/bias", FLAT)
-
-
-def _norm(pattern: str, path: str) -> tuple[Rule, Rule]:
-    return Rule(rf"{pattern}\.weight", f"{path}/scale", FLAT), Rule(rf"{pattern}\.bias", f"{path}/bias", FLAT)
-
-
-FAIRSEQ = (
-    *_dense(r"feature_extractor\.conv_layers\.(\d+)\.0", r"front/convs/\1/conv", CONV),
-    *_norm(r"feature_extractor\.conv_layers\.(\d+)\.2\.1", r"front/convs/\1/norm"),  # layer norm
-    *_norm(r"feature_extractor\.conv_layers\.(\d+)\.2", r"front/convs/\1/norm"),  # group norm
-    *_norm(r"layer_norm", "front/norm"),
-    *_dense(r"(?:post|pre)_extract_proj", "project"),
-    Rule(r"mask_emb", "mask_embedding", FLAT),
-    Rule(r"encoder\.pos_conv\.0\.weight_g", "position/gain", TAPS),
-    Rule(r"encoder\.pos_conv\.0\.weight_v", "position/kernel", CONV),
-    Rule(r"encoder\.pos_conv\.0\.bias", "position/bias", FLAT),
-    *_norm(r"encoder\.layer_norm", "norm"),
-    *_dense(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj", r"layers/\1/attention/\2"),
-    *_dense(r"encoder\.layers\.(\d+)\.self_attn\.out_proj", r"layers/\1/attention/out", JOIN),
-    *_norm(r"encoder\.layers\.(\d+)\.self_attn_layer_norm", r"layers/\1/attention_norm"),
-    *_dense(r"encoder\.layers\.(\d+)\.(fc[12])", r"layers/\1/ffn/\2"),
-    *_norm(r"encoder\.layers\.(\d+)\.final_layer_norm", r"layers/\1/ffn_norm"),
-    *_dense(r"final_proj", "head/project"),
-    Rule(r"label_embs_concat", "head/codewords", SAME),
-)
-
-HUGGINGFACE = (
-    *_dense(r"feature_extractor\.conv_layers\.(\d+)\.conv", r"front/convs/\1/conv", CONV),
-    *_norm(r"feature_extractor\.conv_layers\.(\d+)\.layer_norm", r"front/convs/\1/norm"),
-    *_norm(r"feature_projection\.layer_norm", "front/norm"),
-    *_dense(r"feature_projection\.projection", "project"),
-    Rule(r"masked_spec_embed", "mask_embedding", FLAT),
-    Rule(r"encoder\.pos_conv_embed\.conv\.(?:parametrizations\.weight\.original0|weight_g)", "position/gain", TAPS),
-    Rule(r"encoder\.pos_conv_embed\.conv\.(?:parametrizations\.weight\.original1|weight_v)", "position/kernel", CONV),
-    Rule(r"encoder\.pos_conv_embed\.conv\.bias", "position/bias", FLAT),
-    *_norm(r"encoder\.layer_norm", "norm"),
-    *_dense(r"encoder\.layers\.(\d+)\.attention\.([qkv])_proj", r"layers/\1/attention/\2"),
-    *_dense(r"encoder\.layers\.(\d+)\.attention\.out_proj", r"layers/\1/attention/out", JOIN),
-    *_norm(r"encoder\.layers\.(\d+)\.layer_norm", r"layers/\1/attention_norm"),
-    *_dense(r"encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense", r"layers/\1/ffn/fc1"),
-    *_dense(r"encoder\.layers\.(\d+)\.feed_forward\.output_dense", r"layers/\1/ffn/fc2"),
-    *_norm(r"encoder\.layers\.(\d+)\.final_layer_norm", r"layers/\1/ffn_norm"),
-)
 
 
 @dataclass
@@ -138,14 +52,14 @@ class _Problems:
 
 
 def build(
-    arch: Arch, tensors: Mapping[str, Tensor], rules: Iterable[Rule], *, left: Iterable[str] = (), where: str = "source"
+    arch: Arch, tensors: Mapping[str, Tensor], dialect: Dialect, *, left: Iterable[str] = (), where: str = "source"
 ) -> tuple[Params, tuple[str, ...]]:
     """Turn named PyTorch tensors into a parameter tree; nothing is read unless every name fits.
 
     Args:
         arch: what the tree must be.
         tensors: by source name.
-        rules: the dialect's table.
+        dialect: whose names they are.
         left: patterns of names that are known and not part of the model.
         where: the source, for messages.
 
@@ -160,18 +74,18 @@ def build(
     for name in behind:
         del tensors[name]
     expected = {path: tuple(leaf.shape) for path, leaf in flatten(shapes(arch)).items()}
-    chosen = _assign(expected, tensors, tuple(rules), where)
+    chosen = _assign(expected, tensors, arch.names(dialect), where)
     flat = {path: _convert(*chosen[path], expected[path]) for path in expected}
     return unflatten(flat), behind
 
 
-def named(params: Params, rules: Iterable[Rule]) -> dict[str, np.ndarray]:
+def named(arch: Arch, params: Params, dialect: Dialect) -> dict[str, np.ndarray]:
     """Return parameters as another program names and lays them out: the inverse of `build`.
 
     Raises:
         InputError: the dialect has no name for an array.
     """
-    rules, found = tuple(rules), {}
+    rules, found = arch.names(dialect), {}
     for path, leaf in flatten(params).items():
         name = _source_name(path, rules)
         target, layout = _find(name, rules)

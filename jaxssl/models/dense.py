@@ -1,0 +1,111 @@
+"""The module of a dense map in any form: whole, factorised, in blocks, in int8."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.export import is_symbolic_dim
+from jax.nn import initializers
+
+from compress.errors import InputError
+from compress.quantize import rounded
+from jaxssl.models import choice
+from jaxssl.models.block_product import block_product
+from jaxssl.models.int8_product import int8_product
+from jaxssl.models.layers import KEPT, Init, encoder_init
+from jaxssl.models.part import Blocks, Full, Map, Rank
+from jaxssl.runtime import native
+
+
+class Dense(nnx.Module):
+    """A dense map `y = x · kernel + bias`, or `y = x · down · up + bias` when it has a rank.
+
+    `kernel` is (*inputs, *outputs); factorised, `down` is (*inputs, rank) and `up` is (rank, *outputs); packed, the
+    kernel is given by `blocks` and `index` (`compress.blocks`). In int8, `kernel`, `down` and `up` have scales
+    beside them (`compress.quantize`), and inputs are quantised as they come (`jaxssl.models.int8_product`).
+    """
+
+    def __init__(
+        self,
+        spec: Map,
+        *,
+        prepared: bool = False,
+        kernel_init: Init = encoder_init,
+        bias_init: Init = initializers.zeros,
+        rngs: nnx.Rngs,
+    ):
+        form, inputs, outputs = spec.form, spec.inputs, spec.outputs
+        self.contracted = len(inputs)
+        self.prepared, self.special = prepared, form.int8 or isinstance(form, Blocks)
+        self.listening = False
+        match form:
+            case Blocks(size, _):
+                index = _spread(math.prod(inputs), math.prod(outputs), form)
+                self.blocks = nnx.Param(kernel_init(rngs.params(), (*index.shape, size, size)))
+                self.index = nnx.Param(jnp.asarray(index))
+            case Rank(rank, int8):
+                self._hold("down", kernel_init(rngs.params(), (*inputs, rank)), len(inputs), int8)
+                self._hold("up", kernel_init(rngs.params(), (rank, *outputs)), 1, int8)
+            case Full(int8):
+                self._hold("kernel", kernel_init(rngs.params(), (*inputs, *outputs)), len(inputs), int8)
+        self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs)."""
+        if self.listening:
+            self.heard = nnx.Intermediate(x)
+        if hasattr(self, "gate"):  # (batch or 1, time or 1, units)
+            x = x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
+        if self._native(x):
+            weights = [self.kernel] if hasattr(self, "kernel") else [self.down, self.up]
+            return native.dense(x, *(each[...].astype(x.dtype) for each in (*weights, self.bias)))
+        if hasattr(self, "kernel"):
+            y = self._product(x, "kernel", self.contracted)
+        elif hasattr(self, "blocks"):
+            y = block_product(x.reshape(*x.shape[:2], -1), self.blocks[...], self.index[...])
+            y = y.reshape(*x.shape[:2], *self.bias.shape)
+        else:
+            y = self._product(self._product(x, "down", self.contracted), "up", 1)
+        return checkpoint_name(y + jnp.expand_dims(self.bias[...].astype(x.dtype), (0, 1)), KEPT)
+
+    def bias_alone(self, x: Array) -> Array:
+        """Return what the map gives for an input of no units: its bias at every frame of `x: (batch, time, …)`."""
+        bias = self.bias[...].astype(x.dtype)
+        return jnp.broadcast_to(bias, (*x.shape[:2], *bias.shape))
+
+    def _native(self, x: Array) -> bool:
+        """Tell whether the map of `x` is left to our kernels."""
+        if not self.prepared or self.special or any(map(is_symbolic_dim, x.shape)):
+            return False
+        rank = self.up.shape[0] if hasattr(self, "up") else None
+        return choice.dense(x.shape[0] * x.shape[1], math.prod(self.bias.shape), rank, x.dtype) == "native"
+
+    def _hold(self, name: str, array: Array, inputs: int, int8: bool) -> None:
+        """Take an array of weights, of which the first `inputs` axes are inputs, as it is or in int8."""
+        if int8:
+            array, scale = rounded(array, tuple(range(inputs)))
+            setattr(self, f"{name}_scale", nnx.Param(scale))
+        setattr(self, name, nnx.Param(array))
+
+    def _product(self, x: Array, name: str, contracted: int) -> Array:
+        weights = getattr(self, name)[...]
+        if hasattr(self, f"{name}_scale"):
+            return int8_product(x, weights, getattr(self, f"{name}_scale")[...], contracted)
+        sums = choice.sums()
+        return jnp.tensordot(x, weights.astype(x.dtype), contracted, preferred_element_type=sums).astype(x.dtype)
+
+
+def _spread(ins: int, outs: int, form: Blocks) -> np.ndarray:
+    """Choose a fresh packed map's input blocks, (columns, kept) int32: one column goes on where the last one ended.
+
+    Raises:
+        InputError: there are no such blocks.
+    """
+    size, kept = form.size, form.kept
+    if size < 1 or ins % size or outs % size or not 1 <= kept <= ins // size or not outs:
+        raise InputError(f"{kept} blocks of {size} in each column cannot make up a map of {ins} × {outs}")
+    rows = np.arange(outs // size)[:, None] * kept + np.arange(kept)[None]
+    return np.sort(rows % (ins // size), axis=1).astype(np.int32)

@@ -1,0 +1,41 @@
+"""One layer of the encoder, whatever its mixer."""
+
+from typing import Any
+
+from flax import nnx
+from jax import Array
+
+from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.layers import LayerNorm, dropout
+
+
+class EncoderLayer(nnx.Module):
+    """A mixer and a feed-forward block, each with a residual and a norm: before the block (pre-LN) or after the sum."""
+
+    def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: nnx.Rngs):
+        self.norm_first, self.rate = arch.norm_first, arch.dropout.hidden
+        self.place, width = layer.mixer.place, arch.width
+        mixer = layer.mixer.build(width, dropout=arch.dropout, prepared=arch.prepared, lends=lends, rngs=rngs)
+        setattr(self, self.place, mixer)
+        setattr(self, f"{self.place}_norm", LayerNorm(width, rngs=rngs))
+        self.ffn = layer.ffn.build(width, dropout=arch.dropout, prepared=arch.prepared, rngs=rngs)
+        self.ffn_norm = LayerNorm(width, rngs=rngs)
+
+    def __call__(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Any = None) -> tuple[Array, Any]:
+        """Map `x: (batch, time, width)` to the same shape; take and return what mixers lend each other."""
+        mixer, norm = getattr(self, self.place), getattr(self, f"{self.place}_norm")
+
+        def mix(x: Array) -> tuple[Array, Any]:
+            y, carry = mixer(x, valid, rngs, before)
+            return dropout(y, self.rate, rngs), carry
+
+        def feed(x: Array) -> Array:
+            return dropout(self.ffn(x, rngs), self.rate, rngs)
+
+        if self.norm_first:
+            y, carry = mix(norm(x))
+            x = x + y
+            return x + feed(self.ffn_norm(x)), carry
+        y, carry = mix(x)
+        x = norm(x + y)
+        return self.ffn_norm(x + feed(x)), carry

@@ -1,0 +1,313 @@
+"""HuBERT's front end: strided convolutions over samples, and the modules they are made of.
+
+As in `layers`, every module computes in the dtype of its input and keeps its parameters in float32.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.nn import initializers
+
+from compress.address import Axis
+from compress.errors import InputError
+from jaxssl.models.layers import NORM_EPSILON, LayerNorm, convolve, frame_mask, gelu, uniform_init
+from jaxssl.models.names import CONV, dense_rules, norm_rules
+from jaxssl.models.part import Arrays, Featured, Names, Padding
+
+EXACT = jax.lax.Precision.HIGHEST  # GPUs round float32 operands by default
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution of the waveform extractor."""
+
+    channels: int
+    kernel: int
+    stride: int
+
+
+HUBERT_CONVS = (Conv(512, 10, 5), *(Conv(512, 3, 2),) * 4, *(Conv(512, 2, 2),) * 2)
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Strided convolutions over raw samples at 16 kHz.
+
+    Attributes:
+        convs: the convolutions, first to last.
+        norm: "group" normalises each channel over time after the first convolution only (Base); "layer" normalises
+            the channels of every frame after every convolution (Large, X-Large).
+        bias: whether the convolutions have a bias.
+        normalize: whether each utterance is brought to zero mean and unit variance first.
+        gradient_scale: factor on the gradient that reaches the convolutions in training (fairseq's
+            `feature_grad_mult`); 0 freezes them.
+        feature_norm: whether the last convolution's output is normalised over channels (DistilHuBERT does not).
+    """
+
+    convs: tuple[Conv, ...] = HUBERT_CONVS
+    norm: Literal["group", "layer"] = "group"
+    bias: bool = False
+    normalize: bool = False
+    gradient_scale: float = 1.0
+    feature_norm: bool = True
+    kind: Literal["waveform"] = "waveform"
+
+    rate: ClassVar = 16_000  # inputs (samples) a second
+    penalty: ClassVar = 10.0  # weight of the mean square of its output in pre-training (Hsu et al. 2021)
+    spans: ClassVar = (0.8, 10)  # masked in pre-training: share of frames, frames of a span
+    names: ClassVar[Names] = {
+        "fairseq": (
+            *dense_rules(r"feature_extractor\.conv_layers\.(\d+)\.0", r"front/convs/\1/conv", CONV),
+            *norm_rules(r"feature_extractor\.conv_layers\.(\d+)\.2\.1", r"front/convs/\1/norm"),  # layer norm
+            *norm_rules(r"feature_extractor\.conv_layers\.(\d+)\.2", r"front/convs/\1/norm"),  # group norm
+            *norm_rules(r"layer_norm", "front/norm"),
+        ),
+        "huggingface": (
+            *dense_rules(r"feature_extractor\.conv_layers\.(\d+)\.conv", r"front/convs/\1/conv", CONV),
+            *norm_rules(r"feature_extractor\.conv_layers\.(\d+)\.layer_norm", r"front/convs/\1/norm"),
+            *norm_rules(r"feature_projection\.layer_norm", "front/norm"),
+        ),
+    }
+
+    @property
+    def size(self) -> int:
+        """Width of the features handed to the encoder."""
+        return self.convs[-1].channels
+
+    @property
+    def hop(self) -> int:
+        """Inputs from one frame to the next."""
+        return math.prod(conv.stride for conv in self.convs)
+
+    @property
+    def field(self) -> int:
+        """Inputs that a frame sees (its receptive field)."""
+        hop, field = 1, 1
+        for conv in self.convs:
+            field, hop = field + (conv.kernel - 1) * hop, hop * conv.stride
+        return field
+
+    def frames(self, samples: Any) -> Any:
+        """Count the frames that `samples` samples give (an int or an array of ints)."""
+        for conv in self.convs:
+            samples = (samples - conv.kernel) // conv.stride + 1
+        return samples
+
+    def heard(self, inputs: Any) -> Any:
+        """Count the frames of that many inputs, which are samples."""
+        return self.frames(inputs)
+
+    def shape(self, samples: int) -> tuple[int, ...]:
+        """Return the shape of one utterance's inputs."""
+        return (samples,)
+
+    def macs(self, samples: int) -> int:
+        """Count the multiply-accumulates of one utterance."""
+        total, channels = 0, 1
+        for conv in self.convs:
+            samples = (samples - conv.kernel) // conv.stride + 1
+            total += samples * conv.kernel * channels * conv.channels
+            channels = conv.channels
+        return total
+
+    def activation_bytes(self, samples: int, itemsize: int) -> float:
+        """Return the bytes that one utterance leaves for the backward pass: 3 · itemsize an entry, 8 more a norm."""
+        total = 0.0
+        for conv in self.convs:
+            samples = (samples - conv.kernel) // conv.stride + 1
+            total += samples * conv.channels * (3 * itemsize + (8 if self.norm == "layer" else 0))
+        return total
+
+    def channels(self, project: str | None) -> tuple[Axis, ...]:
+        """List the channels that can go without a trace, `front/convs/<i>/channels`, first to last.
+
+        With a norm over the channels of a frame (Large's extractor, and the norm of the features, which the last
+        convolution feeds) the others would change with one.
+
+        Args:
+            project: path of the array that reads the features, its first axis; None: nothing does.
+        """
+        if self.norm == "layer":
+            return ()
+        last = () if self.feature_norm or project is None else ((project, 0),)
+        readers = (*((f"front/convs/{i}/conv/kernel", 1) for i in range(1, len(self.convs))), *last)
+        return tuple(self._channels(i, reader) for i, reader in enumerate(readers))
+
+    def _channels(self, index: int, reader: tuple[str, int]) -> Axis:
+        at = f"front/convs/{index}"
+        scale = ((f"{at}/norm/scale", 0), (f"{at}/norm/bias", 0)) if index == 0 else ()
+        bias = ((f"{at}/conv/bias", 0),) if self.bias else ()
+        leaves = ((f"{at}/conv/kernel", 2), *bias, *scale, reader)
+        return Axis(f"{at}/channels", self.convs[index].channels, leaves, reader[0].rpartition("/")[0])
+
+    def read(self, arrays: Arrays) -> "Waveform":
+        """Return the front end that these arrays are; strides and the norm's kind are this one's."""
+        kernels = [arrays["convs"][str(i)]["conv"]["kernel"] for i in range(len(self.convs))]
+        convs = [replace(conv, channels=kernel.shape[2]) for conv, kernel in zip(self.convs, kernels, strict=True)]
+        return replace(self, convs=tuple(convs), feature_norm="norm" in arrays)
+
+    def check_inputs(self, inputs: Array, reduction: int) -> None:
+        """Refuse what is no batch of waveforms; `reduction` frames become one later.
+
+        Raises:
+            InputError: the inputs are of another form, or too short for one frame.
+        """
+        if inputs.ndim != 2:
+            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+        if self.frames(inputs.shape[1]) < reduction:
+            raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
+
+    def build(self, *, rngs: nnx.Rngs) -> "Extractor":
+        """Make the module."""
+        return Extractor(self, rngs=rngs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scale_gradient(x: Array, scale: float) -> Array:
+    """Return `x`; what flows back through it is multiplied by `scale`."""
+    return x
+
+
+def _scale_forward(x: Array, scale: float) -> tuple[Array, None]:
+    return x, None
+
+
+def _scale_backward(scale: float, _: None, gradient: Array) -> tuple[Array]:
+    return (scale * gradient,)
+
+
+scale_gradient.defvjp(_scale_forward, _scale_backward)
+
+
+class TimeNorm(nnx.Module):
+    """Normalise each channel of a convolution of samples over time: GroupNorm with as many groups as channels.
+
+    Convolution and norm together are a product y = (w - mean(w)) · k · scale / sqrt(kᵀ C k + ε) + bias of windows of
+    samples, w, with the convolution's kernel, k; C is the covariance of windows over time. So its output is written
+    once and never read for the statistics, which are exact in bfloat16 too.
+    """
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Array, kernel: Array, stride: int, lengths: Array | None) -> Array:
+        """Convolve `x: (batch, samples, 1)` with `kernel: (taps, 1, channels)` and normalise the outcome.
+
+        Statistics are those of each row's first `lengths: (batch,)` frames; None: of all.
+        """
+        # Cosines, because neighbouring samples are nearly equal: in float32 the little that a high-pass channel hears
+        # would drown in the rounding of what it does not.
+        basis = _cosines(kernel.shape[0])
+        windows = convolve(x.astype(jnp.float32), basis[:, None], stride=stride, precision=EXACT)
+        valid = jnp.ones_like(windows[..., :1])
+        if lengths is not None:
+            valid = valid * frame_mask(lengths, windows.shape[1])[..., None].astype(jnp.float32)
+        count = valid.sum(1, keepdims=True)
+        windows = windows - (windows * valid).sum(1, keepdims=True) / count
+        covariance = jnp.einsum("bti,btj->bij", windows * valid, windows, precision=EXACT) / count
+        kernel = jnp.matmul(basis.T, kernel[:, 0], precision=EXACT)
+        variance = jnp.einsum("bij,ic,jc->bc", covariance, kernel, kernel, precision=EXACT)
+        scale = self.scale[...][None] * jax.lax.rsqrt(variance + NORM_EPSILON)
+        y = jnp.matmul(windows.astype(x.dtype), (kernel[None] * scale[:, None]).astype(x.dtype))
+        return y + self.bias[...].astype(x.dtype)[None, None]
+
+
+def _cosines(taps: int) -> Array:
+    """Return the orthonormal cosines of a window, (taps, taps), one a column (DCT-II)."""
+    time = np.arange(taps)
+    basis = np.cos(np.pi * (time[:, None] + 0.5) * time[None] / taps) * math.sqrt(2 / taps)
+    basis[:, 0] /= math.sqrt(2)
+    return jnp.asarray(basis, jnp.float32)
+
+
+class StridedConv(nnx.Module):
+    """A strided convolution without padding."""
+
+    def __init__(self, inputs: int, spec: Conv, *, bias: bool, rngs: nnx.Rngs):
+        self.stride = spec.stride
+        shape = (spec.kernel, inputs, spec.channels)
+        self.kernel = nnx.Param(initializers.he_normal()(rngs.params(), shape, jnp.float32))
+        if bias:
+            init = uniform_init(inputs * spec.kernel)
+            self.bias = nnx.Param(init(rngs.params(), (spec.channels,)))
+
+    def __call__(self, x: Array) -> Array:
+        """Map `x: (batch, time, in)` to (batch, fewer, channels)."""
+        y = convolve(x, self.kernel[...], stride=self.stride)
+        return y + self.bias[...].astype(x.dtype)[None, None] if hasattr(self, "bias") else y
+
+
+class ConvLayer(nnx.Module):
+    """One step of the extractor: convolution, norm where the model has one, GELU."""
+
+    def __init__(self, front: Waveform, index: int, *, rngs: nnx.Rngs):
+        spec = front.convs[index]
+        self.conv = StridedConv(front.convs[index - 1].channels if index else 1, spec, bias=front.bias, rngs=rngs)
+        if front.norm == "layer":
+            self.norm = LayerNorm(spec.channels, rngs=rngs)
+        elif index == 0:
+            self.norm = TimeNorm(spec.channels)
+
+    def __call__(self, x: Array, lengths: Array | None) -> Array:
+        """Map `x: (batch, time, in)` to (batch, fewer, channels); `lengths` count the output's valid frames."""
+        match getattr(self, "norm", None):
+            case None:
+                return gelu(self.conv(x))
+            case TimeNorm() as norm:  # takes away any bias that the convolution has
+                return gelu(norm(x, self.conv.kernel[...], self.conv.stride, lengths))
+            case norm:
+                return gelu(norm(self.conv(x)))
+
+
+class Extractor(nnx.Module):
+    """Computes `Waveform`: the convolutions and, where the model has one, the norm of their output."""
+
+    def __init__(self, part: Waveform, *, rngs: nnx.Rngs):
+        self.part = part
+        self.convs = nnx.List([ConvLayer(part, i, rngs=rngs) for i in range(len(part.convs))])
+        if part.feature_norm:
+            self.norm = LayerNorm(part.size, rngs=rngs)
+
+    def __call__(self, samples: Array, lengths: Array | None, *, dtype: Any, padding: Padding) -> Featured:
+        """Turn `samples: (batch, samples)`, of which `lengths` are valid, into features (batch, time, channels)."""
+        if self.part.normalize:
+            samples = standardise(samples, lengths)
+        seen = lengths if padding == "independent" else None
+        extracted = self.extract(samples.astype(dtype), seen)
+        features = self.norm(extracted) if hasattr(self, "norm") else extracted
+        if lengths is None:
+            return Featured(features, None, extracted)
+        if padding == "fairseq":
+            return Featured(features, _fairseq_frames(lengths, samples.shape[1], features.shape[1]), extracted)
+        return Featured(features, self.part.frames(lengths), extracted)
+
+    def extract(self, samples: Array, lengths: Array | None) -> Array:
+        """Run the convolutions over `samples: (batch, samples)`."""
+        x = samples[..., None]
+        for spec, conv in zip(self.part.convs, self.convs, strict=True):
+            lengths = None if lengths is None else (lengths - spec.kernel) // spec.stride + 1
+            x = conv(x, lengths)
+        return scale_gradient(x, self.part.gradient_scale)
+
+
+def standardise(samples: Array, lengths: Array | None = None) -> Array:
+    """Bring each row of `samples: (batch, samples)` to zero mean and unit variance over its valid samples."""
+    valid = None if lengths is None else frame_mask(lengths, samples.shape[1])
+    mean = samples.mean(1, keepdims=True, where=valid)
+    variance = jnp.square(samples - mean).mean(1, keepdims=True, where=valid)
+    out = (samples - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
+    return out if valid is None else jnp.where(valid, out, jnp.zeros_like(out))
+
+
+def _fairseq_frames(lengths: Array, samples: int, frames: int) -> Array:
+    """Count valid frames as fairseq does: a frame is padding when all its `samples // frames` samples are."""
+    block = samples // frames
+    return jnp.minimum(-(-lengths // block), frames)

@@ -1,0 +1,167 @@
+"""Multi-head self-attention, heads on an axis of their own, or on the attention maps of the layer before."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from compress.errors import InputError
+from jaxssl.models.attend import attend
+from jaxssl.models.dense import Dense
+from jaxssl.models.layers import KEPT, dropout
+from jaxssl.models.names import JOIN, dense_rules
+from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, form_of
+
+Maps = tuple[Array, Array]  # attention of all heads: exp(score), (batch, heads, query, key), and its sums over keys
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Self-attention (Vaswani et al. 2017); without heads it is its output's bias.
+
+    Attributes:
+        heads: how many; may be 0.
+        head_dim: size of one.
+        reuse: whether heads weigh values by the attention maps of the layer before (ARMHuBERT, Jang et al. 2023),
+            which must have as many; there are no q and k then.
+        q: form of the map to queries, (width,) to (heads, head_dim).
+        k: the same to keys.
+        v: the same to values.
+        out: form of the map back, (heads, head_dim) to (width,).
+    """
+
+    heads: int
+    head_dim: int
+    reuse: bool = False
+    q: Form = FULL
+    k: Form = FULL
+    v: Form = FULL
+    out: Form = FULL
+    kind: Literal["attention"] = "attention"
+
+    place: ClassVar = "attention"  # of its arrays in a layer, and of its norm's with _norm behind it
+    names: ClassVar[Names] = {
+        "fairseq": (
+            *dense_rules(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj", r"layers/\1/attention/\2"),
+            *dense_rules(r"encoder\.layers\.(\d+)\.self_attn\.out_proj", r"layers/\1/attention/out", JOIN),
+        ),
+        "huggingface": (
+            *dense_rules(r"encoder\.layers\.(\d+)\.attention\.([qkv])_proj", r"layers/\1/attention/\2"),
+            *dense_rules(r"encoder\.layers\.(\d+)\.attention\.out_proj", r"layers/\1/attention/out", JOIN),
+        ),
+    }
+
+    @property
+    def empty(self) -> bool:
+        """Whether it is but a bias."""
+        return not self.heads
+
+    @property
+    def carries(self) -> bool:
+        """Whether it takes what the mixer of the layer before carries over."""
+        return self.reuse
+
+    def maps(self, width: int) -> tuple[Map, ...]:
+        """List q, k, v and out; v and out where maps are reused."""
+        heads = (self.heads, self.head_dim)
+        inner = ("v",) if self.reuse else ("q", "k", "v")
+        return (*(Map(n, (width,), heads, getattr(self, n)) for n in inner), Map("out", heads, (width,), self.out))
+
+    def units(self) -> tuple[Units, ...]:
+        """List the heads; those that reuse maps go with the heads that made them."""
+        inner: tuple[str, ...] = ("v",) if self.reuse else ("q", "k", "v")
+        sides = (*((name, "out") for name in inner), ("out", "in"))
+        return (Units("heads", self.heads, sides, "out", shared=self.reuse),)  # type: ignore[arg-type]
+
+    def resized(self, name: str, size: int) -> Self:
+        """Return the same with another number of units."""
+        return replace(self, heads=size)
+
+    def core_macs(self, frames: int) -> int:
+        """Count scores, unless they are the layer's before, and weighted sums."""
+        return (1 if self.reuse else 2) * frames**2 * self.heads * self.head_dim
+
+    def activation_bytes(self, frames: int, itemsize: int, dropout: Dropout) -> float:
+        """Return what one frame leaves: scores in float32 twice, weights, and those that dropout left; q, k, v, sum."""
+        scores = self.heads * frames * (8 + (3 if dropout.attention else 2) * itemsize)
+        return scores + 4 * itemsize * self.heads * self.head_dim
+
+    def read(self, arrays: Arrays) -> Self:
+        """Return the mixer that these arrays are."""
+        heads, head_dim = arrays["v"]["bias"].shape
+        found: dict[str, Any] = {name: form_of(each) for name, each in arrays.items()}
+        return type(self)(heads, head_dim, "q" not in arrays, **found)
+
+    def check(self, where: str, before: object) -> None:
+        """Refuse a negative number, and maps of `before`, the mixer of the layer before, that are not there.
+
+        Raises:
+            InputError: the message says which.
+        """
+        if min(self.heads, self.head_dim) < 0:
+            raise InputError(f"{where}: {self.heads} heads of {self.head_dim}; neither may be negative")
+        if not self.reuse:
+            return
+        if before is None:
+            raise InputError(
+                f"{where}: reuses attention maps, and no layer is before it; keep the layer that makes them"
+            )
+        if not isinstance(before, Attention) or self.heads != before.heads:
+            have = before.heads if isinstance(before, Attention) else "no"
+            place, _, number = where.rpartition("/")
+            heads = f"{self.heads} heads reuse the maps of {have} in {place}/{int(number) - 1}"
+            raise InputError(f"{where}: {heads}; cut both layers' heads together")
+        if self.q != FULL or self.k != FULL:
+            raise InputError(f"{where}: reuses attention maps, so it has no q and k to factorise or pack")
+
+    def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: nnx.Rngs) -> "Heads":
+        """Make the module; `lends`: the next layer takes its maps."""
+        return Heads(self, width, rate=dropout.attention, prepared=prepared, lends=lends, rngs=rngs)
+
+
+class Heads(nnx.Module):
+    """Computes `Attention`."""
+
+    def __init__(self, part: Attention, width: int, *, rate: float, prepared: bool, lends: bool, rngs: nnx.Rngs):
+        self.heads, self.head_dim, self.reuse, self.lends = part.heads, part.head_dim, part.reuse, lends
+        self.rate = 0.0 if part.reuse else rate  # ARMHuBERT drops no weight of a reused map
+        self.prepared = prepared
+        for spec in part.maps(width):
+            setattr(self, spec.name, Dense(spec, prepared=prepared, rngs=rngs))
+
+    def __call__(
+        self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Maps | None
+    ) -> tuple[Array, Maps | None]:
+        """Attend over `x: (batch, time, width)`; keys where `valid: (batch, time)` is false are not seen.
+
+        `before` are the maps of the layer before, for a layer that reuses them; this layer's are returned, without
+        dropout, where it made or reused some: None without heads, or where nobody needs more than their product.
+        """
+        if self.heads == 0:
+            return self.out.bias_alone(x), None
+        if not (self.reuse or self.lends):
+            rate, key = (0.0, None) if rngs is None or self.rate == 0.0 else (self.rate, rngs.dropout())
+            q = self.q(x) * self.head_dim**-0.5
+            context = attend(q, self.k(x), self.v(x), valid, rate=rate, key=key, prepared=self.prepared)
+            return self.out(checkpoint_name(context.astype(x.dtype), KEPT)), None
+        maps = before if self.reuse else self.weights(x, valid)
+        assert maps is not None
+        weights, total = maps
+        weights = dropout(weights, self.rate, rngs).astype(x.dtype)
+        context = jnp.einsum("bhts,bshd->bthd", weights, self.v(x), preferred_element_type=jnp.float32)
+        # Dividing after the value product touches (time × head_dim) numbers instead of (time × time).
+        context = context / total.transpose(0, 2, 1)[..., None]
+        return self.out(context.astype(x.dtype)), maps
+
+    def weights(self, x: Array, valid: Array | None) -> Maps:
+        """Let every frame of `x` look at every valid one."""
+        q = self.q(x) * self.head_dim**-0.5
+        scores = jnp.einsum("bthd,bshd->bhts", q, self.k(x), preferred_element_type=jnp.float32)
+        if valid is not None:
+            scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        return weights, weights.sum(-1)

@@ -1,0 +1,141 @@
+"""Positions by a grouped convolution over frames, weight-normalised with one gain per tap."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.export import is_symbolic_dim
+from jax.nn import initializers
+
+from compress.errors import InputError
+from compress.quantize import float32
+from jaxssl.models import choice
+from jaxssl.models.banded import banded, bands, by_bands
+from jaxssl.models.fourier import filtered, overlap_save, spectrum
+from jaxssl.models.layers import convolve, gelu
+from jaxssl.models.names import CONV, FLAT, TAPS, Rule
+from jaxssl.models.part import Arrays, Names
+
+
+@dataclass(frozen=True)
+class PositionalConvolution:
+    """x + GELU(convolution(x)) with the kernel gain · v / ‖v‖, the norm over both axes but taps (wav2vec 2.0, §2).
+
+    Attributes:
+        kernel: taps; an even number sees one frame more of the past than of the future.
+        groups: of channels.
+    """
+
+    kernel: int = 128
+    groups: int = 16
+    kind: Literal["convolution"] = "convolution"
+
+    names: ClassVar[Names] = {
+        "fairseq": (
+            Rule(r"encoder\.pos_conv\.0\.weight_g", "position/gain", TAPS),
+            Rule(r"encoder\.pos_conv\.0\.weight_v", "position/kernel", CONV),
+            Rule(r"encoder\.pos_conv\.0\.bias", "position/bias", FLAT),
+        ),
+        "huggingface": (
+            Rule(
+                r"encoder\.pos_conv_embed\.conv\.(?:parametrizations\.weight\.original0|weight_g)",
+                "position/gain",
+                TAPS,
+            ),
+            Rule(
+                r"encoder\.pos_conv_embed\.conv\.(?:parametrizations\.weight\.original1|weight_v)",
+                "position/kernel",
+                CONV,
+            ),
+            Rule(r"encoder\.pos_conv_embed\.conv\.bias", "position/bias", FLAT),
+        ),
+    }
+
+    def macs(self, width: int, frames: int) -> int:
+        """Count the multiply-accumulates of one utterance."""
+        return frames * width * (width // self.groups) * self.kernel
+
+    def check(self, width: int) -> None:
+        """Refuse groups that do not divide the width, and a kernel without taps.
+
+        Raises:
+            InputError: the message says which.
+        """
+        if self.groups < 1 or width % self.groups:
+            raise InputError(f"width {width} is not a multiple of the positional groups {self.groups}")
+        if self.kernel < 1:
+            raise InputError(f"a positional kernel of {self.kernel} taps is none; use 1 or more")
+
+    def read(self, arrays: Arrays) -> "PositionalConvolution":
+        """Return itself: what the arrays tell, a prepared form has lost."""
+        return self
+
+    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
+        """Tell whether arrays are in the form that runs fastest here."""
+        return "filters" in arrays
+
+    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
+        """Return the arrays in the form that `jaxssl.models.choice` says for this device, for running in `dtype`."""
+        if choice.prepared_positions() is None:
+            return arrays
+        return _prepared(arrays, self.groups, jnp.dtype(dtype))
+
+    def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "Position":
+        """Make the module."""
+        return Position(self, width, prepared=prepared, rngs=rngs)
+
+
+class Position(nnx.Module):
+    """Computes what `PositionalConvolution` adds; a prepared one has `filters` of its kernel."""
+
+    def __init__(self, part: PositionalConvolution, width: int, *, prepared: bool, rngs: nnx.Rngs):
+        self.taps, self.groups = part.kernel, part.groups
+        deviation = math.sqrt(4 / (self.taps * width))
+        kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))
+        if prepared and choice.prepared_positions() is not None:
+            self.filters = nnx.Param(filters(kernel, groups=self.groups))
+        else:
+            self.kernel, self.gain = nnx.Param(kernel), nnx.Param(jnp.sqrt((kernel**2).sum((1, 2))))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Array) -> Array:
+        """Return what is added to `x: (batch, time, width)`."""
+        y = self.convolved(x, (self.taps // 2, (self.taps - 1) // 2))
+        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+
+    def convolved(self, x: Array, pads: tuple[int, int]) -> Array:
+        """Convolve by whichever way is the fastest here."""
+        if hasattr(self, "filters"):
+            run = banded if choice.prepared_positions() == "banded" else filtered
+            return run(x, self.filters[...], taps=self.taps, padding=pads)
+        weight, frames = normalised(self.kernel[...], self.gain[...]), x.shape[0] * x.shape[1]
+        ways = {"fourier": overlap_save, "banded": by_bands, "plain": convolve}
+        runs = {name: partial(way, padding=pads, groups=self.groups) for name, way in ways.items()}
+        if is_symbolic_dim(frames):  # an exported program, for lengths and devices that are not known yet
+            chosen = {platform: runs[way] for platform, way in choice.exported_positions().items()}
+            return jax.lax.platform_dependent(x, weight, **chosen)
+        return runs[choice.positions(frames)](x, weight)
+
+
+def filters(kernel: Array, *, groups: int) -> Array:
+    """Return a positional kernel in the form that a prepared model has here."""
+    return (bands if choice.prepared_positions() == "banded" else spectrum)(kernel, groups=groups)
+
+
+def normalised(kernel: Array, gain: Array) -> Array:
+    """Return the positional kernel as it runs, (taps, width / groups, width)."""
+    return kernel * (gain / jnp.sqrt((kernel**2).sum((1, 2))))[:, None, None]
+
+
+@partial(jax.jit, static_argnames=("groups", "dtype"))
+def _prepared(arrays: Arrays, groups: int, dtype: jnp.dtype) -> Arrays:
+    wide = float32(arrays)  # weights may be stored in bfloat16
+    ready = filters(normalised(wide["kernel"], wide["gain"]), groups=groups)
+    if choice.prepared_positions() == "banded":  # Fourier transforms stay in float32
+        ready = ready.astype(dtype)
+    return {"filters": ready, "bias": arrays["bias"]}
