@@ -63,6 +63,7 @@ def _check(arch: Arch) -> Waveform:
         "its layers differ": len(set(arch.layers)) > 1,
         "blocks were emptied": any(block.empty for layer in arch.layers for block in layer.blocks),
         "heads were cut": any(layer.mixer.heads * layer.mixer.head_dim != arch.width for layer in arch.layers),
+        "its positions are no convolution": arch.position.kind != "convolution",
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
         "attention maps are reused": any(layer.mixer.reuse for layer in arch.layers),
         "it has no projection, or reduces time": arch.project is None or arch.time_reduction > 1,

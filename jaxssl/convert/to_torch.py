@@ -15,13 +15,22 @@ from jaxssl.models.model import Params
 LEFT = re.compile(r"head/.*|mask_embedding")  # what only training uses
 CONVOLUTION = re.compile(r"front/convs/\d+/conv/kernel|reduction/kernel")
 SHORT = {"kernel": "weight", "scale": "weight"}
+POSITIONS = ("convolution",)  # kinds of positions that the standalone module has
 
 
 def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarray]:
-    """Return the standalone module's state: names with dots, linear maps as (out, in), one positional kernel."""
+    """Return the standalone module's state: names with dots, linear maps as (out, in), one positional kernel.
+
+    Raises:
+        InputError: the weights are prepared, or the module has no such positions.
+    """
     if arch.prepared:
         raise InputError(
             "the weights are prepared for running (jaxssl.inference.prepack); export the model before that"
+        )
+    if arch.position.kind not in POSITIONS:
+        raise InputError(
+            f"the PyTorch module has positions by {', '.join(POSITIONS)}, not by {arch.position.kind}; export stablehlo"
         )
     arch, params = dequantized(*unpacked(arch, params))
     flat = {path: leaf for path, leaf in flatten(params).items() if leaf.size and not LEFT.fullmatch(path)}

@@ -49,7 +49,10 @@ PACKED = replace(MEL, layers=(transformer_layer(4, 24, q=Blocks(4, 2), fc2=Block
 INT8 = replace(MEL, layers=(transformer_layer(4, 24, **dict.fromkeys(MAPS, Full(int8=True))),))
 
 
-@pytest.mark.parametrize("arch", [*ARCHS.values(), PACKED, INT8])
+OLD = [arch for arch in ARCHS.values() if arch.position.kind == "convolution"]  # there was nothing else
+
+
+@pytest.mark.parametrize("arch", [*OLD, PACKED, INT8])
 def test_what_was_written_before_there_were_versions_is_read(arch):
     assert from_json(json.loads(json.dumps(before_versions(arch)))) == arch
 

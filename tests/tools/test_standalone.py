@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxssl.convert.to_torch import state
+from compress.errors import InputError
+from jaxssl.convert.to_torch import POSITIONS, state
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.upstream import encode
 from jaxssl.models.arch import LogMel
@@ -16,6 +17,7 @@ from jaxssl.models.model import init
 from tests.archs import ARCHS
 
 TOLERANCE = 1e-4
+KNOWN = {name: arch for name, arch in ARCHS.items() if arch.position.kind in POSITIONS}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def exported(torch, module, arch, params, stats):
     return model.eval()
 
 
-@pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
+@pytest.mark.parametrize("arch", KNOWN.values(), ids=KNOWN.keys())
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_layer_is_ours(torch, module, key, arch, padded):
     params = init(arch, key)
@@ -50,3 +52,9 @@ def test_every_layer_is_ours(torch, module, key, arch, padded):
     for one, other in zip((*ours.hidden, ours.last), (*theirs["hidden"], theirs["last"]), strict=True):
         for row, count in enumerate(valid):
             np.testing.assert_allclose(one[row, :count], other[row, :count], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS.values() if arch.position.kind not in POSITIONS])
+def test_positions_that_the_module_has_not_are_refused(key, arch):
+    with pytest.raises(InputError, match=f"not by {arch.position.kind}"):
+        state(arch, init(arch, key), None)

@@ -261,6 +261,8 @@ def _tensors(arch: Arch, batch: Mapping[str, np.ndarray], device: str) -> dict[s
 def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
     blocks = [block for layer in arch.layers for block in layer.blocks]
     plain = all(block == formed(block, FULL) and not block.empty for block in blocks)
+    if arch.position.kind != "convolution":
+        raise InputError(f"the PyTorch step has positions by convolution only, not by {arch.position.kind}")
     if arch.project not in (FULL, None) or not plain or any(layer.mixer.reuse for layer in arch.layers):
         raise InputError("the PyTorch step is for dense layers only; this arch has ranks, packed maps or empty blocks")
     if arch.time_reduction > 1 or not (arch.project is not None and getattr(arch.front, "feature_norm", True)):
