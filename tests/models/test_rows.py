@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxssl.models import choice
-from jaxssl.models.model import _frames, apply, init
+from jaxssl.models.model import apply, init
 from tests.archs import ARCHS, noise
 
 
@@ -16,7 +16,7 @@ def test_every_output_is_the_same(key, monkeypatch, name, padded):
     arch = ARCHS[name]
     params, x = init(arch, key), noise(arch, key)
     lengths = jnp.array([x.shape[1], x.shape[1] * 2 // 3]) if padded else None
-    mask = jax.random.bernoulli(key, 0.3, (2, _frames(arch, x)))
+    mask = jax.random.bernoulli(key, 0.3, (2, arch.front.heard(x.shape[1])))
 
     def run(params):
         return apply(arch, params, x, lengths, mask=mask)

@@ -16,6 +16,7 @@ from jaxssl.models.arch import (
     CosineHead,
     Dropout,
     LogMel,
+    PositionalConvolution,
     Waveform,
     hubert_large,
     melhubert,
@@ -26,18 +27,21 @@ from jaxssl.training.sharding import make_mesh, shardings
 from tests.archs import transformer_layer
 
 SMALL = Arch(
-    LogMel(), 256, 64, (transformer_layer(4, 1024),) * 2, dropout=Dropout(activation=0.1), head=ClusterHead(64)
+    LogMel(),
+    256,
+    (transformer_layer(4, 1024, head_dim=64),) * 2,
+    dropout=Dropout(activation=0.1),
+    head=ClusterHead(64),
 )
 STILL = replace(SMALL, dropout=Dropout(0.0, 0.0))
 WAVE = Arch(
     Waveform(HUBERT_CONVS[:3]),
     64,
-    64,
-    (transformer_layer(1, 64),),
+    (transformer_layer(1, 64, head_dim=64),),
+    position=PositionalConvolution(16),
     dropout=Dropout(0.0, 0.0),
     head=CosineHead(16, (50,)),
 )
-WAVE = replace(WAVE, position_kernel=16)
 
 
 @pytest.mark.parametrize(
