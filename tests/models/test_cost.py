@@ -9,8 +9,8 @@ import pytest
 
 from jaxssl.models import cost
 from jaxssl.models.arch import Layer, LogMel, Ranks, hubert_base, hubert_large, melhubert
-from jaxssl.models.model import apply, init, shapes
-from tests.archs import ARCHS
+from jaxssl.models.model import apply, shapes
+from tests.archs import ARCHS, weights
 
 
 def giga(arch):
@@ -77,7 +77,7 @@ def test_arithmetic_agrees_with_xla(arch, key):
     the products of a wide model nearly reach."""
     wide = replace(arch, width=64, head_dim=32, front=LogMel(40, arch.front.stack), position_kernel=16, head=None)
     frames = 200 // arch.front.stack
-    params = jax.eval_shape(lambda: init(wide, key))
+    params = jax.eval_shape(lambda: weights(wide))
     inputs = jax.ShapeDtypeStruct((1, frames, wide.front.size), jnp.float32)
     compiled = jax.jit(lambda p, x: apply(wide, p, x).last).lower(params, inputs).compile()
     counted = cost.macs(wide, 400 + 160 * 199).total

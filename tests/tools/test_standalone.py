@@ -11,8 +11,7 @@ from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.upstream import encode
 from jaxssl.models.arch import LogMel, to_json
-from jaxssl.models.model import init
-from tests.archs import ARCHS
+from tests.archs import ARCHS, weights
 
 TOLERANCE = 1e-4
 
@@ -31,7 +30,7 @@ def exported(torch, module, arch, params, stats):
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_layer_is_ours(torch, module, key, arch, padded):
-    params = init(arch, key)
+    params = weights(arch)
     stats = (
         Stats(*np.random.default_rng(0).uniform(1, 2, (2, arch.front.bins))) if isinstance(arch.front, LogMel) else None
     )
