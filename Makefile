@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help lowrank prune compare bench test slow lint format torch clean
+.PHONY: help lowrank prune compare bench test slow quick lint format torch clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,8 +36,13 @@ bench: $(VENV)/.tested  ## time forward passes and a training step beside PyTorc
 	$(BIN)/python -m benchmarks.forward $(ARGS)
 	$(BIN)/python -m benchmarks.training
 
-test: $(VENV)/.tested  ## run the test suite
-	$(BIN)/python -m pytest $(ARGS)
+# Workers share compiled programs; a file's tests stay together, for they share what it prepares.
+test: $(VENV)/.tested  ## run the test suite, two files and more at a time
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+LAWS := compress jaxssl tests/compress tests/test_imports.py tests/test_golden.py tests/models/test_model.py
+quick: lint  ## check style, format, types, the laws of compression and of the model, and the docstrings' examples
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(LAWS) $(ARGS)
 
 slow: $(VENV)/.tested  ## run the tests of full-size models
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -26,6 +26,8 @@ import jax.numpy as jnp
 from compress.errors import InputError
 from experiments.reports import tables
 from jaxssl.inference.latency import Load, Timing, machine, matmul_peak, speedup
+from jaxssl.models.arch import Arch
+from jaxssl.models.arch_json import to_json
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, follow, main
@@ -75,7 +77,7 @@ def run(config: Config) -> None:
     load = Load(config.seconds, config.batch)
     files.claim(config.out)
     systems = tuple(dict.fromkeys(("pytorch", *config.system)))
-    told = _race(systems, config)
+    told = _race(systems, arch, config)
     peak = matmul_peak(jnp.dtype(config.dtype))  # only now: no process of ours may hold the device meanwhile
     rows = [_row(system, told, load, speed.macs(arch, load) / peak) for system in systems]
     tables.show(f"pre-training updates, {config.arch}, {load}, {config.dtype}", rows, COLUMNS)
@@ -84,11 +86,11 @@ def run(config: Config) -> None:
     console.print(f"wrote {config.out}: training.json", markup=False)
 
 
-def _race(systems: Sequence[str], config: Config) -> dict[str, list[dict[str, float]]]:
+def _race(systems: Sequence[str], arch: Arch, config: Config) -> dict[str, list[dict[str, float]]]:
     """Have every system's process make an update in its turn; return what each says of its updates."""
     told: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
     with ExitStack() as stack:
-        given = (config.arch, str(config.seconds), str(config.batch), config.dtype)
+        given = (json.dumps(to_json(arch)), str(config.seconds), str(config.batch), config.dtype)
         processes = {
             system: stack.enter_context(_process(system, *given))
             for system in follow(systems, "compiling", total=len(systems))
@@ -107,7 +109,7 @@ def _process(*words: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "benchmarks.updates", *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            _hear(process, *words)
+            _hear(process, words[0])
             yield process
         finally:
             process.kill()
@@ -117,14 +119,14 @@ def _ask(process: subprocess.Popen[str]) -> dict[str, float]:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    return json.loads(_hear(process))
+    return json.loads(_hear(process, "an update"))
 
 
-def _hear(process: subprocess.Popen[str], *words: str) -> str:
+def _hear(process: subprocess.Popen[str], what: str) -> str:
     assert process.stdout is not None
     if line := process.stdout.readline():
         return line
-    raise InputError(f"{' '.join(words)}: ended with exit code {process.wait()}; what it said is above")
+    raise InputError(f"{what}: ended with exit code {process.wait()}; what it said is above")
 
 
 def _row(system: str, told: dict[str, list[dict[str, float]]], load: Load, ideal: float) -> dict[str, Any]:

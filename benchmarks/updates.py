@@ -1,8 +1,9 @@
 """One system's training updates, one for each line on standard input; what `benchmarks.training` starts.
 
-    python -m benchmarks.updates scan melhubert-20ms 15 4 float32
+    python -m benchmarks.updates scan '{"front": …}' 15 4 float32
 
-Says `ready`, then for every line it is given, as JSON: seconds of an update and bytes held at most so far.
+The model is its arch as JSON. Says `ready`, then for every line it is given, as JSON: seconds of an update and bytes
+held at most so far.
 """
 
 import json
@@ -20,8 +21,8 @@ import jax.numpy as jnp
 
 from jaxssl.inference.latency import Load, Program
 from jaxssl.models.arch import Arch
+from jaxssl.models.arch_json import from_json
 from jaxssl.models.model import init
-from jaxssl.models.zoo import PRESETS
 from jaxssl.training import speed
 
 Peak = Callable[[], int]  # tells the bytes held at most so far
@@ -84,6 +85,6 @@ def resident() -> Peak:
 
 
 if __name__ == "__main__":
-    name, preset, seconds, batch, kind = sys.argv[1:]
+    name, arch, seconds, batch, kind = sys.argv[1:]
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share a device
-    serve(name, PRESETS[preset](), Load(float(seconds), int(batch)), kind)
+    serve(name, from_json(json.loads(arch)), Load(float(seconds), int(batch)), kind)

@@ -1,8 +1,10 @@
 """Small architectures that between them have everything a model can have; the laws are tested on all of them."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
+import numpy as np
 
 from jaxssl.models.arch import (
     Arch,
@@ -18,7 +20,7 @@ from jaxssl.models.arch import (
     Rank,
     Waveform,
 )
-from jaxssl.models.model import apply
+from jaxssl.models.model import apply, shapes
 
 MAPS = ("q", "k", "v", "out", "fc1", "fc2")
 CONVS = (Conv(12, 10, 5), *(Conv(12, 3, 2),) * 2, Conv(12, 2, 2))
@@ -99,11 +101,30 @@ ARCHS = {
 }
 
 
+def weights(arch, seed=0):
+    """Parameters of a trained model's size, biases and norms too, drawn without a program to compile for each shape."""
+    draw = np.random.default_rng(seed)
+
+    def one(path, leaf):
+        assert leaf.dtype == np.float32, "blocks and int8 maps are made of dense ones"
+        centre = float(path[-1].key in ("scale", "gain"))
+        return (centre + 0.1 * draw.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(one, shapes(arch))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("dtype", "padding", "stack"))
+def forward(arch, params, inputs, lengths=None, **words):
+    """Run a model by one program, which all tests share that give it as much, where `apply` alone compiles hundreds."""
+    return apply(arch, params, inputs, lengths, **words)
+
+
 def noise(arch, key, *, batch=2, frames=30):
-    """Random inputs in the form an arch takes, for that many frames."""
-    if isinstance(arch.front, Waveform):
-        return jax.random.normal(key, (batch, frames * 40 + 20))
-    return jax.random.normal(key, (batch, frames, arch.front.size))
+    """Random inputs in the form an arch takes, for that many frames; `key` may be a seed."""
+    draw = np.random.default_rng(key if isinstance(key, int) else np.asarray(jax.random.key_data(key)))
+    waves = isinstance(arch.front, Waveform)
+    shape = (batch, frames * 40 + 20) if waves else (batch, frames, arch.front.size)
+    return jax.numpy.asarray(draw.standard_normal(shape, np.float32))
 
 
 def beside_noise(arch, params, key):
@@ -111,6 +132,6 @@ def beside_noise(arch, params, key):
     long = noise(arch, key)
     short = long[:1, : long.shape[1] * 2 // 3]
     noisy = long.at[0, short.shape[1] :].set(1e4)
-    alone = apply(arch, params, short)
-    together = apply(arch, params, noisy, jax.numpy.array([short.shape[1], long.shape[1]]))
+    alone = forward(arch, params, short)
+    together = forward(arch, params, noisy, np.array([short.shape[1], long.shape[1]], np.int32))
     return alone, together, int(alone.lengths[-1][0])

@@ -11,6 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1].resolve() / ".pytest_cache/compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; PyTorch's threads would wait for each other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 " + os.environ.get("XLA_FLAGS", "")
 
 import jax
@@ -37,12 +39,11 @@ def key():
     return jax.random.key(0, impl="rbg")
 
 
-@pytest.fixture(scope="module")
-def compiled_quickly():
-    """Compile quickly rather than well: for what does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.hookimpl(tryfirst=True)  # before any fixture compiles
+def pytest_runtest_setup(item):
+    """Compile small programs quickly rather than well; only full-size models, and what is marked so, repay the time."""
+    well = any(item.iter_markers("slow")) or any(item.iter_markers("optimised"))
+    jax.config.update("jax_disable_most_optimizations", not well)
 
 
 @pytest.fixture(scope="session")

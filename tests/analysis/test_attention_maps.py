@@ -13,8 +13,6 @@ from jaxssl.models.arch import Waveform
 from jaxssl.models.model import shapes
 from tests.archs import ARCHS, noise
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 FRAMES = 9
 ITSELF = np.eye(FRAMES)
 EVERYWHERE = np.full((FRAMES, FRAMES), 1 / FRAMES)

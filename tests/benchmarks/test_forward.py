@@ -13,10 +13,9 @@ from experiments.reports import canvas
 from jaxssl.inference.latency import Load, compile_forward
 from jaxssl.models import cost
 from jaxssl.models.arch import Rank, melhubert
-from jaxssl.models.model import init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime.cli import main
-from tests.archs import ARCHS, MAPS, MEL, transformer_layer
+from tests.archs import ARCHS, MAPS, MEL, transformer_layer, weights
 
 BIG = replace(MEL, layers=(transformer_layer(4, 24),) * 4)
 
@@ -51,7 +50,7 @@ def test_parts_add_up_to_the_whole():
 
 def test_every_system_computes_the_same(torch, key):
     """What is timed is one function: PyTorch's output is ours, on the benchmark's own samples."""
-    model, load = rivals.Model(BIG, init(BIG, key)), Load(0.2, 2)
+    model, load = rivals.Model(BIG, weights(BIG)), Load(0.2, 2)
     module = rivals._torch(model)
     with torch.inference_mode():
         theirs = module(torch.tensor(rivals.samples(load)))["last"].numpy()
@@ -78,7 +77,7 @@ def test_what_onnx_runtime_times_is_the_model(torch, key, name):
     for need in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(need)
     arch = ARCHS["base"]
-    rivals.starts(rivals.Model(arch, init(arch, key)), (name,))[name](Load(0.2, 2)).run()
+    rivals.starts(rivals.Model(arch, weights(arch)), (name,))[name](Load(0.2, 2)).run()
 
 
 def test_the_command_end_to_end(torch, tmp_path, monkeypatch, capsys):

@@ -7,9 +7,11 @@ import pytest
 
 from benchmarks import training, updates
 from jaxssl.inference.latency import Load
+from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime.cli import main
+from tests.archs import MEL
 
-WORDS = ["--arch", "melhubert-mini", "--seconds", "0.5", "--batch", "2", "--system", "scan", "--rounds", "2"]
+WORDS = ["--arch", "small", "--seconds", "0.5", "--batch", "2", "--system", "scan", "--rounds", "2"]
 
 
 def test_ratios_are_of_turns_and_memory_of_peaks():
@@ -29,6 +31,12 @@ def test_the_peak_is_of_what_comes_after():
     held = bytearray(200 << 20)
     assert peak() - before > 150 << 20
     del held
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setitem(PRESETS, "small", lambda: MEL)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def test_the_command_end_to_end(torch, tmp_path, monkeypatch):

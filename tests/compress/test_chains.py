@@ -9,9 +9,8 @@ from compress.plan import Heads, LowRank, Rows, Sites, Weights, run
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import FeedForward, Rank
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes, matrices
-from tests.archs import BASE, MEL, noise
+from tests.archs import BASE, MEL, forward, noise, weights
 
 LOW, HEADS, ROWS, WEIGHTS = LowRank("layers/*/ffn/*", 4), Heads(2), Rows(16), Weights(0.5)
 ORDERS = {
@@ -28,7 +27,7 @@ def test_any_order_saved_and_loaded(base, order, key, tmp_path):
     def sites(params):
         return Sites(axes(describe(base, params)), matrices(describe(base, params)))
 
-    params = run(order, init(base, key), sites=sites)
+    params = run(order, weights(base), sites=sites)
     arch = describe(base, params)
     assert {layer.mixer.heads for layer in arch.layers} == {2}
     assert {layer.ffn for layer in arch.layers} == {FeedForward(16, Rank(4), Rank(4))}
@@ -39,7 +38,7 @@ def test_any_order_saved_and_loaded(base, order, key, tmp_path):
     for path, leaf in flatten(params).items():
         np.testing.assert_array_equal(leaf, flatten(loaded)[path], err_msg=path)
     inputs = noise(base, key)
-    np.testing.assert_array_equal(apply(arch, params, inputs).last, apply(again, loaded, inputs).last)
+    np.testing.assert_array_equal(forward(arch, params, inputs).last, forward(again, loaded, inputs).last)
     if order[-1] == WEIGHTS:
         entries = [leaf for path, leaf in flatten(params["layers"]).items() if "norm" not in path]
         zeros = sum(int((np.asarray(leaf) == 0).sum()) for leaf in entries)

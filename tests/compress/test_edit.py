@@ -14,9 +14,8 @@ from compress.score import magnitude
 from compress.select import highest, highest_overall
 from jaxssl.models import cost
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes
-from tests.archs import ARCHS, MEL, noise
+from tests.archs import ARCHS, MEL, forward, noise, weights
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 
@@ -33,24 +32,17 @@ def half(size, seed):
     return tuple(sorted(np.random.default_rng(seed).permutation(size)[: size // 2].tolist()))
 
 
-def lively(arch, key):
-    """Parameters with biases and norms that matter, as trained ones have."""
-    params, keys = init(arch, key), iter(jax.random.split(key, 500))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
-
-
 @every_arch
 @pytest.mark.parametrize("seed", [0, 1])
 def test_mask_equals_cut(arch, seed):
     """f(mask(p, a, k)) == f(cut(p, a, k)) for every axis at once, and the cut model describes itself."""
-    key = jax.random.key(seed)
-    masked = slim = lively(arch, key)
+    masked = slim = weights(arch, seed)
     for axis in axes(arch):
         keep = half(axis.size, seed)
         masked, slim = mask(masked, axis, keep), cut(slim, axis, keep)
     small = describe(arch, slim)
-    inputs = noise(arch, key)
-    for one, two in zip(apply(arch, masked, inputs).hidden, apply(small, slim, inputs).hidden, strict=True):
+    inputs = noise(arch, seed)
+    for one, two in zip(forward(arch, masked, inputs).hidden, forward(small, slim, inputs).hidden, strict=True):
         np.testing.assert_allclose(one, two, atol=2e-5, rtol=1e-4)
     assert cost.parameters(small) == sum(leaf.size for leaf in jax.tree.leaves(slim))
     assert cost.macs(small, 16000).total < cost.macs(arch, 16000).total
@@ -58,24 +50,26 @@ def test_mask_equals_cut(arch, seed):
 
 @every_arch
 def test_all_units_may_go(arch, key):
-    masked = slim = lively(arch, key)
+    masked = slim = weights(arch)
     for axis in axes(arch):
         masked, slim = mask(masked, axis, ()), cut(slim, axis, ())
     small, inputs = describe(arch, slim), noise(arch, key)
-    assert all(layer.mixer.heads == layer.ffn.size == 0 for layer in small.layers)
-    np.testing.assert_allclose(apply(arch, masked, inputs).last, apply(small, slim, inputs).last, atol=2e-5, rtol=1e-4)
+    assert all(layer.mixer.heads == layer.ffn == 0 for layer in small.layers)
+    np.testing.assert_allclose(
+        forward(arch, masked, inputs).last, forward(small, slim, inputs).last, atol=2e-5, rtol=1e-4
+    )
 
 
 @every_arch
 def test_keeping_all_is_the_identity(arch, key):
-    params = init(arch, key)
+    params = weights(arch)
     for axis in axes(arch):
         equal(cut(params, axis, range(axis.size)), params)
         equal(mask(params, axis, range(axis.size)), params)
 
 
 def test_cut_after_cut_is_the_cut_of_both(key):
-    params, first, second = init(MEL, key), (0, 2, 3, 7, 9, 11), (1, 2, 5)
+    params, first, second = weights(MEL), (0, 2, 3, 7, 9, 11), (1, 2, 5)
     axis = next(a for a in axes(MEL) if a.name == "layers/1/ffn/hidden")
     once = cut(params, axis, first)
     again = next(a for a in axes(describe(MEL, once)) if a.name == axis.name)
@@ -83,13 +77,13 @@ def test_cut_after_cut_is_the_cut_of_both(key):
 
 
 def test_cuts_of_different_axes_commute(key):
-    params, (one, two, *_) = init(MEL, key), axes(MEL)
+    params, (one, two, *_) = weights(MEL), axes(MEL)
     equal(cut(cut(params, one, (0, 3)), two, (1, 5)), cut(cut(params, two, (1, 5)), one, (0, 3)))
 
 
 def test_moments_are_cut_with_the_parameters(key):
     """Anything with the parameters' paths can be cut: here Adam's moments, after a step."""
-    params = lively(MEL, key)
+    params = weights(MEL)
     optimizer = optax.adam(1e-3)
     with jax.numpy_dtype_promotion("standard"):  # optax's bias correction mixes int32 and float
         state = optimizer.update(params, optimizer.init(params), params)[1]
@@ -105,20 +99,20 @@ def test_moments_are_cut_with_the_parameters(key):
 
 
 def test_layers_are_kept_and_renumbered(key):
-    params = init(MEL, key)
+    params = weights(MEL)
     kept = keep_layers(params, (0, 2))
     small = describe(MEL, kept)
     assert len(small.layers) == 2
     equal(kept["layers"]["1"], params["layers"]["2"])
-    full = apply(MEL, keep_layers(params, (0, 1, 2)), noise(MEL, key))
-    np.testing.assert_array_equal(full.last, apply(MEL, params, noise(MEL, key)).last)
+    full = forward(MEL, keep_layers(params, (0, 1, 2)), noise(MEL, key))
+    np.testing.assert_array_equal(full.last, forward(MEL, params, noise(MEL, key)).last)
     for wrong in ((0, 3), (1, 0), (1, 1), (-1,)):
         with pytest.raises(InputError, match="layers"):
             keep_layers(params, wrong)
 
 
 def test_scores_by_hand(key):
-    params = init(MEL, key)
+    params = weights(MEL)
     heads, rows = axes(MEL)[:2]
     attention, ffn = params["layers"]["0"]["attention"], params["layers"]["0"]["ffn"]
     by_hand = sum(np.abs(np.asarray(attention[n]["kernel"])).sum((0, 2)) for n in "qkv")
@@ -167,23 +161,23 @@ def test_scores_that_are_not_numbers_are_refused():
 def test_only_indices_are_indices(act, keep, key):
     """A cast to integers would keep units 0 and 1 for [False, True]."""
     with pytest.raises(InputError, match="layers/0/attention/heads: keep takes indices"):
-        act(init(MEL, key), axes(MEL)[0], keep)
+        act(weights(MEL), axes(MEL)[0], keep)
 
 
 @pytest.mark.parametrize("keep", [(0, 4), (-1,), (1, 1), (2, 1)])
 def test_impossible_indices_name_the_axis(keep, key):
     with pytest.raises(InputError, match="layers/0/attention/heads"):
-        cut(init(MEL, key), axes(MEL)[0], keep)
+        cut(weights(MEL), axes(MEL)[0], keep)
 
 
 def test_an_axis_of_another_model_is_refused(key):
     axis = Axis("layers/0/ffn/hidden", 23, (("layers/0/ffn/fc1/kernel", 1),))
     with pytest.raises(InputError, match=r"layers/0/ffn/fc1/kernel.*24.*23"):
-        cut(init(MEL, key), axis, (0,))
+        cut(weights(MEL), axis, (0,))
     with pytest.raises(InputError, match="no such path"):
-        mask(init(MEL, key), Axis("x", 24, (("layers/9/fc1", 1),)), (0,))
+        mask(weights(MEL), Axis("x", 24, (("layers/9/fc1", 1),)), (0,))
     for path, at in (("layers/0/ffn/fc1", 0), ("norm/scale", 1)):  # a branch; an array of fewer axes
         with pytest.raises(InputError, match=rf"{path}: axis {at} of shape .* is not the 24 units of x"):
-            cut(init(MEL, key), Axis("x", 24, ((path, at),)), (0,))
+            cut(weights(MEL), Axis("x", 24, ((path, at),)), (0,))
     with pytest.raises(InputError, match="layers: no such path"):
         keep_layers({"norm": jnp.zeros(3)}, (0,))

@@ -19,9 +19,8 @@ from compress.lowrank import (
 )
 from jaxssl.models import cost
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, init
 from jaxssl.models.sites import matrices
-from tests.archs import ARCHS, MEL, noise
+from tests.archs import ARCHS, MEL, forward, noise, weights
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 
@@ -124,7 +123,7 @@ def test_a_rank_above_the_greatest_falls_to_it(seed):
 @every_arch
 def test_truncate_equals_factorise(arch, key):
     """The same function, dense or as two thin products, for every map of every model at once."""
-    truncated = factored = init(arch, key)
+    truncated = factored = weights(arch)
     for matrix in working(arch):
         found = decompose(truncated, matrix)
         truncated_arch = describe(arch, factored)
@@ -133,7 +132,9 @@ def test_truncate_equals_factorise(arch, key):
     assert all(matrix.rank == 2 for matrix in working(small))
     assert len(truncated_arch.layers) == len(small.layers)
     for one, two in zip(
-        apply(describe(arch, truncated), truncated, inputs).hidden, apply(small, factored, inputs).hidden, strict=True
+        forward(describe(arch, truncated), truncated, inputs).hidden,
+        forward(small, factored, inputs).hidden,
+        strict=True,
     ):
         np.testing.assert_allclose(one, two, atol=1e-5, rtol=1e-4)
     assert cost.parameters(small) == sum(leaf.size for leaf in jax.tree.leaves(factored))
@@ -141,17 +142,17 @@ def test_truncate_equals_factorise(arch, key):
 
 @every_arch
 def test_full_rank_changes_no_output(arch, key):
-    params = full = init(arch, key)
+    params = full = weights(arch)
     for matrix in working(arch):
         full = factorise(full, decompose(full, matrix), matrix.rank or matrix.max_rank)
     inputs = noise(arch, key)
     np.testing.assert_allclose(
-        apply(describe(arch, full), full, inputs).last, apply(arch, params, inputs).last, atol=1e-4, rtol=1e-3
+        forward(describe(arch, full), full, inputs).last, forward(arch, params, inputs).last, atol=1e-4, rtol=1e-3
     )
 
 
 def test_factorising_again_is_factorising_once_at_the_lower_rank(key):
-    params = init(MEL, key)
+    params = weights(MEL)
     matrix = next(m for m in matrices(MEL) if m.path == "layers/0/attention/out")
     twice = factorise(params, decompose(params, matrix), 6)
     again = next(m for m in matrices(describe(MEL, twice)) if m.path == matrix.path)
@@ -164,7 +165,7 @@ def test_factorising_again_is_factorising_once_at_the_lower_rank(key):
 
 
 def test_a_map_already_thin_is_never_grown(key):
-    params = init(MEL, key)
+    params = weights(MEL)
     matrix = next(m for m in matrices(MEL) if m.path == "layers/0/ffn/fc1")
     thin = factorise(params, decompose(params, matrix), 3)
     now = next(m for m in matrices(describe(MEL, thin)) if m.path == matrix.path)

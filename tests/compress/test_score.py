@@ -21,6 +21,7 @@ from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, map_inputs, shapes
 from jaxssl.models.sites import axes, matrices
 from tests.archs import ARCHS, BASE, MEL, noise
+from tests.golden import meets
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 
@@ -138,19 +139,15 @@ def removed(axis, keep):
 def assert_tree_is(params, golden):
     params, golden = flatten(params), flatten(golden)
     assert params.keys() == golden.keys()
-    for path, leaf in params.items():
-        np.testing.assert_array_equal(leaf, golden[path], err_msg=path)
+    meets(params, golden)
 
 
 def assert_features_are(arch, params, folder, run):
     inputs, golden = np.load(folder / "forward/tiny20_libri960.npz"), np.load(run / "features.npz")
     lengths = inputs["mel_len"].astype(np.int32)
     output = jax.jit(lambda *given: apply(arch, *given))(params, inputs["mel_input"], lengths)
-    for row, length in enumerate(lengths):
-        np.testing.assert_allclose(output.last[row, :length], golden["last"][row, :length], rtol=0, atol=1e-4)
-        for i in range(1, len(arch.layers) + 1):
-            first = golden[f"hidden_{i}_first101"][row, :length]
-            np.testing.assert_allclose(output.hidden[i][row, : len(first)], first, rtol=0, atol=1e-4)
+    found = {f"hidden_{i}_first101": hidden for i, hidden in enumerate(output.hidden) if i}
+    meets({"last": output.last, **found}, golden, atol=1e-4, lengths=lengths)
 
 
 def test_the_studys_l1_heads(shared):
@@ -164,7 +161,7 @@ def test_the_studys_l1_heads(shared):
             golden[f"layers/{layer}/attention/heads"].append(score)
         for axis in (axis for axis in axes(arch) if axis.name in golden):
             scores = magnitude(params, axis, leaves="*/[qkv]/*")
-            np.testing.assert_allclose(scores, golden[axis.name], rtol=1e-4)
+            meets({axis.name: scores}, golden, rtol=1e-4)
             keep = highest(scores, axis.size - 1)
             assert removed(axis, keep) == set(event["pruned"][axis.name.split("/")[1]])
             params = cut(params, axis, keep)
@@ -183,7 +180,7 @@ def test_the_studys_rows(shared):
         for axis in (axis for axis in axes(arch) if axis.name.endswith("/hidden")):
             scored, dropped = next(events), next(events)
             scores = magnitude(params, axis)
-            np.testing.assert_allclose(scores, scored["scores"], rtol=1e-4)
+            meets({axis.name: scores}, {axis.name: scored["scores"]}, rtol=1e-4)
             keep = highest(scores, left)
             assert removed(axis, keep) == set(dropped["rows"])
             params = cut(params, axis, keep)

@@ -21,6 +21,7 @@ from jaxssl.models.arch import Conv, CosineHead, PositionalConvolution
 from jaxssl.models.model import apply
 from tests.archs import transformer_layer
 from tests.convert import files
+from tests.golden import meets
 
 TOLERANCE = 1e-4
 MODELS = ("hubert_base_tiny", "hubert_large_tiny")
@@ -31,8 +32,8 @@ def golden(request, shared):
     return read(shared / f"fairseq/{request.param}.pt"), np.load(shared / f"fairseq/{request.param}.golden.npz")
 
 
-def close(ours, theirs):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+def close(name, ours, theirs):
+    meets({name: ours}, {name: theirs}, atol=TOLERANCE)
 
 
 def padded(golden):
@@ -44,8 +45,8 @@ def test_each_utterance_alone(golden, row):
     converted, arrays = golden
     output = apply(converted.arch, converted.params, jnp.asarray(arrays[f"raw_{row}"])[None])
     for i in (1, 2, 3):
-        close(output.hidden[i], arrays[f"single_{row}_layer_{i}"])
-    close(output.last, arrays[f"single_{row}_layer_none"])
+        close(f"single_{row}_layer_{i}", output.hidden[i], arrays[f"single_{row}_layer_{i}"])
+    close(f"single_{row}_layer_none", output.last, arrays[f"single_{row}_layer_none"])
 
 
 def test_padded_batch(golden):
@@ -54,11 +55,11 @@ def test_padded_batch(golden):
     output = apply(converted.arch, converted.params, padded(arrays), lengths, padding="fairseq")
     valid = ~arrays["frame_padding_mask"]
     assert output.lengths[-1].tolist() == valid.sum(1).tolist()
-    close(output.extracted, arrays["conv_out"].transpose(0, 2, 1))
+    close("conv_out", output.extracted, arrays["conv_out"].transpose(0, 2, 1))
     for ours, name in ((output.features, "post_extract_proj"), (output.last, "layer_none")):
-        close(np.asarray(ours)[valid], arrays[name][valid])
+        close(name, np.asarray(ours)[valid], arrays[name][valid])
     for i in (1, 2, 3):
-        close(np.asarray(output.hidden[i])[valid], arrays[f"layer_{i}"][valid])
+        close(f"layer_{i}", np.asarray(output.hidden[i])[valid], arrays[f"layer_{i}"][valid])
 
 
 def test_pretraining_head(golden):
@@ -66,11 +67,11 @@ def test_pretraining_head(golden):
     lengths, mask = arrays["lengths"].astype(np.int32), arrays["mask_indices"]
     output = apply(converted.arch, converted.params, padded(arrays), lengths, mask=mask, padding="fairseq")
     valid = ~arrays["frame_padding_mask"]
-    close(np.asarray(output.last)[valid], arrays["masked_encoder_out"][valid])
+    close("masked_encoder_out", np.asarray(output.last)[valid], arrays["masked_encoder_out"][valid])
     targets = arrays["targets"][:, :: arrays["targets"].shape[1] // mask.shape[1]][:, : mask.shape[1]]
     positive = np.take_along_axis(np.asarray(output.logits), targets[..., None], 2)[..., 0]
-    close(positive[valid & mask], arrays["logit_m"][:, 0])
-    close(positive[valid & ~mask], arrays["logit_u"][:, 0])
+    close("logit_m", positive[valid & mask], arrays["logit_m"][:, 0])
+    close("logit_u", positive[valid & ~mask], arrays["logit_u"][:, 0])
 
 
 def test_args_and_s3prl_forms_are_the_same_model(shared):

@@ -9,8 +9,8 @@ from tests.experiments.curves import HEADS, ROWS, WEIGHTS, write
 
 
 @pytest.fixture(scope="module")
-def one_device(compiled_quickly):
-    """What these tests are about depends neither on how well XLA optimises nor on how many devices share the work."""
+def one_device():
+    """What these tests are about does not depend on how many devices share the work."""
     one = make_mesh(devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         for module in (fit, corpus):

@@ -27,8 +27,6 @@ from jaxssl.training.settings import Training, claim
 from jaxssl.training.telemetry import read_journal
 from tests.experiments.small import Small, make, reach
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 ROOT = Path(__file__).resolve().parents[2]
 SAVE_EVERY = 3
 SETTINGS = {

@@ -30,14 +30,6 @@ TASKS = ("phones", "speakers", "characters")
 WORDS = ["abcacb", "cabbac", "bcacab", "acbcba", "cbabca", "bacabc", "abacbc", "cbcaba", "bcbaca", "cacbab"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """What is tested here does not depend on how well XLA optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def some(count, **words):
     """Utterances of four speakers in two sessions each, taking turns."""
     made = []

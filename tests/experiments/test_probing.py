@@ -16,8 +16,6 @@ from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
 from tests.experiments.test_card import ARCH, HUMS, utterance
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 STATS = Stats(np.zeros(40, np.float32), np.full(40, 5, np.float32))
 FRONT = log_mel(ARCH)
 WORDS = ["abcacb", "cabbac", "bcacab", "acbcba", "cbabca", "bacabc", "abacbc", "cbcaba", "bcbaca"]

@@ -12,54 +12,53 @@ from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.describe import describe
-from jaxssl.models.model import _skeleton, apply, init, shapes
-from tests.archs import ARCHS, noise
+from jaxssl.models.model import _skeleton, shapes
+from tests.archs import ARCHS, forward, noise, weights
 
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
 def test_the_function_stays(arch, key):
-    params, x = init(arch, key), noise(arch, key)
-    if "position" in params:
-        params["position"]["gain"] = params["position"]["gain"] * 1.5
+    params, x = weights(arch), noise(arch, key)
+    params["position"]["gain"] = params["position"]["gain"] * 1.5
     ready, arrays = prepared(arch, params)
     assert ready == replace(arch, prepared=True)
-    assert "kernel" not in arrays.get("position", {})
-    for one, two in zip(apply(arch, params, x).hidden, apply(ready, arrays, x).hidden, strict=True):
+    assert "kernel" not in arrays["position"]
+    for one, two in zip(forward(arch, params, x).hidden, forward(ready, arrays, x).hidden, strict=True):
         np.testing.assert_allclose(one, two, atol=2e-5)
     assert prepared(ready, arrays)[1] is arrays  # once is enough
 
 
 def test_weights_in_bfloat16_are_the_numbers_they_are(key):
     arch = ARCHS["base"]
-    params, x = bfloat16(init(arch, key)), noise(arch, key)
+    params, x = bfloat16(weights(arch)), noise(arch, key)
     ready, arrays = prepared(arch, params)
-    np.testing.assert_allclose(apply(arch, params, x).last, apply(ready, arrays, x).last, atol=2e-5)
+    np.testing.assert_allclose(forward(arch, params, x).last, forward(ready, arrays, x).last, atol=2e-5)
 
 
 def test_it_is_an_arch_like_others(key):
     arch = replace(ARCHS["mel"], prepared=True)
-    params = init(arch, key)
+    params = weights(arch)
     assert describe(arch, params) == arch == from_json(to_json(arch))
     assert describe(replace(arch, prepared=False), params) == arch
 
 
 def test_other_devices_keep_the_kernel(key, monkeypatch):
     monkeypatch.setattr(choice, "prepared_positions", lambda: None)
-    params = init(ARCHS["mel"], key)
+    params = weights(ARCHS["mel"])
     assert prepared(ARCHS["mel"], params) == (ARCHS["mel"], params)
 
 
 @pytest.mark.parametrize("name", ["base", "mel", "uneven"])
 def test_in_bfloat16_weights_are_rounded_once_and_norms_are_not(key, name):
     arch = ARCHS[name]
-    params, x = init(arch, key), noise(arch, key)
+    params, x = weights(arch), noise(arch, key)
     ready, arrays = prepared(arch, params, dtype=jnp.bfloat16)
     layer = arrays["layers"]["0"]
     assert layer["attention"]["v"]["kernel"].dtype == jnp.bfloat16
     assert layer["ffn_norm"]["scale"].dtype == layer["ffn"]["fc1"]["bias"].dtype == jnp.float32
-    exact = apply(arch, params, x).last
+    exact = forward(arch, params, x).last
     one, two = (
-        float(jnp.sqrt(jnp.square(apply(*each, x, dtype=jnp.bfloat16).last.astype(jnp.float32) - exact).mean()))
+        float(jnp.sqrt(jnp.square(forward(*each, x, dtype=jnp.bfloat16).last.astype(jnp.float32) - exact).mean()))
         for each in ((arch, params), (ready, arrays))
     )
     assert two < 1.3 * one < 0.05
@@ -68,8 +67,8 @@ def test_in_bfloat16_weights_are_rounded_once_and_norms_are_not(key, name):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_graphics_cards_take_the_kernel_as_bands(key, monkeypatch, dtype):
     arch = ARCHS["mel"]
-    params, x = init(arch, key), noise(arch, key)
-    plain = apply(arch, params, x).last
+    params, x = weights(arch), noise(arch, key)
+    plain = forward(arch, params, x).last
     for name in ("positions", "prepared_positions"):
         monkeypatch.setattr(choice, name, lambda *_: "banded")
     forget()
@@ -77,7 +76,7 @@ def test_graphics_cards_take_the_kernel_as_bands(key, monkeypatch, dtype):
         ready, arrays = prepared(arch, params, dtype=dtype)
         assert arrays["position"]["filters"].dtype == dtype
         atol = {"float32": 2e-5, "bfloat16": 0.05}[dtype]
-        for found in (apply(arch, params, x, dtype=dtype).last, apply(ready, arrays, x, dtype=dtype).last):
+        for found in (forward(arch, params, x, dtype=dtype).last, forward(ready, arrays, x, dtype=dtype).last):
             np.testing.assert_allclose(found.astype(jnp.float32), plain, atol=atol)
     finally:
         forget()

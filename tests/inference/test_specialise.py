@@ -14,9 +14,8 @@ from compress.sparse import apply_masks, block_masks
 from jaxssl.inference.latency import Load, Timing, race
 from jaxssl.inference.specialise import compiled, groups, specialise, unpacked
 from jaxssl.models.arch import Blocks, LogMel, Rank
-from jaxssl.models.model import apply, init
 from jaxssl.models.sites import matrices
-from tests.archs import MEL, noise, transformer_layer
+from tests.archs import MEL, forward, noise, transformer_layer, weights
 
 ARCH = replace(
     MEL,
@@ -29,7 +28,7 @@ LOAD = Load(0.5)
 @pytest.fixture
 def pruned(key):
     """Half the blocks of 4 of all feed-forward maps are empty, three quarters of those of the last layer's fc2."""
-    params, maps = init(ARCH, key), {m.path: m for m in matrices(ARCH)}
+    params, maps = weights(ARCH), {m.path: m for m in matrices(ARCH)}
     params = apply_masks(params, block_masks(params, [maps[f"layers/{i}/ffn/fc1"] for i in (0, 1)], 0.5, 4))
     params = apply_masks(params, block_masks(params, [maps[f"layers/{i}/ffn/fc2"] for i in (0, 1)], 0.5, 4))
     return apply_masks(params, block_masks(params, [maps["layers/2/ffn/fc2"]], 0.75, 4))
@@ -71,7 +70,7 @@ def test_groups_are_maps_of_one_kind_shape_and_occupancy(pruned):
 def test_only_maps_that_an_arch_can_pack_are_tried(key):
     """Not `project`, nor what is empty, factorised or packed already."""
     arch = replace(ARCH, layers=(transformer_layer(0, 24, fc1=Rank(2), fc2=Blocks(4, 1)),))
-    params = jax.tree.map(jnp.zeros_like, init(arch, key))
+    params = jax.tree.map(jnp.zeros_like, weights(arch))
     assert groups(arch, params, (2, 4)) == ()
 
 
@@ -124,12 +123,12 @@ def test_the_gain_is_the_least_speed_up(pruned, gain, packed):
 
 def test_the_function_stays_whatever_is_packed(pruned):
     x = noise(ARCH, jax.random.key(3))
-    expected = apply(ARCH, pruned, x).last
+    expected = forward(ARCH, pruned, x).last
     for times in ({}, {"2": 0.5}, {"4": 0.5}):
         fake = decided([(names(2, 4), times)] * 3)
         arch, params, rows = specialise(ARCH, pruned, LOAD, sizes=(2, 4), rounds=4, race=fake)
         assert [row["packed"] for row in rows] == [bool(times)] * 3, rows
-        far = jnp.linalg.norm(apply(arch, params, x).last - expected) / jnp.linalg.norm(expected)
+        far = jnp.linalg.norm(forward(arch, params, x).last - expected) / jnp.linalg.norm(expected)
         assert float(far) < 1e-5
         back, again = unpacked(arch, params)
         assert back == ARCH
@@ -145,7 +144,7 @@ def test_specialising_again_changes_nothing_that_is_packed(pruned):
 
 
 def test_a_model_without_empty_blocks_stays_as_it_is(key):
-    params = init(ARCH, key)
+    params = weights(ARCH)
     arch, same, rows = specialise(ARCH, params, LOAD, sizes=(2, 4))
     assert (arch, rows) == (ARCH, [])
     assert all(flatten(same)[path] is leaf for path, leaf in flatten(params).items())

@@ -13,8 +13,8 @@ from jaxssl.models import choice
 from jaxssl.models.attend import attend
 from jaxssl.models.choice import LONG
 from jaxssl.models.layers import frame_mask
-from jaxssl.models.model import apply, init
-from tests.archs import ARCHS, MEL, noise
+from jaxssl.models.model import apply
+from tests.archs import ARCHS, MEL, noise, weights
 
 TIMES = [5, LONG - 1, LONG, LONG + 77]
 
@@ -117,7 +117,7 @@ def test_bfloat16_sums_in_float32(key):
 def test_running_computes_what_training_does(name, key):
     """Training keeps the maps, for dropout; without any rate it is the same function."""
     arch = replace(ARCHS[name], dropout=replace(MEL.dropout, hidden=0.0, attention=0.0))
-    params, x = init(arch, key), noise(arch, key)
+    params, x = weights(arch), noise(arch, key)
     runs, trains = apply(arch, params, x).hidden, apply(arch, params, x, key=key).hidden
     for one, two in zip(runs, trains, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)

@@ -11,20 +11,19 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
-from jaxssl.models.model import init
-from tests.archs import ARCHS, MEL
+from tests.archs import ARCHS, MEL, weights
 
 
 @pytest.fixture
 def saved(tmp_path, key):
-    params = init(MEL, key)
+    params = weights(MEL)
     checkpoint.save(tmp_path / "model", MEL, params, provenance={"source": "a test"}, extra={"ctc/s.json": b"[]"})
     return tmp_path / "model", params
 
 
 @pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 def test_any_shape_loads_without_a_flag(arch, tmp_path, key):
-    params = init(arch, key)
+    params = weights(arch)
     checkpoint.save(tmp_path / "model", arch, params)
     read_arch, read = checkpoint.load(tmp_path / "model")
     assert read_arch == arch
@@ -52,7 +51,7 @@ def test_overwriting_something_else_is_refused(tmp_path, key):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.txt").write_text("words")
     with pytest.raises(InputError, match="not a model"):
-        checkpoint.save(tmp_path / "thesis", MEL, init(MEL, key), overwrite=True)
+        checkpoint.save(tmp_path / "thesis", MEL, weights(MEL), overwrite=True)
     assert (tmp_path / "thesis/chapter1.txt").read_text() == "words"
 
 
@@ -110,7 +109,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, key, monkeypatch, stop):
 
     monkeypatch.setattr(checkpoint, "_compare", fail)
     with pytest.raises(stop if isinstance(stop, type) else OSError):
-        checkpoint.save(tmp_path / "model", MEL, init(MEL, key))
+        checkpoint.save(tmp_path / "model", MEL, weights(MEL))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,13 +123,13 @@ def test_what_a_killed_save_left_goes_with_the_next(saved, key):
 
 def test_what_does_not_fit_is_not_saved(tmp_path, key):
     with pytest.raises(InputError, match="layers/0/attention/k/bias"):
-        checkpoint.save(tmp_path / "model", ARCHS["uneven"], init(MEL, key))
+        checkpoint.save(tmp_path / "model", ARCHS["uneven"], weights(MEL))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_where_a_model_came_from(tmp_path, key):
     """What pruning writes there leads to the model whose targets it goes on training with."""
-    checkpoint.save(tmp_path / "model", MEL, init(MEL, key), provenance={"targets": "melhubert-mini"})
+    checkpoint.save(tmp_path / "model", MEL, weights(MEL), provenance={"targets": "melhubert-mini"})
     assert checkpoint.provenance(tmp_path / "model") == {"targets": "melhubert-mini"}
     assert load_model(str(tmp_path / "model"), seed=0).targets == "melhubert-mini"
     assert checkpoint.provenance(tmp_path) == {}

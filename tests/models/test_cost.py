@@ -9,8 +9,8 @@ import pytest
 
 from jaxssl.models import cost
 from jaxssl.models.arch import LogMel, Rank, hubert_base, hubert_large, melhubert
-from jaxssl.models.model import apply, init, shapes
-from tests.archs import ARCHS, transformer_layer
+from jaxssl.models.model import apply, shapes
+from tests.archs import ARCHS, transformer_layer, weights
 
 
 def giga(arch):
@@ -81,7 +81,7 @@ def test_arithmetic_agrees_with_xla(arch, key):
     position = replace(arch.position, kernel=16) if arch.position.kind == "convolution" else arch.position
     wide = replace(wide, layers=layers, position=position)
     frames = 200 // arch.front.stack
-    params = jax.eval_shape(lambda: init(wide, key))
+    params = jax.eval_shape(lambda: weights(wide))
     inputs = jax.ShapeDtypeStruct((1, frames, wide.front.size), jnp.float32)
     compiled = jax.jit(lambda p, x: apply(wide, p, x).last).lower(params, inputs).compile()
     counted = cost.macs(wide, 400 + 160 * 199).total

@@ -20,8 +20,6 @@ from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.losses import MaskedPrediction
 from tests.archs import BASE, MEL, REUSING, STUDENT, noise, transformer_layer
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 A, R = transformer_layer(4, 24), transformer_layer(4, 24, reuse=True)
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from jaxssl.models import choice
-from jaxssl.models.model import apply, init
-from tests.archs import ARCHS, noise
+from jaxssl.models.model import apply
+from tests.archs import ARCHS, noise, weights
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", ["base", "large", "mel", "student", "reusing"])
 def test_every_output_is_the_same(key, monkeypatch, name, padded):
     arch = ARCHS[name]
-    params, x = init(arch, key), noise(arch, key)
+    params, x = weights(arch), noise(arch, key)
     lengths = jnp.array([x.shape[1], x.shape[1] * 2 // 3]) if padded else None
     mask = jax.random.bernoulli(key, 0.3, (2, arch.front.heard(x.shape[1])))
 

@@ -20,11 +20,11 @@ from jaxssl.models.attend import attend
 from jaxssl.models.choice import FEW
 from jaxssl.models.describe import describe
 from jaxssl.models.layers import frame_mask
-from jaxssl.models.model import apply, init
+from jaxssl.models.model import apply
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import native
 from jaxssl.runtime.native import build
-from tests.archs import MAPS, MEL, noise, transformer_layer
+from tests.archs import MAPS, MEL, forward, noise, transformer_layer, weights
 from tests.conftest import ROOT
 
 X86 = {"sse": "-march=x86-64", "avx2": "-march=x86-64-v3"}
@@ -148,7 +148,7 @@ def calls(arch, params, x):
 
 
 def test_prepared_models_run_them_and_others_do_not(key):
-    params, x = init(ALIGNED, key), noise(ALIGNED, key)
+    params, x = weights(ALIGNED), noise(ALIGNED, key)
     ready, arrays = prepared(ALIGNED, params)
     assert calls(ALIGNED, params, x) == {"attention": 0, "dense": 0, "factored": 0}
     assert calls(ready, arrays, x) == {"attention": 2, "dense": 4, "factored": 7}  # rank 5 fits no vector
@@ -156,14 +156,14 @@ def test_prepared_models_run_them_and_others_do_not(key):
     assert calls(ready, arrays, many) == {"attention": 2, "dense": 0, "factored": 7}
     lengths = jnp.array([17, 30])
     for one, two in zip(
-        apply(ALIGNED, params, x, lengths).hidden, apply(ready, arrays, x, lengths).hidden, strict=True
+        forward(ALIGNED, params, x, lengths).hidden, forward(ready, arrays, x, lengths).hidden, strict=True
     ):
         for row, length in enumerate(lengths):
             np.testing.assert_allclose(one[row, :length], two[row, :length], atol=2e-5)
 
 
 def test_other_numbers_are_left_to_xla(key):
-    params, x = init(ALIGNED, key), noise(ALIGNED, key)
+    params, x = weights(ALIGNED), noise(ALIGNED, key)
     ready, arrays = prepared(ALIGNED, params, dtype=jnp.bfloat16)
     program = jax.make_jaxpr(lambda params: apply(ready, params, x, dtype=jnp.bfloat16).last)(arrays)
     assert "jaxssl_" not in str(program)

@@ -12,8 +12,7 @@ from compress.errors import InputError
 from jaxssl.convert.conversion import read
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.models import checkpoint
-from jaxssl.models.model import apply, init
-from tests.archs import ARCHS, MEL, STUDENT, UNEVEN
+from tests.archs import ARCHS, MEL, STUDENT, UNEVEN, forward, weights
 from tools import export
 from tools.pytorch import formats
 
@@ -27,7 +26,7 @@ def saved(tmp_path_factory):
     place = tmp_path_factory.mktemp("models")
     for name, arch in ARCHS.items():
         mel = arch.front.kind == "logmel"
-        params = init(arch, jax.random.key(1, impl="rbg"))
+        params = weights(arch, 1)
         checkpoint.save(place / name, arch, params, extra={"stats.npy": stats_bytes(STATS)} if mel else {})
     return place
 
@@ -109,7 +108,7 @@ def test_hugging_face_loads_it_and_so_do_we(torch, transformers, saved, tmp_path
     back, (arch, params) = read(out / "huggingface"), checkpoint.load(saved / name)
     samples = 0.1 * np.random.default_rng(0).normal(size=(1, 2000)).astype(np.float32)
     np.testing.assert_allclose(
-        apply(back.arch, back.params, samples).last, apply(arch, params, samples).last, atol=1e-5
+        forward(back.arch, back.params, samples).last, forward(arch, params, samples).last, atol=1e-5
     )
 
 
@@ -123,7 +122,7 @@ def test_hugging_face_loads_it_and_so_do_we(torch, transformers, saved, tmp_path
     ],
 )
 def test_what_hubertmodel_cannot_be_is_told(torch, transformers, tmp_path, arch, reason):
-    given = formats.Given(arch, init(arch, jax.random.key(0, impl="rbg")), None)
+    given = formats.Given(arch, weights(arch), None)
     with pytest.raises(InputError, match=f"HubertModel cannot be this model: .*{reason}"):
         formats.huggingface(given, tmp_path)
 
@@ -169,7 +168,7 @@ def test_what_differs_is_not_written(saved, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_bad_requests_are_one_line(saved, tmp_path, monkeypatch, capsys, words, message):
-    checkpoint.save(saved / "bare", MEL, init(MEL, jax.random.key(0, impl="rbg")), overwrite=True)
+    checkpoint.save(saved / "bare", MEL, weights(MEL), overwrite=True)
     monkeypatch.chdir(tmp_path)
     assert export.main([str(saved / words[0]), *words[1:]]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

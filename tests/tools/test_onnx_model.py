@@ -9,8 +9,7 @@ import pytest
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import hamming, triangles
 from jaxssl.models.arch_json import to_json
-from jaxssl.models.model import init
-from tests.archs import ARCHS
+from tests.archs import ARCHS, weights
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def fast(torch):
 
 def standalone(torch, plain, arch, key):
     model = plain.Model(json.loads(json.dumps(to_json(arch))))
-    model.load_state_dict({name: torch.tensor(array) for name, array in state(arch, init(arch, key), None).items()})
+    model.load_state_dict({name: torch.tensor(array) for name, array in state(arch, weights(arch), None).items()})
     return model.eval()
 
 

@@ -14,7 +14,7 @@ from jaxssl.inference.upstream import encode
 from jaxssl.models.arch import LogMel
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import init
-from tests.archs import ARCHS
+from tests.archs import ARCHS, weights
 
 TOLERANCE = 1e-4
 KNOWN = {name: arch for name, arch in ARCHS.items() if arch.position.kind in POSITIONS}
@@ -34,7 +34,7 @@ def exported(torch, module, arch, params, stats):
 @pytest.mark.parametrize("arch", KNOWN.values(), ids=KNOWN.keys())
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_layer_is_ours(torch, module, key, arch, padded):
-    params = init(arch, key)
+    params = weights(arch)
     stats = (
         Stats(*np.random.default_rng(0).uniform(1, 2, (2, arch.front.bins))) if isinstance(arch.front, LogMel) else None
     )

@@ -11,12 +11,12 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.inference.latency import Load
 from jaxssl.models.arch import Dropout
-from jaxssl.models.model import apply, init
+from jaxssl.models.model import apply
 from jaxssl.training import speed
 from jaxssl.training.losses import means
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import make_step, start
-from tests.archs import BASE, LARGE, MEL, UNEVEN
+from tests.archs import BASE, LARGE, MEL, UNEVEN, weights
 
 STILL = Dropout(0.0, 0.0)
 ARCHS = {
@@ -42,7 +42,7 @@ def torch_step(torch):
 
 def prepared(name, *, seed=0):
     arch = ARCHS[name]
-    params = init(arch, jax.random.key(seed))
+    params = weights(arch)
     # Biases and norms start as 0 and 1: noise makes their order and layout matter.
     noise = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * noise.standard_normal(leaf.shape).astype(np.float32), params)
@@ -136,7 +136,7 @@ def test_a_program_comes_out(torch_step, torch):
 
 
 def test_layouts_are_pytorchs(torch_step):
-    params = init(BASE, jax.random.key(0))
+    params = weights(BASE)
     shapes = {path: tuple(leaf.shape) for path, leaf in torch_step.weights(params, "cpu").items()}
     assert shapes["layers/0/ffn/fc1/kernel"] == (24, 16)
     assert shapes["front/convs/1/conv/kernel"] == (12, 12, 3)

@@ -24,8 +24,6 @@ from jaxssl.training.ctc import (
 from jaxssl.training.error_rates import Rate, error_rate, paired
 from jaxssl.training.probe import Difference, interval
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SYMBOLS, WIDTH, LONGEST = 5, 6, 24
 SCALE = Scale(np.zeros((2, WIDTH), np.float32), np.ones((2, WIDTH), np.float32))
 QUICK = Recipe(updates=150, batch=8, learning_rate=3e-2)

@@ -15,7 +15,6 @@ from jaxssl.convert.conversion import read
 from jaxssl.convert.naming import build
 from jaxssl.models.arch import Dropout
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, init
 from jaxssl.training.distillation import TAUGHT, SoftLabels, distilling, joined, split, teach
 from jaxssl.training.hidden_states import (
     HiddenStates,
@@ -34,10 +33,9 @@ from jaxssl.training.hidden_states import (
 from jaxssl.training.losses import means
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import compile_step, start
-from tests.archs import MEL, noise
-from tests.training import golden
+from tests import golden
+from tests.archs import MEL, forward, noise, weights
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 STILL = replace(MEL, dropout=Dropout(0.0, 0.0))
 RECIPES = {"distilhubert": distilhubert, "fithubert": fithubert, "armhubert": armhubert, "starhubert": starhubert}
 RECIPES |= {"dphubert": dphubert}
@@ -134,7 +132,7 @@ def speech():
     mask = jax.random.bernoulli(key, 0.5, (2, 30))
     lengths = jnp.array([30, 21])
     batch = {"inputs": noise(MEL, key, batch=2, frames=30), "lengths": lengths, "mask": mask}
-    return batch | {"labels": jnp.zeros((2, 30), int)}, init(STILL, jax.random.key(2))
+    return batch | {"labels": jnp.zeros((2, 30), int)}, weights(STILL, 2)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -142,7 +140,7 @@ def test_every_recipe_trains_the_student_and_its_heads(speech, name):
     """A student of one layer, new weights: the loss falls, all that is trained gets a gradient, padding none."""
     batch, params = speech
     arch = replace(STILL, layers=STILL.layers[:1])
-    student = init(arch, jax.random.key(9))
+    student = weights(arch, 9)
     loss = RECIPES[name](arch, STILL)
     ask = teach(STILL, loss.wanted)
     heads = loss.heads(arch, STILL, jax.random.key(3))
@@ -169,7 +167,7 @@ def test_every_recipe_trains_the_student_and_its_heads(speech, name):
 def test_a_student_that_is_the_teacher_has_nothing_to_learn(speech):
     batch, params = speech
     taught = teach(STILL, HiddenStates(spread(3, 3, 3)).wanted)(params, batch, None)
-    output = apply(STILL, params, batch["inputs"], batch["lengths"])
+    output = forward(STILL, params, batch["inputs"], batch["lengths"])
     eye = {"outer": {"kernel": jnp.eye(STILL.width), "bias": jnp.zeros(STILL.width)}}
     pairs = spread(len(STILL.layers), len(STILL.layers), len(STILL.layers))
     heads = {str(i): eye for i in range(len(pairs))}
@@ -191,7 +189,7 @@ def test_crossing_swaps_what_is_masked(speech):
     plain, masked = taught.plain.hidden["1"], taught.masked.hidden["1"]
     crossed = jnp.where(batch["mask"][..., None], plain, masked)
     assert not np.allclose(plain, masked)
-    output = replace(apply(STILL, params, batch["inputs"], batch["lengths"]), hidden=(crossed, crossed))
+    output = replace(forward(STILL, params, batch["inputs"], batch["lengths"]), hidden=(crossed, crossed))
     eye = {"0": {"outer": {"kernel": jnp.eye(STILL.width), "bias": jnp.zeros(STILL.width)}}}
     assert float(loss(eye, output, taught, batch["labels"], batch["mask"])[0]) < 1e-10
 
@@ -205,7 +203,7 @@ def test_a_student_of_half_the_frames_is_upsampled(speech):
     heads = loss.heads(student, STILL, jax.random.key(0))
     taught = teach(STILL, loss.wanted)(params, batch, None)
     x = jax.random.normal(jax.random.key(5), (2, 15, STILL.width))
-    output = replace(apply(STILL, params, batch["inputs"]), hidden=(x, x), lengths=jnp.array([15, 10]))
+    output = replace(forward(STILL, params, batch["inputs"]), hidden=(x, x), lengths=jnp.array([15, 10]))
     found, _ = loss(heads, output, taught, batch["labels"], batch["mask"])
     up, outer = heads["0"]["up"], heads["0"]["outer"]
     spread_ = np.einsum("btw,wkv->btkv", x, up["kernel"]).reshape(2, 30, -1) + np.asarray(up["bias"])

@@ -12,7 +12,6 @@ from compress.edit import cut, mask
 from jaxssl.models import cost
 from jaxssl.models.arch import Dropout
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, init
 from jaxssl.models.sites import axes, channels
 from jaxssl.training import gates
 from jaxssl.training.distillation import TAUGHT, joined, teach
@@ -20,9 +19,8 @@ from jaxssl.training.hidden_states import dphubert
 from jaxssl.training.losses import means
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import compile_step, start
-from tests.archs import ARCHS, BASE, LARGE, MEL, noise, transformer_layer
+from tests.archs import ARCHS, BASE, LARGE, MEL, forward, noise, transformer_layer, weights
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 STILL = replace(MEL, layers=MEL.layers[:2], dropout=Dropout(0.0, 0.0))
 FREE = replace(BASE, front=replace(BASE.front, feature_norm=False, bias=True))
 
@@ -30,14 +28,14 @@ FREE = replace(BASE, front=replace(BASE.front, feature_norm=False, bias=True))
 @pytest.mark.parametrize("arch", [BASE, FREE], ids=["base", "no feature norm"])
 def test_masked_channels_are_cut_channels(arch, key):
     """On every convolution at once, and `describe` reads the smaller extractor back."""
-    params, x, found = init(arch, key), noise(arch, key), channels(arch)
+    params, x, found = weights(arch), noise(arch, key), channels(arch)
     assert len(found) == len(arch.front.convs) - arch.front.feature_norm
     keeps = {axis.name: tuple(range(i % 2, axis.size, 2)) for i, axis in enumerate(found)}
     masked = reduce(lambda tree, axis: mask(tree, axis, keeps[axis.name]), found, params)
     slim = reduce(lambda tree, axis: cut(tree, axis, keeps[axis.name]), found, params)
     small = describe(arch, slim)
     assert [conv.channels for conv in small.front.convs] == [6] * len(found) + [12] * arch.front.feature_norm
-    np.testing.assert_allclose(apply(arch, masked, x).last, apply(small, slim, x).last, atol=1e-5)
+    np.testing.assert_allclose(forward(arch, masked, x).last, forward(small, slim, x).last, atol=1e-5)
 
 
 def test_channels_that_others_depend_on_are_not_offered():
@@ -53,9 +51,7 @@ def test_size_is_what_a_cut_model_has(name):
     assert gates.size(arch, found, {axis.name: axis.size for axis in found}) == cost.parameters(arch)
     counts = {axis.name: max(axis.size // 2, 1) for axis in found}
     slim = jax.eval_shape(
-        lambda: reduce(
-            lambda tree, axis: cut(tree, axis, range(counts[axis.name])), found, init(arch, jax.random.key(0))
-        )
+        lambda: reduce(lambda tree, axis: cut(tree, axis, range(counts[axis.name])), found, weights(arch))
     )
     assert gates.size(arch, found, counts) == sum(leaf.size for leaf in jax.tree.leaves(slim))
 
@@ -93,18 +89,18 @@ def test_what_is_chosen_meets_the_target(target):
 
 def test_closed_gates_are_a_mask(key):
     """Gates of 0 and 1 on every kind of unit."""
-    params, x = init(BASE, key), noise(BASE, key)
+    params, x = weights(BASE), noise(BASE, key)
     found = (*channels(BASE), *axes(BASE))
     keeps = {axis.name: tuple(range(1, axis.size, 2)) for axis in found}
     z = {axis.name: jnp.zeros(axis.size).at[jnp.array(keeps[axis.name])].set(1.0) for axis in found}
     masked = reduce(lambda tree, axis: mask(tree, axis, keeps[axis.name]), found, params)
     seen = gates.gated(params, found, z)
-    np.testing.assert_allclose(apply(BASE, seen, x).last, apply(BASE, masked, x).last, atol=1e-5)
+    np.testing.assert_allclose(forward(BASE, seen, x).last, forward(BASE, masked, x).last, atol=1e-5)
 
 
 def test_the_lagrangian_reaches_the_target():
     """In 105 updates, the target rising over the first half, a third closes; the weights learn at their own rate."""
-    params, found = init(STILL, jax.random.key(1, impl="rbg")), axes(STILL)
+    params, found = weights(STILL, 1), axes(STILL)
     mask_ = jax.random.bernoulli(jax.random.key(1), 0.5, (2, 30))
     batch = {"inputs": noise(STILL, jax.random.key(1)), "lengths": jnp.array([30, 30]), "mask": mask_}
     batch |= {"labels": jnp.zeros((2, 30), int)}

@@ -10,8 +10,6 @@ from jaxssl.models.model import map_inputs, shapes
 from jaxssl.training.images import attention, masked_features, tile
 from tests.archs import ARCHS, noise
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 LAYERS = [
     (name, i)
     for name, arch in ARCHS.items()

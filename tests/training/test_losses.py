@@ -10,10 +10,10 @@ import pytest
 from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
-from jaxssl.models.model import apply, init
+from jaxssl.models.model import apply
 from jaxssl.training.losses import MaskedPrediction, add, means
-from tests.archs import ARCHS, BASE, MEL, noise
-from tests.training import golden
+from tests import golden
+from tests.archs import ARCHS, BASE, MEL, forward, noise, weights
 
 TOLERANCE = 1e-4  # relative, of each gradient's norm
 
@@ -25,7 +25,8 @@ def assert_gradients_equal(ours, theirs):
         if path.endswith("/k/bias"):  # it shifts all scores of a query alike: its gradient is rounding
             continue
         error = np.linalg.norm(np.asarray(leaf) - theirs[path])
-        assert error <= TOLERANCE * max(np.linalg.norm(theirs[path]), 1e-3 * whole), path
+        wanted = np.linalg.norm(theirs[path])
+        assert error <= TOLERANCE * max(wanted, 1e-3 * whole), f"{path}: off by {error:.3g}, golden norm {wanted:.3g}"
 
 
 def count_frames(arch, params, inputs):
@@ -47,7 +48,7 @@ def test_fairseq_loss_and_gradients(shared, name):
 
     (found, sums), gradients = jax.jit(jax.value_and_grad(value, has_aux=True))(converted.params)
     count = float(arrays["sample_size"])
-    np.testing.assert_allclose(found * count, arrays["loss"], rtol=1e-5)
+    golden.meets({"loss": found * count}, arrays, rtol=1e-5)
     assert float(sums["masked_loss"][1]) == count
     theirs = golden.tree(converted.arch, arrays, "grad/")
     assert_gradients_equal(jax.tree.map(lambda g: g * count, gradients), theirs)
@@ -64,16 +65,16 @@ def test_melhubert_loss_and_gradients(shared):
         return loss(apply(converted.arch, params, inputs, lengths, mask=arrays["mask"]), labels, arrays["mask"])
 
     (found, _), gradients = jax.jit(jax.value_and_grad(value, has_aux=True))(converted.params)
-    np.testing.assert_allclose(found, arrays["loss"], rtol=1e-5)
+    golden.meets({"loss": found}, arrays, rtol=1e-5)
     assert_gradients_equal(gradients, golden.tree(converted.arch, arrays, "grad/"))
     norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in flatten(gradients).values()))
-    np.testing.assert_allclose(norm, arrays["grad_norm"], rtol=1e-4)
+    golden.meets({"grad_norm": norm}, arrays, rtol=1e-4)
 
 
 @pytest.mark.parametrize("arch", [ARCHS["mel"], ARCHS["large"]], ids=["mel", "large"])
 def test_padding_changes_nothing(arch, key):
     """Neither the loss nor a gradient sees what pads a batch."""
-    params, inputs = init(arch, key), noise(arch, key)
+    params, inputs = weights(arch), noise(arch, key)
     frames = count_frames(arch, params, inputs)
     labels = jax.random.randint(key, (2, frames), 0, 9)
     mask = jax.random.bernoulli(key, 0.5, (2, frames))
@@ -95,8 +96,8 @@ def test_padding_changes_nothing(arch, key):
 
 
 def test_two_label_sets_add_up(key):
-    params, inputs = init(BASE, key), noise(BASE, key)
-    output = apply(BASE, params, inputs)
+    params, inputs = weights(BASE), noise(BASE, key)
+    output = forward(BASE, params, inputs)
     frames = output.last.shape[1]
     labels = jnp.stack([jax.random.randint(key, (2, frames), 0, n) for n in (9, 5)], -1)
     mask = jax.random.bernoulli(key, 0.5, (2, frames))
@@ -111,7 +112,7 @@ def test_two_label_sets_add_up(key):
 
 
 def test_weights_choose_the_frames(key):
-    output = apply(MEL, init(MEL, key), noise(MEL, key))
+    output = forward(MEL, weights(MEL), noise(MEL, key))
     labels = jax.random.randint(key, (2, 30), 0, 11)
     mask = jax.random.bernoulli(key, 0.5, (2, 30))
     logs = jax.nn.log_softmax(output.logits)
@@ -123,7 +124,7 @@ def test_weights_choose_the_frames(key):
 
 
 def test_a_batch_with_nothing_masked_is_finite(key):
-    output = apply(MEL, init(MEL, key), noise(MEL, key))
+    output = forward(MEL, weights(MEL), noise(MEL, key))
     value, sums = MaskedPrediction((11,))(output, jnp.zeros((2, 30), int), jnp.zeros((2, 30), bool))
     assert value == 0
     assert "masked_accuracy" not in means(sums)
@@ -131,7 +132,7 @@ def test_a_batch_with_nothing_masked_is_finite(key):
 
 
 def test_misfits_are_named(key):
-    output = apply(MEL, init(MEL, key), noise(MEL, key))
+    output = forward(MEL, weights(MEL), noise(MEL, key))
     mask = jnp.zeros((2, 30), bool)
     with pytest.raises(InputError, match="12 clusters, the model's output 11"):
         MaskedPrediction((12,))(output, jnp.zeros((2, 30), int), mask)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.models.arch import Dropout, hubert_large
-from jaxssl.models.model import init, shapes
+from jaxssl.models.model import shapes
 from jaxssl.training.losses import MaskedPrediction, means
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.sharding import (
@@ -27,9 +27,7 @@ from jaxssl.training.sharding import (
     spec,
 )
 from jaxssl.training.step import make_step, start
-from tests.archs import MEL, noise
-
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+from tests.archs import MEL, noise, weights
 
 STILL = replace(MEL, dropout=Dropout(0.0, 0.0), layers=MEL.layers[:1])
 
@@ -74,7 +72,7 @@ def test_nearly_all_of_a_large_model_is_spread():
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda: init(STILL, jax.random.key(0)))()
+    return jax.jit(lambda: weights(STILL))()
 
 
 def test_place_and_fetch_are_inverse(params):

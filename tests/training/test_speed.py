@@ -11,10 +11,10 @@ from compress.errors import InputError
 from jaxssl.inference.latency import Load, Program, race
 from jaxssl.models import cost
 from jaxssl.models.arch import Dropout, melhubert
-from jaxssl.models.model import apply, init, shapes
+from jaxssl.models.model import apply, shapes
 from jaxssl.models.zoo import PRESETS
 from jaxssl.training import speed
-from tests.archs import BASE, LARGE, MEL, UNEVEN
+from tests.archs import BASE, LARGE, MEL, UNEVEN, weights
 
 LOAD = Load(0.5, 3)
 
@@ -54,7 +54,7 @@ def test_the_seed_decides():
 def test_every_stack_is_a_whole_update(key):
     """Each program holds parameters and moments, and the given parameters stay readable."""
     arch = replace(MEL, layers=MEL.layers[:2], dropout=Dropout(0.0, 0.0))  # its random bits compile slowly
-    params = init(arch, key)
+    params = weights(arch)
     before = jax.tree.map(np.array, params)
     ticks: list[int] = []
     stacks = ("unroll", "scan")

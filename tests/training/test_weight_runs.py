@@ -19,7 +19,7 @@ from jaxssl.training.calendar import Calendar, Gate, Progress, end, update
 from jaxssl.training.losses import MaskedPrediction, means
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import make_step, start
-from tests.training import golden
+from tests import golden
 
 SPARSITIES = (0.2, 0.5, 0.9)
 FRAMES = 151  # of the longest batch; all are padded to it, so that one program serves a run
