@@ -91,7 +91,7 @@ function plot(spec) {
   }
   const scale = spec.log ? Math.log : (y) => y;
   const [x0, x1] = around(all.flatMap((p) => p.x).concat(spec.guide ?? []), 0.06);
-  const [y0, y1] = around(all.flatMap((p) => p.y).map(scale), 0.08);
+  const [y0, y1] = around(all.flatMap((p) => p.y).concat(spec.level ?? []).map(scale), 0.08);
   const across = (x) => box.left + ((x - x0) / (x1 - x0)) * (box.right - box.left);
   const up = (y) => box.bottom - ((scale(y) - y0) / (y1 - y0)) * (box.bottom - box.top);
   svg.append(axes(spec, box, across, up, [x0, x1, y0, y1]));
@@ -115,6 +115,7 @@ function axes(spec, box, across, up, [x0, x1, y0, y1]) {
     group.append(draw("text", { x: box.left - 6, y: up(y) + 4, "text-anchor": "end" }, written(y)));
   }
   if (spec.guide) group.append(line(across(spec.guide), box.top, across(spec.guide), box.bottom, "guide"));
+  if (spec.level !== undefined) group.append(line(box.left, up(spec.level), box.right, up(spec.level), "guide"));
   const middle = (box.left + box.right) / 2;
   const label = { class: "label", "text-anchor": "middle" };
   if (spec.xLabel) group.append(draw("text", { ...label, x: middle, y: box.bottom + 36 }, spec.xLabel));
