@@ -50,7 +50,7 @@ function ticks(low, high, about) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * ([1, 2, 5].find((factor) => factor * power >= rough) ?? 10);
   const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(i * step);
+  for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(i * step + 0); // -0 + 0 is 0
   return found;
 }
 
