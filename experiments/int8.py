@@ -32,7 +32,6 @@ from experiments.curves.schedule import Schedule
 from jaxssl.inference.specialise import quantized
 from jaxssl.runtime.cli import console, main
 from jaxssl.training.calendar import Calendar
-from jaxssl.training.probe import interval
 
 ELSEWHERE = "ONNX Runtime has int8 kernels of its own; python -m tools.export MODEL OUT --format onnx-int8 times them"
 
@@ -70,10 +69,10 @@ def run(config: Config) -> None:
 def verdict(bench: Bench, row: Mapping[str, Any]) -> list[str]:
     """Say of a point what it costs in quality, paired by utterance, and whether it pays in time."""
     name, dense, mine = row["name"], bench.heard("dense"), bench.heard(row["name"])
-    lost = mine.losses - dense.losses
-    low, high = interval(lost, dense.frames, seed=0)
+    above = mine.above(dense)
+    lost, low, high = (above[f"loss_difference{end}"] for end in ("", "_low", "_high"))
     how = "is worse than" if low > 0 else "is better than" if high < 0 else "cannot be told from"
-    more = f"{lost.sum() / dense.frames.sum():+.4f} nats of held-out loss ({low:+.4f} to {high:+.4f})"
+    more = f"{lost:+.4f} nats of held-out loss ({low:+.4f} to {high:+.4f})"
     ratio = f"{row['speedup']:.2f} × as fast (quartiles {row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
     lines = [f"{name}: {how} the dense model, {more}"]
     pays = "pays in time" if row["speedup_low"] > 1 else "does not pay in time, only in bytes,"

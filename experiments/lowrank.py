@@ -330,7 +330,12 @@ def _write(config: Config, model: Model, notes: Sequence[str], maps: Sequence[Ro
     files.write_csv(out / "maps.csv", maps)
     files.write_csv(out / "tradeoff.csv", rows)
     caption = notes[0] if not model.trained else f"{config.dtype}, {config.seconds:g} s × 1"
-    pictures.draw_tradeoff(out / "tradeoff.png", rows, title=f"Low rank: {model.name}", caption=caption)
+    runs: dict[str, list[Row]] = {
+        method: [rows[0], *(row for row in rows[1:] if row["method"] == method)] for method in config.method
+    }
+    quality = [key for key in ("valid_loss", "output_error") if key in rows[-1]]
+    title = f"Low rank: {model.name}"
+    pictures.draw_curves(out / "tradeoff.png", runs, quality=quality, before=True, title=title, caption=caption)
     values = {"notes": notes, "model": model.name, "machine": machine(jnp.dtype(config.dtype))}
     files.write_json(out / "report.json", {**values, "models": rows, "maps": maps})
     console.print(f"wrote {out}: report.json, tradeoff.csv, maps.csv, tradeoff.png, models/", markup=False)

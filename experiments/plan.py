@@ -42,7 +42,6 @@ from jaxssl.models.arch import Arch
 from jaxssl.runtime.cli import console, main
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.lesson import Lesson
-from jaxssl.training.probe import interval
 
 Build = Callable[[], Subject | None]
 
@@ -170,8 +169,8 @@ def verdict(bench: Bench, rivals: Bench, budget: Budget) -> str:
         return f"{name}: no uniform plan fits this budget"
     best = min(fits, key=lambda row: row["valid_loss"])
     mine, theirs = bench.heard(name), rivals.heard(best["name"])
-    low, high = interval(theirs.losses - mine.losses, mine.frames, seed=0)
-    more = float((theirs.losses - mine.losses).sum() / mine.frames.sum())
+    above = theirs.above(mine)
+    more, low, high = (above[f"loss_difference{end}"] for end in ("", "_low", "_high"))
     how = "beats" if low > 0 else "is beaten by" if high < 0 else "cannot be told from"
     found = f"{name}: {how} the best uniform plan, {best['name']}: {more:+.3f} nats of held-out loss "
     found += f"({low:+.3f} to {high:+.3f})"

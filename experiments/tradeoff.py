@@ -10,7 +10,7 @@ Reads the folders that `experiments.weights`, `heads`, `rows`, `lowrank` and oth
 finished run, curve.csv of one that still goes on. Writes
 
     tradeoff.html            one page that opens without a network: plots, tables that sort, links to a view
-    tradeoff.png             all measures against relative time, MACs and parameters of weights not zero, and bytes
+    tradeoff.png             quality against relative time, MACs and parameters of weights not zero, and bytes
     tradeoff-MEASURE.png     one measure of quality against every cost; beside MACs and parameters what zeros would save
     paper.png                the study's published points, in grey, on axes of their own
     tradeoff.csv points.csv  quality at equal time; all points
@@ -19,10 +19,14 @@ finished run, curve.csv of one that still goes on. Writes
 
 Each point was timed in turns with its own run's dense model, so times of different runs, even machines, compare as
 shares of the dense time and no other way; --retime loads every point's model and times all of them in turns, here and
-now, and then real-time factors compare too. For each share asked for, the table has the quality of each run there, on
-the straight line between its points, and the best run; a dash where it never gets that fast. The line begins at the
-dense model, trained as long as the first point where the run had a control. Losses compare only where model and
-held-out speech are the same; what differs is noted.
+now, and then real-time factors compare too. Points that were trained longer have less loss, however small they are; so
+quality is the difference to the dense model trained as long, paired by utterance, with its 95 % bootstrap interval.
+--quality absolute shows loss and accuracy themselves, as do all tables and pictures when a run had no control, which is
+noted; the page, the CSV files and the pictures of single measures have both. For each share asked for, the table has
+the quality of each run there, on the straight line between its points, the interval likewise, and the best run; a dash
+where it never gets that fast. The line of an absolute value begins at the dense model, trained as long as the first
+point where the run had a control. Losses compare only where model and held-out speech are the same; what differs is
+noted.
 
 Takes about ten seconds on two CPU cores; with --retime, five more for each model shape. Expected: weights have dashes
 at 0.9 and below, for XLA multiplies by zeros all the same; heads and rows have values down to the time of what they
@@ -48,10 +52,15 @@ from compress.errors import InputError
 from experiments import plan
 from experiments.curves.measures import (
     CONTROL,
+    DIFFERENCES,
     QUALITY,
+    UNKNOWN,
     Row,
+    by_default,
     known_costs,
+    lacks_difference,
     lower_is_better,
+    measured,
     number,
     pareto,
     relative_time,
@@ -80,6 +89,8 @@ class Config:
     """auto: search the first run's model for the best ranks, heads, rows and depth under each --budget, and add it"""
     share: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5)
     """shares of the dense model's time to compare at"""
+    quality: Literal["difference", "absolute"] = "difference"
+    """of losses and accuracies: what they are above the dense model trained as long, or their own values"""
     retime: bool = False
     """time every point of every run again, all in turns"""
     seconds: float = 5.0
@@ -108,17 +119,18 @@ def run(config: Config) -> None:
         return
     curves, notes = _timed_again(config, curves) if config.retime else (curves, [])
     notes += differences(curves)
+    shown, measures, more = measures_of(curves, absolute=config.quality == "absolute")
+    notes += more
     for note in notes:
         console.print(f"note: {note}", markup=False)
 
-    measures = [key for key in QUALITY if any(number(row, key) is not None for c in curves for row in c.points)]
     table = [row for key in measures for row in at_equal_time(curves, config.share, key)]
-    _show(curves, table)
-    points = marked(curves)
+    _show(curves, [row for row in table if row["measure"] in shown])
+    points = marked(curves, "loss_difference" if "loss_difference" in shown else "valid_loss")
     files.write_csv(config.out / "tradeoff.csv", table)
     files.write_csv(config.out / "points.csv", points)
     title = f"trade-off of {', '.join(dict.fromkeys(curve.model for curve in curves))}"
-    _draw(config.out, curves, measures, title=title, caption="; ".join(notes))
+    _draw(config.out, curves, shown, measures, title=title, caption="; ".join(notes))
     command = spoken(shlex.join(sys.argv))
     html = page.write(curves, table, measures=measures, title=title, notes=notes, command=command)
     files.write_text(config.out / "tradeoff.html", html)
@@ -181,10 +193,35 @@ def _timed_again(config: Config, curves: Sequence[Curve]) -> tuple[list[Curve], 
     return timed, [note]
 
 
-def _draw(out: Path, curves: Sequence[Curve], measures: Sequence[str], *, title: str, caption: str) -> None:
+def measures_of(curves: Sequence[Curve], *, absolute: bool) -> tuple[list[str], list[str], list[str]]:
+    """Return the measures that tables and pictures show, these and all others, and what a reader must know of them."""
+    rows = [row for curve in curves for row in curve.points]
+    lacking = [curve.label for curve in curves if lacks_difference(curve.points)]
+    wide = [curve.label for curve in curves if any(map(_without_interval, curve.points))]
+    notes = []
+    if lacking and not absolute:
+        notes.append(f"{UNKNOWN} of {', '.join(lacking)}: made without a control")
+    if wide and not lacking and not absolute:
+        notes.append(
+            f"differences to the dense model trained as long have no interval in {', '.join(wide)}: an older version "
+            "did not keep what that model made of each utterance"
+        )
+    shown = by_default(rows, absolute=absolute or bool(lacking))
+    others = [key for key in QUALITY if key not in shown and any(number(row, key) is not None for row in rows)]
+    return shown, [*shown, *others], notes
+
+
+def _without_interval(row: Row) -> bool:
+    known = number(row, "loss_difference") is not None and row["name"] != "dense"
+    return known and number(row, "loss_difference_low") is None
+
+
+def _draw(
+    out: Path, curves: Sequence[Curve], shown: Sequence[str], measures: Sequence[str], *, title: str, caption: str
+) -> None:
     """Draw the overview, a picture for each measure, and the paper's points."""
     runs = {curve.label: curve.rows for curve in curves}
-    pictures.draw_curves(out / "tradeoff.png", runs, quality=measures, title=title, caption=caption)
+    pictures.draw_curves(out / "tradeoff.png", runs, quality=shown, title=title, caption=caption)
     costs = known_costs([row for curve in curves for row in curve.points])
     for key in measures:
         path = out / f"tradeoff-{key}.png"
@@ -201,38 +238,48 @@ def at_equal_time(curves: Sequence[Curve], shares: Sequence[float], key: str) ->
         key: measure of quality.
 
     Returns:
-        A row each share: `measure`, `share`, a value for each label (None where the run never gets that fast), and in
-        `wins` the label and in `technique` the technique of the best.
+        A row each share: `measure`, `share`, a value for each label (None where the run never gets that fast), in
+        `wins` the label and in `technique` the technique of the best, and the ends of the values' intervals, `…_low`
+        and `…_high` of each label.
     """
     sign = 1 if lower_is_better(key) else -1
     rows = []
     for share in shares:
-        found = {curve.label: interpolate(_as_trained(curve.points), share, key) for curve in curves}
+        points = {curve.label: _as_trained(curve.points) for curve in curves}
+        found = {label: interpolate(each, share, key) for label, each in points.items()}
+        ends = {
+            f"{label}_{end}": interpolate(each, share, key, part=part)
+            for label, each in points.items()
+            for part, end in enumerate(("low", "high"), start=1)
+        }
         reached = [(sign * value, c) for c in curves if (value := found[c.label]) is not None]
         best = min(reached, key=lambda pair: pair[0])[1] if reached else None
         winner = {"wins": best and best.label, "technique": best and best.technique}
-        rows.append({"measure": key, "share": share, **found, **winner})
+        rows.append({"measure": key, "share": share, **found, **winner, **ends})
     return rows
 
 
-def interpolate(rows: Sequence[Row], share: float, key: str) -> float | None:
+def interpolate(rows: Sequence[Row], share: float, key: str, *, part: int = 0) -> float | None:
     """Return the quality at a share of the dense time, linear between the two points around it in time.
+
+    `part` is 0 for the value itself, 1 and 2 for the lower and the upper end of its interval.
 
     Returns:
         None where no point is that fast; the slowest point's quality where all are faster.
     """
-    points = sorted((time, value) for row in rows if (time := _time(row)) and (value := number(row, key)) is not None)
+    read = measured(key)
+    points = sorted((time, span[part]) for row in rows if (time := _time(row)) and (span := read(row)) is not None)
     if not points or share < points[0][0]:
         return None
     times, values = np.array(points).T
     return float(np.interp(share, times, values))
 
 
-def marked(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Return all points with their run's label, relative time, and whether no other has less loss in less time."""
+def marked(curves: Sequence[Curve], key: str) -> list[dict[str, Any]]:
+    """Return all points with their run's label, relative time, and whether no other has less of `key` in less time."""
     rows = [{"run": c.label, "technique": c.technique, **row, "time": _time(row)} for c in curves for row in c.points]
-    known = [i for i, row in enumerate(rows) if row["time"] and number(row, "valid_loss") is not None]
-    front = pareto([(rows[i]["time"], rows[i]["valid_loss"]) for i in known], lower=True)
+    known = [i for i, row in enumerate(rows) if row["time"] and number(row, key) is not None]
+    front = pareto([(rows[i]["time"], rows[i][key]) for i in known], lower=True)
     best = {i for i, on_front in zip(known, front, strict=True) if on_front}
     return [{**row, "on_front": i in best} for i, row in enumerate(rows)]
 
@@ -272,7 +319,7 @@ def _show(curves: Sequence[Curve], table: Sequence[Row]) -> None:
         rows = [
             {
                 "run": c.label,
-                **{str(i): _starred(row, c.label) for i, row in enumerate(found) if row[c.label] is not None},
+                **{str(i): _starred(row, c.label, key) for i, row in enumerate(found) if row[c.label] is not None},
             }
             for c in curves
         ]
@@ -280,8 +327,13 @@ def _show(curves: Sequence[Curve], table: Sequence[Row]) -> None:
             tables.show(f"{label} at equal measured time, the best with a star", rows, columns)
 
 
-def _starred(row: Row, label: str) -> str:
-    return f"{row[label]:.3f}{'*' if row['wins'] == label else ' '}"
+def _starred(row: Row, label: str, key: str) -> str:
+    """Write a value with a star where it is the best; a difference with its interval below."""
+    star = "*" if row["wins"] == label else " "
+    if key not in DIFFERENCES:
+        return f"{row[label]:.3f}{star}"
+    low, high = row[f"{label}_low"], row[f"{label}_high"]
+    return f"{row[label]:+.3f}{star}" + (f"\n({low:+.3f} to {high:+.3f})" if low < high else "")
 
 
 def _as_trained(rows: Sequence[Row]) -> list[Row]:
@@ -291,8 +343,12 @@ def _as_trained(rows: Sequence[Row]) -> list[Row]:
     """
     if rows[0]["name"] != "dense":  # a run of students only
         return list(rows)
-    known = {key: number(row, name) for row in rows[1:2] for key, name in CONTROL.items()}
-    return [{**rows[0], **{key: value for key, value in known.items() if value is not None}}, *rows[1:]]
+    known = {
+        key: found for row in rows[1:2] for key, name in CONTROL.items() if (found := number(row, name)) is not None
+    }
+    of_another = {f"{key}_{end}" for key in known for end in ("low", "high")}
+    kept = {key: value for key, value in rows[0].items() if key not in of_another}
+    return [{**kept, **known}, *rows[1:]]
 
 
 def _told(curve: Curve) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("compress", "jaxssl", "experiments", "tools", "benchmarks")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+SCRIPTS = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.js"))
 COMPRESS = ("compress", "jax", "numpy")
 FLAX = tuple(f"jaxssl/models/{name}.py" for name in ("extractor", "layers", "logits", "model"))
 FORBIDDEN = {
@@ -43,4 +44,9 @@ def test_arrows_and_length(path):
         if found.startswith("flax") and name not in FLAX:
             broken.append("flax")
         assert not broken, f"{name} imports {found}, against: {broken}"
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_scripts_are_short_too(path):
     assert len(path.read_text().splitlines()) <= 400

@@ -10,14 +10,19 @@ Span = tuple[float, float, float]  # a value and the ends of its interval; all t
 Reading = Callable[[Row], Span | None]  # None where the row does not say
 
 QUALITY = {
+    "loss_difference": "held-out loss above dense, trained as long (nats)",
     "valid_loss": "held-out loss (nats)",
+    "accuracy_difference": "masked accuracy above dense, trained as long",
     "masked_accuracy": "masked accuracy",
     "phone_accuracy": "phones by frame, accuracy",
     "speaker_accuracy": "speakers by frame, accuracy",
     "output_error": "relative error of the output, before training",
 }
+# Points trained longer have less loss however small they are; what compression costs is the difference to the dense
+# model trained as long, paired by utterance.
+DIFFERENCES = {"loss_difference": "valid_loss", "accuracy_difference": "masked_accuracy"}
 CONTROL = {"valid_loss": "control_loss", "masked_accuracy": "control_accuracy"}  # of the dense model trained as long
-BEFORE = {"valid_loss": "loss_before"}  # right after pruning
+UNKNOWN = "absolute values, for the difference to the dense model trained as long is not known"
 
 
 def number(row: Row, *keys: str) -> float | None:
@@ -45,7 +50,7 @@ class Cost:
 
 def lower_is_better(key: str) -> bool:
     """Tell whether a measure of quality is a loss or an error."""
-    return key.endswith(("loss", "error"))
+    return "loss" in key or "error" in key
 
 
 def measured(key: str) -> Reading:
@@ -62,6 +67,36 @@ def measured(key: str) -> Reading:
         return None if value is None or low is None or high is None else (value, low, high)
 
     return read
+
+
+def before_training(key: str) -> Reading:
+    """Read a loss right after compression, before any update: absolute, or above the same control as the point's."""
+
+    def read(row: Row) -> Span | None:
+        if key == "valid_loss":
+            return measured("loss_before")(row)
+        if key != "loss_difference":
+            return None
+        if paired := measured("difference_before")(row):
+            return paired
+        before, after, above = (number(row, name) for name in ("loss_before", "valid_loss", "loss_difference"))
+        if before is None or after is None or above is None:
+            return None
+        found = before - (after - above)
+        return found, found, found
+
+    return read
+
+
+def lacks_difference(rows: Sequence[Row]) -> bool:
+    """Tell whether a point has a held-out loss that no dense model trained as long is known to compare with."""
+    return any(number(r, "valid_loss") is not None and number(r, "loss_difference") is None for r in rows)
+
+
+def by_default(rows: Sequence[Row], *, absolute: bool = False) -> list[str]:
+    """Return the measures of quality to show of what rows tell: differences to the dense model, or absolute values."""
+    hidden = DIFFERENCES.keys() if absolute else DIFFERENCES.values()
+    return [key for key in QUALITY if key not in hidden and any(number(row, key) is not None for row in rows)]
 
 
 def value(*keys: str, scale: float = 1.0) -> Reading:
@@ -143,10 +178,10 @@ OVERVIEW = (
     BYTES,
 )
 COSTS = (
-    PARAMETERS,
-    MACS,
     TIME,
     Cost("real_time_factor", "real-time factor, all timed in turns", _in_turns),
+    MACS,
+    PARAMETERS,
     BYTES,
     Cost("memory", "memory of a forward pass (MB)", value("memory_bytes", scale=1e-6)),
 )
@@ -158,5 +193,5 @@ def known_costs(rows: Sequence[Row]) -> tuple[Cost, ...]:
 
 
 def plain(dense: Row) -> tuple[Cost, ...]:
-    """Return costs as computed, and as they would be if zeros cost nothing, beside the real-time factor."""
-    return PARAMETERS, MACS, Cost("real_time_factor", "real-time factor, measured in turns", real_time(dense))
+    """Return the real-time factor, and costs as computed and as they would be if zeros cost nothing."""
+    return Cost("real_time_factor", "real-time factor, measured in turns", real_time(dense)), MACS, PARAMETERS, BYTES

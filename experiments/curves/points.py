@@ -105,7 +105,7 @@ class Bench:
         technique: weights, heads or rows.
         label: of the curve, in pictures of several runs.
         fast: puts a point into the form that is timed.
-        controls: quality of the dense model trained as long, by update.
+        controls: what the dense model trained as long made of each held-out utterance, by update.
         programs: compiled forward passes by shape.
     """
 
@@ -120,14 +120,15 @@ class Bench:
     technique: str
     label: str = ""
     fast: Callable[[Subject], Fast] = lambda subject: Fast(subject.arch, subject.seen)
-    controls: dict[int, dict[str, float]] = field(default_factory=dict)
+    controls: dict[int, HeldOut] = field(default_factory=dict)
     programs: dict[Arch, Program] = field(default_factory=dict)
 
     def quality(self, subject: Subject) -> dict[str, float]:
         """Return `valid_loss` (nats, masked frames) and `masked_accuracy` on held-out speech, with intervals."""
-        return self._hear(subject).summary()
+        return self.hear(subject).summary()
 
-    def _hear(self, subject: Subject) -> HeldOut:
+    def hear(self, subject: Subject) -> HeldOut:
+        """Return what a model makes of each held-out utterance."""
         return hear(subject.arch, subject.seen, self.data, self.training)
 
     def rows(self) -> list[Row]:
@@ -156,11 +157,10 @@ class Bench:
         if self.has(name):
             return
         console.print(f"measuring {name}", markup=False)
-        heard = self._hear(subject)
-        files.write_arrays(self.out / "held-out" / f"{name}.npz", vars(heard))
+        heard = self.hear(subject)
+        files.write_arrays(self._heard(name), vars(heard))
         row = {"name": name, "level": level, "step": step, **_sizes(subject), **heard.summary(), **told}
-        if control := self.controls.get(step):
-            row |= {"control_loss": control["valid_loss"], "control_accuracy": control["masked_accuracy"]}
+        row |= self._beside_dense(heard, step)
         fast = self.fast(subject)
         row |= self._time(name, fast)
         row |= {"packed_maps": sum(bool(found["packed"]) for found in fast.rows), "packed_error": fast.error}
@@ -175,8 +175,21 @@ class Bench:
 
     def heard(self, name: str) -> HeldOut:
         """Read what a finished point's model made of each held-out utterance."""
-        with np.load(self.out / "held-out" / f"{name}.npz", allow_pickle=False) as arrays:
-            return HeldOut(**arrays)
+        return read_heard(self._heard(name))
+
+    def _heard(self, name: str) -> Path:
+        return self.out / "held-out" / f"{name}.npz"
+
+    def _beside_dense(self, heard: HeldOut, step: int) -> Row:
+        """Compare with the dense model trained as long, where that is known; before any update that is the dense one.
+
+        Without a control nothing is known: a difference to the model as it was would have the training in it.
+        """
+        if control := self.controls.get(step):
+            found = control.summary()
+            told = {"control_loss": found["valid_loss"], "control_accuracy": found["masked_accuracy"]}
+            return {**told, **heard.above(control)}
+        return heard.above(self.heard("dense")) if step == 0 and self._heard("dense").is_file() else {}
 
     def _time(self, name: str, fast: Fast) -> Row:
         """Time the dense model, what stays of it without heads and units, and this one, in turns."""
@@ -243,6 +256,9 @@ class Bench:
 QUALITY = {
     "name": "point",
     "step": "updates",
+    "loss_difference:+.3f": "loss above dense, as long",
+    "loss_difference_low:+.3f": "from",
+    "loss_difference_high:+.3f": "to",
     "loss_before:.3f": "loss before training",
     "valid_loss:.3f": "held-out loss",
     "valid_loss_low:.3f": "from",
@@ -275,6 +291,12 @@ def show(rows: Sequence[Row], title: str) -> None:
     known = {key for row in rows for key, value in row.items() if value is not None}
     tables.show(f"{title}: quality", rows, {k: v for k, v in QUALITY.items() if k.partition(":")[0] in known})
     tables.show(f"{title}: cost", rows, COSTS)
+
+
+def read_heard(path: Path) -> HeldOut:
+    """Read what a model made of each held-out utterance."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return HeldOut(**arrays)
 
 
 def where_the_rest_went(rows: Sequence[Row]) -> list[str]:

@@ -1,7 +1,6 @@
 """What all pruning experiments share: settings, the model and its speech, the control, every point of the curve."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.curves.curve import Curve, Pruning
-from experiments.curves.points import PRUNED, ROUNDED, Bench, Fast, Subject, show, where_the_rest_went, with_zeros
+from experiments.curves.points import (
+    PRUNED,
+    ROUNDED,
+    Bench,
+    Fast,
+    Subject,
+    read_heard,
+    show,
+    where_the_rest_went,
+    with_zeros,
+)
 from experiments.curves.recovery import speech_with_targets
 from experiments.curves.schedule import Schedule
 from experiments.curves.sweep import Act, Event, begin, subject_of, sweep
@@ -196,13 +205,13 @@ def _telling(act: Act, bench: Bench) -> Act:
 
 
 def _control(job: Job, bench: Bench, ends: Sequence[int]) -> None:
-    """Train the dense model as long as every point was, and remember its quality at each of their updates.
+    """Train the dense model as long as every point was, and remember what it made of each held-out utterance by then.
 
-    Runs of one place with the same model, speech, settings and updates share it.
+    Runs of one place with the same model, speech, settings and updates share it. control-*/quality.json sums it up.
     """
     folder, subject = bench.out.parent / f"control-{_control_digest(job, ends)}", _dropping(job.subject)
-    if (path := folder / "quality.json").is_file():
-        bench.controls.update({int(step): found for step, found in json.loads(path.read_text()).items()})
+    paths = {end: folder / "held-out" / f"{end}.npz" for end in ends}
+    bench.controls.update({end: read_heard(path) for end, path in paths.items() if path.is_file()})
     if all(end in bench.controls for end in ends):
         return
     console.print("training the dense model as long, to compare with", markup=False)
@@ -210,12 +219,13 @@ def _control(job: Job, bench: Bench, ends: Sequence[int]) -> None:
         state, programs = begin(run, subject)
         for end in (end for end in ends if end not in bench.controls):
             state = run.train(programs, state, last=end)
-            bench.controls[end] = bench.quality(subject_of(programs.arch, state))
-            files.write_json(path, bench.controls)
+            bench.controls[end] = bench.hear(subject_of(programs.arch, state))
+            files.write_arrays(paths[end], vars(bench.controls[end]))
+            files.write_json(folder / "quality.json", {step: c.summary() for step, c in bench.controls.items()})
 
 
 def _control_digest(job: Job, ends: Sequence[int]) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"utterances kept")  # a control of before that was done cannot be paired with a point
     speech = (job.config.audio, job.config.held_out, job.config.corpus, job.config.labels, job.config.valid)
     digest.update(repr((job.training, tuple(ends), speech)).encode())
     for leaf in jax.tree.leaves((job.subject.params, _dropping(job.subject).masks)):

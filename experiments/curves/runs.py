@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError
-from experiments.curves.measures import QUALITY, Row, number
+from experiments.curves.measures import CONTROL, DIFFERENCES, QUALITY, Row, number
 from jaxssl import pretrained
 
 METHODS = {"svd": "low rank, plain SVD", "activation": "low rank, activation-aware"}
@@ -78,7 +78,10 @@ def read_curves(folder: Path) -> list[Curve]:
         ) from None
     for rows in parts.values():
         _check(folder, rows)
-    return [Curve(**{**shared, "label": label or shared["label"]}, rows=tuple(rows)) for label, rows in parts.items()]
+    return [
+        Curve(**{**shared, "label": label or shared["label"]}, rows=tuple(map(_compared, rows)))
+        for label, rows in parts.items()
+    ]
 
 
 def distinct(curves: Sequence[Curve]) -> list[Curve]:
@@ -94,6 +97,17 @@ def spoken(command: str) -> str:
     'python -m experiments.heads --keep 4'
     """
     return re.sub(r"^(?:'[^']*|\S*)\bexperiments/(\w+)\.py'?", r"python -m experiments.\1", command)
+
+
+def _compared(row: Row) -> Row:
+    """Fill in how far a point of an older version is from its control, whose quality it has: without an interval."""
+    found = dict(row)
+    for difference, measure in DIFFERENCES.items():
+        dense = number(row, measure if row["name"] == "dense" else CONTROL[measure])
+        value = number(row, measure)
+        if number(row, difference) is None and value is not None and dense is not None:
+            found[difference] = value - dense
+    return found
 
 
 def _check(folder: Path, rows: Sequence[Row]) -> None:
@@ -139,6 +153,8 @@ def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Split factorised models into a curve for each method, the dense model first and the smallest last."""
     rows = [row for row in rows if "name" in row]
     dense = [row for row in rows if row["method"] == "dense"]
+    if dense and number(dense[0], "loss_before") is not None:  # it was trained as long as all others
+        rows = [{**row, **{name: dense[0].get(key) for key, name in CONTROL.items()}} for row in rows]
     methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "dense")
     parts = {m: [row for row in rows if row["method"] == m] for m in methods}
     found = {METHODS.get(m, f"low rank, {m}"): [*dense, *sorted(parts[m], key=_size)] for m in methods}

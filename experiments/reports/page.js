@@ -44,6 +44,7 @@ function ours(metric, cost, more) {
     series: seriesOf(metric.key, cost.key),
     lower: metric.lower,
     guide: cost.key === "time" ? 1 : undefined,
+    level: metric.difference ? 0 : undefined,
     name: `${metric.label} against ${cost.label}`,
     tags: { "data-metric": metric.key, "data-cost": cost.key },
     ...more,

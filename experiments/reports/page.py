@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from experiments.curves.measures import (
+    DIFFERENCES,
     QUALITY,
     Reading,
     Row,
@@ -68,7 +69,7 @@ def write(
     Args:
         curves: the runs, no two of one label.
         equal_time: quality of each run at shares of the dense time, as `tradeoff.at_equal_time` gives it.
-        measures: of quality, keys of `QUALITY`, in the order of the plots.
+        measures: of quality, keys of `QUALITY`, in the order of the plots; the first is shown large.
         title: of the page.
         notes: what keeps the runs from being compared.
         command: that made it.
@@ -76,7 +77,7 @@ def write(
     rows = [row for curve in curves for row in curve.points]
     costs = known_costs(rows)
     values = {
-        "metrics": [{"key": key, "label": QUALITY[key], "lower": lower_is_better(key)} for key in measures],
+        "metrics": [_metric(key) for key in measures],
         "costs": [{"key": cost.key, "label": cost.label} for cost in costs],
         "columns": list(COLUMNS.values()),
         "runs": [_run(curve, measures) for curve in curves],
@@ -106,7 +107,11 @@ def embed(values: Any) -> str:
 
 
 def _file(name: str) -> str:
-    return files("experiments").joinpath(name).read_text(encoding="utf-8")
+    return files("experiments.reports").joinpath(name).read_text(encoding="utf-8")
+
+
+def _metric(key: str) -> dict[str, Any]:
+    return {"key": key, "label": QUALITY[key], "lower": lower_is_better(key), "difference": key in DIFFERENCES}
 
 
 def _run(curve: Curve, measures: Sequence[str]) -> dict[str, Any]:
@@ -164,8 +169,16 @@ def _equal_time(curves: Sequence[Curve], table: Sequence[Row]) -> dict[str, Any]
         "title": "Quality at equal measured time",
         "keys": ["measure", "share", *(f"run{i}" for i, _ in enumerate(labels)), "best"],
         "headings": ["measure", "share of dense time", *labels, "best"],
-        "rows": [[QUALITY[r["measure"]], r["share"], *(r[label] for label in labels), r["wins"]] for r in table],
+        "rows": [
+            [QUALITY[r["measure"]], r["share"], *(_interpolated(r, label) for label in labels), r["wins"]]
+            for r in table
+        ],
     }
+
+
+def _interpolated(row: Row, label: str) -> Any:
+    value, low, high = row[label], row[f"{label}_low"], row[f"{label}_high"]
+    return value if low == high else [value, low, high]
 
 
 def _runs(curves: Sequence[Curve]) -> dict[str, Any]:

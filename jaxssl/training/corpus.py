@@ -129,6 +129,27 @@ class HeldOut:
             found |= {name: float(sums.sum() / self.frames.sum()), f"{name}_low": low, f"{name}_high": high}
         return found
 
+    def above(self, other: "HeldOut") -> dict[str, float]:
+        """Return how far loss (nats) and accuracy are above another model's, with 95 % paired bootstrap intervals.
+
+        Both models are seen on the same resampled utterances, so that what makes an utterance hard does not count.
+
+        Raises:
+            InputError: the two did not hear the same utterances.
+        """
+        if not np.array_equal(self.frames, other.frames):
+            heard = f"{self.frames.sum():g} and {other.frames.sum():g} hidden frames"
+            raise InputError(f"paired bootstrap: {heard} of different utterances; compare models on the same speech")
+        found: dict[str, float] = {}
+        pairs = {
+            "loss_difference": self.losses - other.losses,
+            "accuracy_difference": self.correct - other.correct,
+        }
+        for name, more in pairs.items():
+            low, high = interval(more, self.frames, seed=0)
+            found |= {name: float(more.sum() / self.frames.sum()), f"{name}_low": low, f"{name}_high": high}
+        return found
+
 
 def hear(arch: Arch, params: Params, data: Data, training: Training) -> HeldOut:
     """Let a model predict each held-out utterance, masks fixed; in one process.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import tradeoff
-from experiments.curves.measures import COSTS, lower_is_better, measured, pareto
+from experiments.curves.measures import COSTS, QUALITY, lower_is_better, measured, pareto
 from experiments.curves.runs import Curve
 from experiments.reports import page, published
 
@@ -149,7 +149,7 @@ def test_every_plot_has_every_point(opened):
     assert complaints(opened) == []
     (grid,) = opened.find(id="all")
     known = [c for c in COSTS if any(c.read(row) for rows in ROWS.values() for row in rows)]
-    assert [c.key for c in known] == ["parameters", "macs", "time", "bytes", "memory"]
+    assert [c.key for c in known] == ["time", "macs", "parameters", "bytes", "memory"]
     assert len(grid.find("svg", kind="plot")) == len(MEASURES) * len(known)
     for key in MEASURES:
         for cost in known:
@@ -172,9 +172,13 @@ def test_every_plot_has_every_point(opened):
     (large,) = opened.find(id="large")
     (plot,) = large.find("svg", data_metric="valid_loss", data_cost="time")
     assert len(plot.find("path", kind="point")) == 5
-    (published,) = opened.find(id="paper")
+    names = plot.find("text", kind="name")
+    assert {name.text for name in names} == {"rows", f"{HOSTILE[:30]}…"}
+    one, two = (float(name.attributes["y"]) for name in names)
+    assert abs(one - two) >= 14  # each on a line of its own
+    (paper,) = opened.find(id="paper")
     for column in ("parameters", "macs"):
-        (plot,) = published.find("svg", data_cost=column)
+        (plot,) = paper.find("svg", data_cost=column)
         drawn = {g.attributes["data-run"]: len(g.find("path", kind="point")) for g in plot.find("g", kind="grey")}
         assert drawn == {curve.label: len(curve.points) for curve in published.CURVES}
     assert published.LABEL in opened.find(id="paper-source")[0].text
@@ -190,7 +194,7 @@ def test_every_table_has_every_row(opened):
     assert points[2][headings.index("phones by frame, accuracy")] == "–"  # not a number
     equal = rows_of(opened, "equal")
     assert [line[1] for line in equal] == ["0.9", "0.75"] * 2
-    assert equal[1][2:] == ["–", "2.167", "rows"]
+    assert equal[1][2:] == ["–", "2.1672.067–2.267", "rows"]  # with its interval
     assert len(rows_of(opened, "runs")) == 2
     assert len(rows_of(opened, "paper")) == sum(len(curve.points) for curve in published.CURVES)
     assert [item.text for item in opened.find(id="commands")[0].find("li")] == ["how", f"run {HOSTILE}", "run rows"]
@@ -205,6 +209,28 @@ def test_what_a_label_brings_is_text(opened):
     legend = opened.find(id="legend")[0].find("button")
     assert [button.text for button in legend] == list(ROWS)
     assert len(opened.find("script")) == 4  # what complains, the data, the program, and this test's
+
+
+def test_the_difference_to_the_dense_model_comes_first_and_its_own_value_is_a_choice(look):
+    ends = {"loss_difference_low": 0.05, "loss_difference_high": 0.2}
+    zero = {"loss_difference": 0.0, "loss_difference_low": 0.0, "loss_difference_high": 0.0}
+    rows = (row("dense", 1.0, 2.0, **zero), row("heads-9", 0.8, 1.9, loss_difference=0.1, **ends, control_loss=1.8))
+    curves, measures = [curve("heads", rows)], ("loss_difference", "valid_loss")
+    table = [r for key in measures for r in tradeoff.at_equal_time(curves, (0.8,), key)]
+    text = page.write(curves, table, measures=measures, title="differences")
+    tree = look(change=lambda _: text)
+    assert complaints(tree) == []
+    options = tree.find("select", id="metric")[0].find("option")
+    assert [option.text for option in options] == [QUALITY[key] for key in measures]
+    (plot,) = tree.find(id="large")[0].find("svg", data_metric="loss_difference")
+    assert len(plot.find("line", kind="guide")) == 2  # the dense model's time, and its loss
+    assert len(plot.find("path", kind="star")) == 0
+    assert "0" in (ticks := [text.text for text in plot.find("text")])
+    assert "-0" not in ticks
+    assert [line[2:] for line in rows_of(tree, "equal")] == [["0.10.05–0.2", "heads"], ["1.91.8–2", "heads"]]
+    (plot,) = look("#metric=valid_loss", change=lambda _: text).find(id="large")[0].find("svg", kind="plot")
+    assert plot.attributes["data-metric"] == "valid_loss"
+    assert len(plot.find("line", kind="guide")) == len(plot.find("path", kind="star")) == 1
 
 
 def test_a_link_gives_a_view(look):

@@ -13,7 +13,7 @@ from compress.address import flatten
 from compress.encoding import decode
 from compress.errors import InputError
 from experiments import heads, lowrank, rows, weights
-from experiments.curves.points import Subject
+from experiments.curves.points import Subject, read_heard
 from experiments.curves.units import schedule_of
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint, cost
@@ -77,12 +77,36 @@ def test_every_point_is_a_model_and_a_row(headless):
         assert row["masked_equals_slim"] <= 1e-5
         assert np.isfinite(row["loss_before"])
         assert np.isfinite(row["valid_loss"])
-        assert np.isfinite(row["control_loss"])
+        assert row["loss_difference"] == pytest.approx(row["valid_loss"] - row["control_loss"])
+        assert row["accuracy_difference"] == pytest.approx(row["masked_accuracy"] - row["control_accuracy"])
+        assert row["loss_difference_low"] <= row["loss_difference"] <= row["loss_difference_high"]
         assert row["macs_g_per_s"] < dense["macs_g_per_s"]
         assert row["real_time_factor"] > 0
     with (headless / "curve.csv").open() as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["dense", "heads-3", "heads-1", "heads-0"]
     assert (headless / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_control_keeps_what_differences_are_paired_by(headless):
+    (control,) = headless.parent.glob("control-*")
+    told = json.loads((control / "quality.json").read_text())
+    dense, *pruned = points(headless)
+    assert (dense["loss_difference"], dense["loss_difference_low"], dense["loss_difference_high"]) == (0, 0, 0)
+    for row in pruned:
+        kept = read_heard(control / f"held-out/{row['step']}.npz")
+        assert kept.summary() == told[str(row["step"])]
+        mine = read_heard(headless / f"held-out/{row['name']}.npz")
+        assert mine.above(kept).items() <= row.items()
+
+
+def test_without_a_control_no_difference_is_known_but_before_any_update(place, tmp_path):
+    heads.run(config(heads, place, tmp_path / "trained", keep=(1,), control=False))
+    dense, pruned = points(tmp_path / "trained")
+    assert dense["loss_difference"] == 0
+    assert "loss_difference" not in pruned
+    heads.run(config(heads, place, tmp_path / "cut", keep=(1,), schedule="once", every=0, control=False))
+    dense, pruned = points(tmp_path / "cut")
+    assert pruned["loss_difference"] == pytest.approx(pruned["valid_loss"] - dense["valid_loss"])
 
 
 def test_training_went_on_after_the_cut(headless):

@@ -9,14 +9,14 @@ import pytest
 
 from compress.errors import InputError
 from experiments import plan, tradeoff
-from experiments.curves.measures import COSTS, measured, pareto, relative_time
+from experiments.curves.measures import COSTS, by_default, measured, pareto, relative_time
 from experiments.reports import canvas, pictures, published
 from jaxssl.models import cost
 from jaxssl.models.arch import melhubert
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import main
 from tests.archs import transformer_layer
-from tests.experiments.curves import HEADS, MACHINE, ROWS, WEIGHTS, compare, row, write
+from tests.experiments.curves import HEADS, MACHINE, ROWS, WEIGHTS, alone, compare, row, write
 
 
 def test_quality_at_equal_time_is_on_the_line_between_points(three, tmp_path, capsys):
@@ -36,13 +36,56 @@ def test_quality_at_equal_time_is_on_the_line_between_points(three, tmp_path, ca
     with (tmp_path / "out/tradeoff.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [(line["measure"], line["share"], line["wins"]) for line in lines[:2]] == [
-        ("valid_loss", "0.9", "heads"),
-        ("valid_loss", "0.75", "heads"),
+        ("loss_difference", "0.9", "heads"),
+        ("loss_difference", "0.75", "heads"),
     ]
     shown = capsys.readouterr().out
     assert "–" in shown
-    assert "2.100*" in shown  # heads at 0.9, the best there
+    assert "+0.100*" in shown  # heads at 0.9, the best there
     assert "note:" not in shown  # nothing keeps these runs from being compared
+
+
+def test_quality_is_the_difference_to_the_dense_model_trained_as_long(three, tmp_path, capsys):
+    """The longer a point was trained, the less loss it has: here the smallest has the least, and is not the best."""
+    rows = (row("dense", 1.0, 2.0), row("rows-0", 0.8, 1.9), row("rows-1", 0.55, 1.8))
+    rows = [{**each, "loss_difference": 0.1 * i, "loss_difference_low": 0.08 * i} for i, each in enumerate(rows)]
+    rows = [{**each, "loss_difference_high": 0.13 * i} for i, each in enumerate(rows)]
+    folders = (three[1], write(tmp_path / "rows", rows))
+    found = compare(tmp_path, folders, share=(0.8, 0.7))
+    first, second, *_ = found["equal_time"]
+    assert (first["measure"], first["wins"]) == ("loss_difference", "rows")
+    assert [first[f"rows{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.1, 0.08, 0.13])
+    assert [second[f"rows{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.14, 0.112, 0.182])
+    front = {(p["run"], p["name"]) for p in found["points"] if p["on_front"]}
+    assert front == {("heads", "dense"), ("rows", "dense"), ("rows", "rows-0"), ("rows", "rows-1")}
+    shown = capsys.readouterr().out
+    assert "held-out loss above dense, trained as long (nats) at equal measured time" in shown
+    assert "(+0.080 to +0.130)" in shown
+    assert "held-out loss (nats) at" not in shown
+    found = compare(tmp_path, folders, share=(0.8, 0.7), quality="absolute")
+    assert found["equal_time"][0]["measure"] == "valid_loss"
+    assert "held-out loss (nats) at equal measured time" in capsys.readouterr().out
+    assert {row["measure"] for row in found["equal_time"]} >= {"loss_difference", "valid_loss"}
+    assert found["points"][-1]["on_front"]
+
+
+def test_where_no_control_is_known_values_are_absolute_and_this_is_said(three, tmp_path, capsys):
+    write(three[2], alone(ROWS))
+    found = compare(tmp_path, three[1:])
+    assert found["equal_time"][0]["measure"] == "valid_loss"
+    (note,) = found["notes"]
+    assert note.startswith(f"{pictures.UNKNOWN} of rows")
+    assert "above dense" not in capsys.readouterr().out
+    assert compare(tmp_path, three[1:], quality="absolute")["notes"] == []
+
+
+def test_runs_of_an_older_version_have_differences_without_intervals(three, tmp_path):
+    rows = [row if row["name"] == "dense" else {**row, "control_loss": 1.9} for row in alone(ROWS)]
+    found = compare(tmp_path, (three[1], write(three[2], rows)), share=(0.7,))
+    first = found["equal_time"][0]
+    assert first["measure"] == "loss_difference"
+    assert first["rows"] == first["rows_low"] == pytest.approx(0.6)
+    assert "have no interval in rows" in " ".join(found["notes"])
 
 
 def test_points_need_not_be_in_the_order_of_time():
@@ -58,7 +101,7 @@ def test_points_need_not_be_in_the_order_of_time():
 def test_the_control_is_no_point_of_the_run(tmp_path):
     write(tmp_path / "heads", (HEADS[0], row("control", 1.0, 1.5), *HEADS[1:]))
     found = compare(tmp_path, (tmp_path / "heads",), share=(0.9,))
-    assert found["equal_time"][0]["heads"] == pytest.approx(2.1)
+    assert found["equal_time"][0]["heads"] == pytest.approx(0.1)
     assert [point["name"] for point in found["points"]] == ["dense", "heads-3", "heads-1"]
 
 
@@ -110,6 +153,7 @@ def test_an_unfinished_run_is_read_from_its_table_and_said(three, tmp_path, caps
     }
     losses = [row["going"] for row in found["equal_time"] if row["measure"] == "valid_loss"]
     assert losses == [pytest.approx(2.1), None]
+    assert found["equal_time"][0]["measure"] == "loss_difference"
     assert len(found["notes"]) == 1
 
 
@@ -209,19 +253,75 @@ def panels(monkeypatch, draw):
 @pytest.mark.parametrize(("more", "count"), [({}, 2), (PROBED, 4)])
 def test_pictures_have_a_panel_for_each_measure_and_cost(three, tmp_path, monkeypatch, more, count):
     runs = {n: [{**r, **more} for r in rows] for n, rows in (("weights", WEIGHTS), ("2:4", HEADS), ("rows", ROWS))}
-    measures = list(tradeoff.QUALITY)[:count]
+    measures = by_default([*runs["rows"]])[:count]
 
     def draw():
         pictures.draw_curves(tmp_path / "a.png", runs, quality=measures, title="a", caption="b")
 
     found = panels(monkeypatch, draw)
     assert len(found) == 4 * count
+    assert {panel.get_subplotspec().get_gridspec().ncols for panel in found} == {2}
     assert found[0].get_xlim()[0] < 0.5 < 1.02 < found[0].get_xlim()[1]  # the cloud at 1 is inside
     lines = {c.get_label(): c[0].get_xdata() for c in found[0].containers}
     assert list(lines) == list(runs)
     assert list(lines["weights"]) == pytest.approx([1.01, 0.99, 1.02])
     bars = [len(panel.containers[0][2]) for panel in found[::4]]
     assert bars == [2] * count
+    assert found[0].get_ylabel().startswith("held-out loss above dense")
+    assert [text.get_text() for text in found[0].texts] == [*runs, pictures.AS_LONG]
+
+
+def shapes_of(panel):
+    """Return the boxes of a panel's labels, in pixels, by text."""
+    return {text.get_text(): text.get_window_extent() for text in panel.texts}
+
+
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_labels_are_whole_and_clear_of_each_other(tmp_path, monkeypatch, count):
+    """Curves that all end near one place, with long names: the hardest there is."""
+    names = [f"run {i} with a name of some length, distilled" if i % 3 else f"r{i}" for i in range(count)]
+    runs = {n: [row("dense", 1.0, 2.0), row(f"a-{i}", 0.5, 2.3 + 0.01 * i)] for i, n in enumerate(names)}
+    kept = panels(
+        monkeypatch,
+        lambda: pictures.draw_curves(tmp_path / "a.png", runs, quality=["loss_difference"], title="", caption=""),
+    )
+    for panel in kept:
+        frame, boxes = panel.get_window_extent(), list(shapes_of(panel).items())
+        assert len(panel.texts) == len(boxes) == count + 1
+        for i, (text, box) in enumerate(boxes):
+            assert frame.x0 < box.x0 < box.x1 < frame.x1, text
+            assert frame.y0 < box.y0 < box.y1 < frame.y1, text
+            assert not any(box.overlaps(other) for _, other in boxes[:i]), text
+
+
+def test_letters_are_8_pt_and_more_on_a_page(three, tmp_path, monkeypatch):
+    """A page shows a picture 900 px wide; 8 pt are 8 / 72 of 96 px there."""
+    runs = {"rows": [{**r, "loss_before": 3.0} for r in ROWS]}
+    drawn = (
+        lambda: pictures.draw_curve(tmp_path / "a.png", runs["rows"], level="rows", title="a", caption="b"),
+        lambda: pictures.draw_curves(tmp_path / "a.png", runs, quality=["valid_loss"], title="a", caption="b"),
+        lambda: pictures.draw_published(tmp_path / "a.png", published.CURVES, title="a", caption="b"),
+        lambda: pictures.draw_training(tmp_path / "a.png", LOSSES, entropy=3.0, title="a"),
+    )
+    for draw in drawn:
+        found = panels(monkeypatch, draw)
+        figure = found[0].figure
+        assert figure.get_figwidth() * 96 == 900
+        texts = [text for text in figure.findobj(lambda each: hasattr(each, "get_fontsize")) if text.get_text()]
+        assert min(text.get_fontsize() for text in texts) >= 8
+        axes = [axis.label for panel in found for axis in (panel.xaxis, panel.yaxis)]
+        below = [text for legend in figure.legends for text in legend.get_texts()]
+        for text in (*figure.texts, *below, *(axis for axis in axes if axis.get_text())):
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
+            assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
+
+
+LOSSES = [
+    {"part": part, "step": step, "masked_loss": 4 - step / 10, "masked_accuracy": step / 20}
+    for part in ("train", "valid")
+    for step in (0, 5, 10)
+]
 
 
 def test_a_growing_curve_is_drawn_from_its_first_point_on(tmp_path):
@@ -239,22 +339,32 @@ def test_a_busy_machine_does_not_move_a_point(tmp_path, monkeypatch):
     found = panels(
         monkeypatch, lambda: pictures.draw_curve(tmp_path / "a.png", rows, level="heads", title="", caption="")
     )
-    (line,) = (c[0] for c in found[2].containers)
+    (line,) = (c[0] for c in found[0].containers)
     assert list(line.get_xdata()) == pytest.approx([0.01, 0.008])
-    assert found[2].get_xlim()[1] > 0.0105
+    assert found[0].get_xlim()[1] > 0.0105
 
 
 def test_a_curve_shows_control_and_loss_before_training(tmp_path, monkeypatch):
     rows = [row("dense", 1.0, 2.0), row("weights-0.5", 0.9, 2.1, loss_before=2.5, control_loss=1.9, nonzero=400)]
-    found = panels(
-        monkeypatch, lambda: pictures.draw_curve(tmp_path / "a.png", rows, level="weights", title="", caption="")
-    )
-    assert len(found) == 3 * 2
-    lines = {c.get_label(): c[0] for c in found[0].containers}
-    assert list(lines["dense, trained as long as the point"].get_ydata()) == [1.9]
-    assert list(lines["before training"].get_ydata()) == [2.5]
-    assert list(lines["counting only what is not zero"].get_xdata()) == pytest.approx([995e-6, 400e-6])
-    assert list(lines["model"].get_xdata()) == pytest.approx([1000e-6] * 2)
+
+    def drawn(rows):
+        draw = lambda: pictures.draw_curve(tmp_path / "a.png", rows, level="weights", title="", caption="")  # noqa: E731
+        found = panels(monkeypatch, draw)
+        assert len(found) == 4 * 2
+        lines = {c.get_label(): c[0] for c in found[2].containers}
+        assert list(lines["counting only what is not zero"].get_xdata()) == pytest.approx([995e-6, 400e-6])
+        assert list(lines["model"].get_xdata()) == pytest.approx([1000e-6] * 2)
+        return found[0].figure.get_suptitle(), {name: list(line.get_ydata()) for name, line in lines.items()}
+
+    title, lines = drawn(rows)
+    assert lines["model"] == pytest.approx([0, 0.1])
+    assert lines["before training"] == pytest.approx([0.5])  # above the same control as the point itself
+    assert pictures.UNKNOWN not in title
+    title, lines = drawn(alone(rows))
+    assert lines["model"] == [2.0, 2.1]
+    assert lines["dense, trained as long"] == [1.9]
+    assert lines["before training"] == [2.5]
+    assert pictures.UNKNOWN in title
 
 
 def test_the_picture_is_written_with_the_tables(three, tmp_path):
@@ -265,6 +375,8 @@ def test_the_picture_is_written_with_the_tables(three, tmp_path):
         "paper.png",
         "points.csv",
         "report.json",
+        "tradeoff-accuracy_difference.png",
+        "tradeoff-loss_difference.png",
         "tradeoff-masked_accuracy.png",
         "tradeoff-valid_loss.png",
         "tradeoff.csv",
@@ -283,18 +395,19 @@ def test_an_interval_goes_by_the_whole_name_or_by_what_an_accuracy_is_of():
 
 def test_one_measure_is_drawn_against_every_cost_that_is_known(three, tmp_path, monkeypatch):
     runs = {"weights": [{**r, "nonzero": 1000 - 300 * i} for i, r in enumerate(WEIGHTS)], "rows": ROWS}
+    costs = [cost for cost in COSTS if cost.key in ("time", "macs", "parameters")]
     drawn = panels(
         monkeypatch,
         lambda: pictures.draw_curves(
-            tmp_path / "a.png", runs, quality=["valid_loss"], costs=COSTS[:3], title="a", caption=""
+            tmp_path / "a.png", runs, quality=["valid_loss"], costs=costs, title="a", caption=""
         ),
     )
-    assert [panel.get_xlabel() for panel in drawn] == [cost.label for cost in COSTS[:3]]
-    lines = {c.get_label(): c[0] for c in drawn[0].containers}
+    assert [panel.get_xlabel() for panel in drawn] == [cost.label for cost in costs]
+    lines = {c.get_label(): c[0] for c in drawn[2].containers}
     assert list(lines["weights"].get_xdata()) == pytest.approx([1e-3] * 3)
     assert list(lines[pictures.LIGHTER].get_xdata()) == pytest.approx([1e-3, 7e-4, 4e-4])
     assert lines[pictures.LIGHTER].get_alpha() < 0.5
-    rings = next(line for line in drawn[2].lines if line.get_label() == "Pareto front")
+    rings = next(line for line in drawn[0].lines if line.get_label() == "Pareto front")
     assert sorted(rings.get_xdata()) == pytest.approx([0.5, 0.7, 0.99, 1.0])
 
 
@@ -304,8 +417,10 @@ def test_memory_is_a_cost_where_a_run_tells_it(three, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "draw_published", lambda *_, **__: None)
     monkeypatch.setattr(pictures, "draw_curves", lambda path, *_, **more: asked.append((path.name, more)))
     tradeoff.run(tradeoff.Config(three, out=tmp_path / "out"))
-    assert [name for name, _ in asked] == ["tradeoff.png", "tradeoff-valid_loss.png", "tradeoff-masked_accuracy.png"]
-    assert [c.key for c in asked[1][1]["costs"]] == ["parameters", "macs", "time", "bytes", "memory"]
+    measures = ("loss_difference", "accuracy_difference", "valid_loss", "masked_accuracy")
+    assert [name for name, _ in asked] == ["tradeoff.png", *(f"tradeoff-{key}.png" for key in measures)]
+    assert asked[0][1]["quality"] == list(measures[:2])
+    assert [c.key for c in asked[1][1]["costs"]] == ["time", "macs", "parameters", "bytes", "memory"]
 
 
 def test_the_papers_points_are_grey_and_on_axes_of_their_own(tmp_path, monkeypatch):
@@ -315,7 +430,8 @@ def test_the_papers_points_are_grey_and_on_axes_of_their_own(tmp_path, monkeypat
     )
     assert "LibriSpeech 960 h" in drawn[0].figure.get_suptitle()
     for panel, key in zip(drawn, ("parameters_m", "macs_g_per_s"), strict=True):
-        assert {line.get_label(): list(line.get_xdata()) for line in panel.lines} == {
+        curves = [line for line in panel.lines if not line.get_label().startswith("_")]  # others lead to labels
+        assert {line.get_label(): list(line.get_xdata()) for line in curves} == {
             curve.label: [getattr(point, key) for point in curve.points] for curve in published.CURVES
         }
         assert all(0 < float(line.get_color()) < 0.8 for line in panel.lines)
