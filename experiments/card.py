@@ -69,8 +69,6 @@ def run(config: Config) -> None:
     if config.limit < 8 or config.frames < 100:
         raise InputError(f"--limit {config.limit} --frames {config.frames}: give 8 utterances and 100 frames or more")
     files.claim(config.out)
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
-    files.write_json(config.out / "config.json", plain)
     model = load_model(config.model, seed=config.seed)
     corpora_ = _corpora(config, log_mel(model.arch))
     model = with_stats(model, Speech(tuple(batch for _, batch in batches(corpora_[0].signals)), (), ()))
@@ -84,6 +82,7 @@ def run(config: Config) -> None:
     quality = _masked_prediction(config, model)
     if quality:
         tables.show("masked prediction of its own targets", [quality], QUALITY)
+    files.own(config.out, config)
     files.write_csv(config.out / "card.csv", rows)
     values = {"model": model.name, "notes": model.notes, "probes": rows, "masked_prediction": quality}
     files.write_json(config.out / "report.json", values)

@@ -47,7 +47,6 @@ from jaxssl.inference.upstream import mel_inputs
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, follow, main
-from jaxssl.training.settings import plain
 
 Measure = Literal["distance", "entropy", "globalness", "verticality", "diagonality", "cumulative_diagonality"]
 Score = Literal["l1", "activation", "gradient"]
@@ -110,7 +109,6 @@ def run(config: Config) -> None:
     model = _open(config)
     read = {str(folder): read_points(folder, model.arch, model.params) for folder in config.pruned}
     files.claim(config.out)
-    files.write_json(config.out / "config.json", plain(config))
     speech = load_speech(config.audio, limit=config.limit, batch=1)
     model = with_stats(model, speech)
     notes = [*model.notes, *speech.notes, HEARD]
@@ -123,6 +121,7 @@ def run(config: Config) -> None:
     rows = head_rows(model.arch, {**scores(config, model, speech), **measured}, runs)
     tests = [row for name, points in runs.items() for row in point_rows(name, points, rows, config)]
     atlas = Atlas(model, rows, maps, runs, tests, notes)
+    files.own(config.out, config)
     _show(config, atlas)
     _write(config.out, atlas)
 
