@@ -201,7 +201,7 @@ class Bench:
         labels = self._frame_labels(model)
         picks = {} if labels is None else {FRAME: [np.flatnonzero(row >= 0) for row in labels]}
         picks |= self._grid(model)
-        return listen(model, self.signals, picks, memory=self.config.memory * 1e9, whole=whole, hear=hear)
+        return listen(model, self.signals, picks, memory=self.config.memory * 1e9, whole=whole, hearing=hear)
 
     def answer(self, question: Question, heard: Heard) -> list[Answer]:
         """Train and test what a task asks."""
