@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -96,10 +97,11 @@ def layer_source(spec: str, corpus: Prepared, *, seed: int = 0) -> Source:
     read_inputs, notes = _inputs(model, corpus)
     edges = [seconds * how.rate for seconds in range(STEP, LONGEST + STEP, STEP)]
 
+    # The weights as they are: labels must not depend on what a device runs fastest.
+    encode = partial(encode_all, layers=layer, batch=1, edges=edges, longest=LONGEST, prepare=False)
+
     def vectors(i: int) -> np.ndarray:
-        # The weights as they are: labels must not depend on what a device runs fastest.
-        words = {"layers": layer, "batch": 1, "edges": edges, "longest": LONGEST, "prepare": False}
-        return next(encode_all(model.arch, model.params, [read_inputs(i)], **words))[1]
+        return next(encode(model.arch, model.params, [read_inputs(i)]))[1]
 
     return Source(
         f"{Path(place).stem}-{'own' if own else layer}",
