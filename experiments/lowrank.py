@@ -106,7 +106,6 @@ def run(config: Config) -> None:
         raise InputError("--method: name svd, activation or both")
     targets = parse(config.rank, config.energy, config.budget)
     files.claim(config.out)
-    files.write_json(config.out / "config.json", {k: _plain(v) for k, v in vars(config).items()})
     if config.steps < 0:
         raise InputError(f"--steps {config.steps}: 0 trains nothing, more recovers")
     model = in_float(load_model(config.model, seed=config.seed))
@@ -125,6 +124,7 @@ def run(config: Config) -> None:
 
     built = {v.name: _build(model, v, found[v.method]) for v in variants}
     trained, quality = _recover(config, model, built) if config.steps else (built, {})
+    files.own(config.out, config)
     timings = time_side_by_side({"dense": (model.arch, model.params), **built}, config)
     rows = [_row("dense", "dense", model, (model.arch, model.params), timings, config, speech)]
     for variant in variants:
@@ -339,10 +339,6 @@ def _write(config: Config, model: Model, notes: Sequence[str], maps: Sequence[Ro
     values = {"notes": notes, "model": model.name, "machine": machine(jnp.dtype(config.dtype))}
     files.write_json(out / "report.json", {**values, "models": rows, "maps": maps})
     console.print(f"wrote {out}: report.json, tradeoff.csv, maps.csv, tradeoff.png, models/", markup=False)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":

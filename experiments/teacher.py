@@ -11,21 +11,24 @@ on. The numbers to expect are in the model card beside the weights.
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from compress.errors import InputError
-from experiments import prepare, pretrain
+from experiments.reports import trained
 from jaxssl import pretrained
 from jaxssl.data import prepared
 from jaxssl.data.arrays import read_array
 from jaxssl.data.labels import assign
-from jaxssl.inference.layers_of_corpus import hidden
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.pretrained import Labeller, Pretrained
 from jaxssl.runtime.cli import console, main
+from jaxssl.training.label_source import layer_source
+from jaxssl.training.preparation import Preparation, prepare
+from jaxssl.training.pretraining import Pretraining, pretrain
 
 LIMIT = 12e6  # bytes of the packed model
 
@@ -86,14 +89,14 @@ def pack(model: Path, corpus: Path, *, labels: str, layer: int, out: Path) -> No
 
 
 def _check(model: str, corpus: prepared.Prepared, labels: str, layer: int, centres: np.ndarray) -> None:
-    again, _ = assign(hidden(f"{model}:{layer}", corpus).vectors(0), centres)
+    again, _ = assign(layer_source(f"{model}:{layer}", corpus).vectors(0), centres)
     if not np.array_equal(again, there := corpus.labels(labels)[0]):
         wrong = int((again != there).sum())
         raise InputError(f"labels {labels}: {wrong} of {len(there)} are not what layer {layer} of {model} gives")
 
 
 def _prepare(config: Config, labels: str, name: str, clusters: int) -> None:
-    settings = prepare.Config(
+    settings = Preparation(
         audio=(str(config.audio),),
         out=config.out / "train",
         labels=(labels,),
@@ -101,12 +104,12 @@ def _prepare(config: Config, labels: str, name: str, clusters: int) -> None:
         clusters=clusters,
         valid=0.0,
     )
-    prepare.run(settings)
-    prepare.run(replace(settings, audio=(str(config.valid),), out=config.out / "held-out", like=settings.out))
+    prepare(settings)
+    prepare(replace(settings, audio=(str(config.valid),), out=config.out / "held-out", like=settings.out))
 
 
 def _train(config: Config, out: Path, labels: str, steps: int, model: Path | None) -> None:
-    settings = pretrain.Config(
+    settings = Pretraining(
         corpus=config.out / "train",
         valid=config.out / "held-out",
         labels=labels,
@@ -119,7 +122,7 @@ def _train(config: Config, out: Path, labels: str, steps: int, model: Path | Non
         save_every=200,
         out=out,
     )
-    pretrain.run(settings)
+    pretrain(settings, partial(trained.show, out=settings.out))
 
 
 if __name__ == "__main__":

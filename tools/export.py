@@ -45,12 +45,12 @@ from jaxssl.inference.prepack import prepared
 from jaxssl.inference.specialise import dequantized
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import SAMPLE_RATE, LogMel
-from tools.cli import guarded
+from jaxssl.runtime.cli import command
 from tools.pytorch.formats import FORMATS, Given, Run, check_installed
 
 Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface"]
 TOLERANCE = 1e-4  # of the largest value of the output
-LONGEST = 10 * SAMPLE_RATE
+COMPARED = 10 * SAMPLE_RATE  # samples of an utterance that outputs are compared on
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _ours(given: Given) -> Run:
 
 def _speech(places: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     if places:
-        signals = [audio.read(file).samples[:LONGEST] for file in audio.find(places)[:4]]
+        signals = [audio.read(file).samples[:COMPARED] for file in audio.find(places)[:4]]
     else:
         rng = np.random.default_rng(0)
         signals = [(0.1 * rng.normal(size=count)).astype(np.float32) for count in (48_000, 33_333)]
@@ -191,9 +191,8 @@ def show(rows: Sequence[Mapping[str, Any]], options: Options) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code, see `tools.cli.guarded`."""
-    options = tyro.cli(Options, args=args, description=__doc__)
-    return guarded(lambda: show(run(options), options), options.out)
+    """Run the command line; return its exit code, see `jaxssl.runtime.cli.command`."""
+    return command(lambda options: show(run(options), options), Options, __doc__, args=args, remember=False)
 
 
 if __name__ == "__main__":

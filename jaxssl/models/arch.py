@@ -107,14 +107,6 @@ class Arch:
         """Count the frames that layer `layer` takes of `frames` frames of the front end."""
         return frames // self.time_reduction
 
-    def hop(self, *, layer: int = 0) -> int:
-        """Return the inputs from one frame of layer `layer` to the next."""
-        return self.front.hop * self.time_reduction
-
-    def field(self, *, layer: int = 0) -> int:
-        """Return the inputs that a frame of layer `layer` sees through front end and time reduction."""
-        return self.front.field + (self.time_reduction - 1) * self.front.hop
-
     def names(self, dialect: Dialect) -> tuple[Rule, ...]:
         """List what another program calls the model's arrays: those of its parts, and those of none."""
         parts = {type(part): part for layer in self.layers for part in layer.blocks}

@@ -13,19 +13,19 @@ import pytest
 import soundfile
 
 from compress.errors import InputError
-from experiments.prepare import Config, run
 from jaxssl.data import labels as labels_module
 from jaxssl.data.audio import read
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.data.mfcc import mfcc
 from jaxssl.data.prepared import load
-from jaxssl.inference import layers_of_corpus as hidden_module
-from jaxssl.inference.layers_of_corpus import Front, hidden, pieces
-from jaxssl.inference.upstream import encode
+from jaxssl.inference.encode import Timing, encode, pieces
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Conv, LogMel
 from jaxssl.models.model import shapes
+from jaxssl.training import label_source
+from jaxssl.training.label_source import layer_source
+from jaxssl.training.preparation import Preparation, prepare
 from tests.archs import BASE, MEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def models(tmp_path_factory):
 def done(audio, models, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "prepared"
     kinds = ("logmel", "mfcc", f"{models}/mel:1", f"{models}/base:2")
-    run(Config(audio=(str(audio),), out=out, labels=kinds, clusters=6, phones=audio / "times.tsv", valid=0.3))
+    prepare(Preparation(audio=(str(audio),), out=out, labels=kinds, clusters=6, phones=audio / "times.tsv", valid=0.3))
     return out
 
 
@@ -113,9 +113,9 @@ def test_repeating_makes_nothing_anew_and_asking_otherwise_does(done, audio, mon
 
     before = files()
     config = {"audio": (str(audio),), "out": done, "phones": audio / "times.tsv", "valid": 0.3}
-    run(Config(**config, labels=("logmel", "mfcc"), clusters=6))
+    prepare(Preparation(**config, labels=("logmel", "mfcc"), clusters=6))
     assert files() == before
-    run(Config(**config, labels=("logmel",), clusters=6, seed=1, name="other"))
+    prepare(Preparation(**config, labels=("logmel",), clusters=6, seed=1, name="other"))
     assert {p: x for p, x in files().items() if not p.name.startswith("other")} == before
     assert load(done).labels("other").info["seed"] == 1
     for path in (done / "labels").glob("other.*"):
@@ -126,7 +126,9 @@ def test_new_weights_or_phones_make_new_labels(audio, models, tmp_path):
     """A model or phone times that changed in place must not leave the old labels or their old quality."""
 
     def info(name="mel-1-3", **words):
-        run(Config(audio=(str(audio),), out=tmp_path / "out", labels=(f"{tmp_path}/mel:1",), clusters=3, **words))
+        prepare(
+            Preparation(audio=(str(audio),), out=tmp_path / "out", labels=(f"{tmp_path}/mel:1",), clusters=3, **words)
+        )
         return load(tmp_path / "out").labels(name).info
 
     arch, params = checkpoint.load(models / "mel")
@@ -145,16 +147,18 @@ def test_other_speech_by_the_same_centres_and_statistics(done, tmp_path):
     """One's own audio, labelled as if it were another corpus, gets its own labels; part of it gets part of them."""
     corpus = load(done)
     chosen = [u.path for u in corpus.manifest.utterances[2:4]]
-    run(Config(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=6, like=done, valid=0))
+    prepare(Preparation(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=6, like=done, valid=0))
     part = load(tmp_path / "part")
     assert not np.allclose(part.stats.mean, corpus.stats.mean)
     for i in range(2):
         np.testing.assert_array_equal(part.labels()[i], corpus.labels("logmel-6")[2 + i])
     assert part.labels().info["fitted"] == 0
     with pytest.raises(InputError, match="no centres of labels logmel-7"):
-        run(Config(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=7, like=done, valid=0))
+        prepare(Preparation(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=7, like=done, valid=0))
     with pytest.raises(InputError, match="6 centres, --clusters 7"):
-        run(Config(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=7, like=done, name="logmel-6"))
+        prepare(
+            Preparation(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=7, like=done, name="logmel-6")
+        )
 
 
 def test_a_model_s_own_statistics_are_used(done, models, tmp_path):
@@ -162,7 +166,7 @@ def test_a_model_s_own_statistics_are_used(done, models, tmp_path):
     arch, params = checkpoint.load(models / "mel")
     other = type(corpus.stats)(corpus.stats.mean + 1, corpus.stats.std * 2)
     checkpoint.save(tmp_path / "own", arch, params, extra={"stats.npy": stats_bytes(other)})
-    found, bare = hidden(f"{tmp_path}/own:0", corpus), hidden(f"{models}/mel:0", corpus)
+    found, bare = layer_source(f"{tmp_path}/own:0", corpus), layer_source(f"{models}/mel:0", corpus)
     assert [len(found.notes), len(bare.notes)] == [0, 1]
     expected = states(models / "mel", read(corpus.manifest.utterances[0].path).samples, other)[0]
     np.testing.assert_allclose(found.vectors(0), expected, atol=0.05)
@@ -172,9 +176,9 @@ def test_a_model_s_own_statistics_are_used(done, models, tmp_path):
 @pytest.mark.parametrize("name", ["mel", "base"])
 def test_long_utterances_are_cut_without_losing_frames(done, models, monkeypatch, name):
     corpus = load(done)
-    whole = hidden(f"{models}/{name}:1", corpus).vectors(5)
-    monkeypatch.setattr(hidden_module, "LONGEST", 1)
-    cut = hidden(f"{models}/{name}:1", corpus).vectors(5)
+    whole = layer_source(f"{models}/{name}:1", corpus).vectors(5)
+    monkeypatch.setattr(label_source, "LONGEST", 1)
+    cut = layer_source(f"{models}/{name}:1", corpus).vectors(5)
     assert cut.shape == whole.shape
     assert not np.allclose(cut, whole)
 
@@ -182,7 +186,7 @@ def test_long_utterances_are_cut_without_losing_frames(done, models, monkeypatch
 @pytest.mark.parametrize(("hop", "field", "rate"), [(1, 1, 50), (320, 400, 16000), (2, 5, 10)])
 @pytest.mark.parametrize("seconds", [0.1, 29.99, 30.0, 30.01, 95.3])
 def test_pieces_together_are_the_whole(hop, field, rate, seconds):
-    front, x = Front(hop, field, rate), np.arange(max(round(seconds * rate), field))
+    front, x = Timing(hop, field, rate), np.arange(max(round(seconds * rate), field))
     frames = [[tuple(p[k * hop : k * hop + field][[0, -1]]) for k in range(n)] for p, n in pieces(x, front)]
     starts = range(0, len(x) - field + 1, hop)
     assert [f for part in frames for f in part] == [(s, s + field - 1) for s in starts]
@@ -215,7 +219,7 @@ def test_what_cannot_be_is_refused(audio, models, done, tmp_path, words, message
         words["like"] = tmp_path / words["like"]
     config = {"audio": (str(audio),), "out": tmp_path / "out", "clusters": 4, **words}
     with pytest.raises(InputError, match=message) as found:
-        run(Config(**config))
+        prepare(Preparation(**config))
     assert "\n" not in str(found.value)
     assert not list((tmp_path / "out").glob("labels/*.json"))
 

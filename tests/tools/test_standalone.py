@@ -10,7 +10,7 @@ import pytest
 from compress.errors import InputError
 from jaxssl.convert.to_torch import POSITIONS, state
 from jaxssl.data.logmel import Stats
-from jaxssl.inference.upstream import encode
+from jaxssl.inference.encode import encode
 from jaxssl.models.arch import LogMel
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import init

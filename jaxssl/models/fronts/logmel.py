@@ -40,6 +40,11 @@ class LogMel:
         return 100 // self.stack
 
     @property
+    def samples(self) -> tuple[int, int]:
+        """Return hop and field in samples: those of `stack` windows of 25 ms every 10 ms."""
+        return 160 * self.stack, 400 + 160 * (self.stack - 1)
+
+    @property
     def spans(self) -> tuple[float, int]:
         """What is masked in pre-training: share of frames, frames of a span of 100 ms."""
         return 0.7, 10 // self.stack

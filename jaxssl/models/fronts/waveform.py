@@ -94,6 +94,11 @@ class Waveform:
             field, hop = field + (conv.kernel - 1) * hop, hop * conv.stride
         return field
 
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Return hop and field in samples, which are the inputs."""
+        return self.hop, self.field
+
     def frames(self, samples: Any) -> Any:
         """Count the frames that `samples` samples give (an int or an array of ints)."""
         for conv in self.convs:

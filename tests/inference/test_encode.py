@@ -6,9 +6,9 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.data.logmel import Stats
-from jaxssl.inference import ragged
-from jaxssl.inference.ragged import encode_all
-from jaxssl.inference.upstream import encode
+from jaxssl.inference import encode as encode_module
+from jaxssl.inference.encode import encode, encode_all, front_inputs, hear, pieces, timing
+from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
 from tests.archs import ARCHS
 
@@ -35,8 +35,13 @@ def test_each_gives_what_it_gives_alone(key, name, batch):
 
 @pytest.mark.parametrize(("programs", "waste", "most"), [(1, 0.0, 1), (3, 0.0, 3), (8, 0.9, 1)])
 def test_few_programs(key, monkeypatch, programs, waste, most):
-    shapes, run = set(), ragged._run
-    monkeypatch.setattr(ragged, "_run", lambda *args: shapes.add(args[4].shape) or run(*args))
+    shapes, run = set(), encode_module.hear
+
+    def told(*args, **words):
+        shapes.add(args[3].shape)
+        return run(*args, **words)
+
+    monkeypatch.setattr(encode_module, "hear", told)
     arch = ARCHS["mel"]
     list(encode_all(arch, init(arch, key), speech(), batch=2, programs=programs, waste=waste))
     assert 1 <= len(shapes) <= most
@@ -70,3 +75,39 @@ def test_what_is_no_speech_is_named_before_anything_runs(key, samples, told):
 def test_an_impossible_batch():
     with pytest.raises(InputError, match="batch 0: run 1 utterance or more"):
         encode_all(ARCHS["mel"], {}, [], batch=0)
+
+
+def test_layers_features_and_pieces(key):
+    """A layer is one of all; features give what their waveform gives; pieces are what each gives alone, joined."""
+    arch = ARCHS["mel"]
+    params, stats = init(arch, key), Stats(np.full(5, 3.0, np.float32), np.full(5, 2.0, np.float32))
+    waves = speech((4000, 2500))
+    every = dict(encode_all(arch, params, waves, stats=stats, layers="all", prepare=False))
+    first = dict(encode_all(arch, params, waves, stats=stats, layers=1, prepare=False))
+    assert [len(each) for each in every.values()] == [len(arch.layers) + 1] * 2
+    np.testing.assert_allclose(first[1], every[1][1], atol=5e-5)
+
+    features = [np.asarray(front_inputs(arch, jnp.asarray(x[None]), None, stats)[0][0]) for x in waves]
+    by_features = dict(encode_all(arch, params, features, layers=1, prepare=False))
+    np.testing.assert_allclose(by_features[0], first[0], atol=5e-5)
+
+    cut = dict(encode_all(arch, params, waves, stats=stats, layers=1, longest=0.1, prepare=False))
+    assert [len(cut[i]) for i in range(2)] == [len(first[i]) for i in range(2)]
+    how = timing(arch, features=False)
+    parts = [part for part, _ in pieces(waves[0], how, longest=0.1, frames=arch.frames(len(waves[0])))]
+    assert len(parts) > 1
+    alone = [hear(arch, params, stats, jnp.asarray(x[None]), jnp.array([len(x)]), layers=1)[0][0] for x in parts]
+    np.testing.assert_allclose(cut[0], np.concatenate(alone), atol=5e-5)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHS))
+def test_hop_and_field_count_the_frames(name):
+    """As many frames as see no padding, of waveform models; of log-Mel models the last one may be padded."""
+    arch = ARCHS[name]
+    how = timing(arch, features=False)
+    lengths = np.arange(how.field, how.field + 3 * how.hop)
+    found, expected = (lengths - how.field) // how.hop + 1, arch.frames(lengths)
+    if isinstance(arch.front, LogMel):
+        assert ((found == expected) | (found == expected - 1)).all()
+    else:
+        assert (found == expected).all()
