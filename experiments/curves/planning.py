@@ -1,25 +1,7 @@
-"""Plan a model for a budget: how many heads, units and ranks each layer keeps so that it loses least.
+"""A run that plans models for budgets: settings, the searched plans beside their uniform rivals, and the verdict.
 
-    python -m experiments.plan --budget rtf=50%
-    python -m experiments.plan --budget rtf=80% rtf=65% rtf=50% rtf=40% rtf=30%
-    python -m experiments.plan --budget macs=0.15e9 params=3e6 --model MODEL
-
-A budget is rtf (real-time factor, measured on this device), macs (per second of speech) or params, as a number or as a
-share of the dense model's. Every block of every layer has options: fewer heads, fewer feed-forward units, none at all,
-maps of low rank. What an option saves is measured in turns with the dense model, or counted. From the dense model the
-search goes down, each step the one that adds least loss on training speech for what it saves; the loss is that of the
-whole plan, simulated in the dense shapes, for losses of blocks do not add up (`compress.descent`). Within the budget
-exchanges between blocks better the plan as long as they do, it is built, timed, and tightened where the timing says so.
-One recovery run follows.
-
-Beside it stand the uniform plans of the same budget, the largest of each kind that fits by the same measure: fewer
-layers, fewer heads, fewer units, both, low rank; each recovers as long. The report says by how much the automatic plan
-beats the best of them on held-out speech, with a paired bootstrap interval over utterances, or why it does not.
-
-On two CPU cores the first command takes six minutes, three of them the search (some 600 plans heard), the second nine.
-Expected of the second on 52 minutes of LibriSpeech: 3.364, 3.376, 3.414, 3.450 and 3.667 nats at 0.83, 0.66, 0.50,
-0.40 and 0.30 of the dense time (the dense model trained as long: 3.347); most attention goes first, then feed-forward
-blocks become low-rank. Of the first 3.405 at 0.49; the best uniform plan, two heads and 352 units a layer, 3.424.
+`experiments.plan` is its command, and `experiments.tradeoff --plan auto` carries one out for the model of another run.
+The search itself is in `experiments.curves.search`.
 """
 
 import json
@@ -39,7 +21,7 @@ from experiments.curves.schedule import Schedule
 from experiments.curves.search import Budget, Search
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
-from jaxssl.runtime.cli import console, main
+from jaxssl.runtime.cli import console
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.lesson import Lesson
 from jaxssl.training.probe import interval
@@ -198,7 +180,3 @@ def _point(job: Job, bench: Bench, name: str, lesson: Lesson | None, budget: Bud
         step=steps,
         told={"loss_before": before, "budget": budget.text},
     )
-
-
-if __name__ == "__main__":
-    main(run, Config, __doc__)

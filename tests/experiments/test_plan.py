@@ -10,8 +10,8 @@ import pytest
 
 from compress.errors import InputError
 from compress.lowrank import decompose_maps
-from experiments import plan
 from experiments.curves import options, search
+from experiments.curves import planning as plan
 from experiments.curves.points import Subject
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.model import apply, init
