@@ -6,8 +6,8 @@ knows no model and hears no speech, is handed in as functions: `Sites` where a t
 speech, a loss or a price list say of its parts.
 
 `run` makes smaller arrays, `simulate` the same model in the shapes it has: for every model function f of ours,
-f(simulate(plan, p)) == f(run(plan, p)). Who cuts more than parameters, as Adam's moments, asks `keeps` or `masks` what
-a step leaves and cuts by itself.
+f(simulate(plan, p)) == f(run(plan, p)), where no step chooses anew among what an earlier one left. Who cuts more than
+parameters, as Adam's moments, asks `keeps` or `masks` what a step leaves and cuts by itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
