@@ -37,7 +37,7 @@ from experiments.curves.events import mask_event
 from experiments.curves.evidence import sites_of
 from experiments.curves.points import Fast, Subject
 from experiments.curves.pruning import Job, open_model, open_pruning, prune
-from experiments.curves.schedule import Schedule, plan
+from experiments.curves.schedule import Schedule, arrange
 from jaxssl.analysis.calibration import distance
 from jaxssl.inference.latency import Load, compile_forward, race, speedup
 from jaxssl.inference.specialise import specialise
@@ -130,7 +130,7 @@ def schedule_of(config: Config, subject: Subject) -> Schedule:
     quick = [sparsity for sparsity in QUICK[config.pattern] if sparsity > now]
     gate = _gate(config) if config.gate or config.schedule == "paper" else None
     paper = Schedule(PAPER_WEIGHTS, PAPER_SPARSITIES)
-    found = plan(config, config.sparsity, now=now, quick=quick, paper=paper, rising=True, gate=gate)
+    found = arrange(config, config.sparsity, now=now, quick=quick, paper=paper, rising=True, gate=gate)
     if found.levels[0] <= now:
         raise InputError(f"--sparsity {found.levels[0]:g}: {now:.3g} of these weights are zero already; ask for more")
     return found

@@ -21,7 +21,7 @@ from experiments.curves.events import unit_event
 from experiments.curves.evidence import Labelled, evidence
 from experiments.curves.points import Subject
 from experiments.curves.pruning import Job, open_model, open_pruning, prune
-from experiments.curves.schedule import Schedule, plan
+from experiments.curves.schedule import Schedule, arrange
 from experiments.curves.sweep import Event
 from experiments.curves.targets import parse
 from jaxssl.inference.latency import Load, compile_forward, race, speedup
@@ -89,15 +89,15 @@ def schedule_of(config: UnitPruning, arch: Arch, kind: Kind, *, paper: Schedule)
     if config.budget:
         asked: Sequence[float] = [target.value for target in parse((), (), config.budget)]
         _check_budgets(config, arch, kind, asked)
-        return plan(config, asked, now=math.inf, quick=asked, paper=paper, rising=False)
+        return arrange(config, asked, now=math.inf, quick=asked, paper=paper, rising=False)
     multiple = _multiple(config, arch, kind)
     quick = list(dict.fromkeys(_rounded(now * part / 8, multiple) for part in range(7, 0, -1)))
-    found = plan(config, config.keep, now=now, quick=[k for k in quick if k < now], paper=paper, rising=False)
+    found = arrange(config, config.keep, now=now, quick=[k for k in quick if k < now], paper=paper, rising=False)
     levels = tuple(dict.fromkeys(_rounded(level, multiple) for level in found.levels))
     for level in levels:
         if level > most:
             raise InputError(f"{kind}: cannot keep {level:g} of {most} in a layer; keep 0 to {most}")
-    return found if levels == found.levels else plan(config, levels, now=now, quick=quick, paper=paper, rising=False)
+    return found if levels == found.levels else arrange(config, levels, now=now, quick=quick, paper=paper, rising=False)
 
 
 def step_of(config: UnitPruning, arch: Arch, kind: Kind, level: float, number: int) -> Heads | Rows:
