@@ -1,8 +1,9 @@
 """How much each unit of an axis matters, judged by its weights, or by its weights and what speech makes of them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,27 @@ def contribution(params: Mapping[str, Any], matrix: Matrix, axis: Axis, moment: 
     blocks = moment.reshape(axis.size, width, axis.size, width)[np.arange(axis.size), :, np.arange(axis.size)]
     power = np.einsum("uij,uij->u", kernel @ kernel.transpose(0, 2, 1), blocks.astype(np.float64))
     return np.sqrt(np.maximum(power, 0))
+
+
+def contributions(
+    params: Mapping[str, Any], axes: Sequence[Axis], matrices: Sequence[Matrix], moments: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Score the units of several axes by what they add to the output, by axis; axes without units are left out.
+
+    A unit that feeds several maps, as a head that another layer reuses, adds to the stream in each of them.
+
+    Args:
+        params: the tree.
+        axes: whose units to score.
+        matrices: the tree's maps.
+        moments: second moments of the maps' inputs, by path.
+    """
+    maps = {matrix.path: matrix for matrix in matrices}
+    return {
+        axis.name: reduce(np.hypot, [contribution(params, maps[path], axis, moments[path]) for path in axis.feeds])
+        for axis in axes
+        if axis.size
+    }
 
 
 def _per_unit(array: Any, at: int, order: int) -> np.ndarray:

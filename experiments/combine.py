@@ -26,22 +26,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from compress.address import Matrix, flatten
-from compress.depth import keep_layers
 from compress.errors import InputError
-from compress.lowrank import check_rank, decompose, factorise
-from compress.sparse import Masks, check_sparsity
-from experiments import weights
+from compress.lowrank import check_rank
+from compress.plan import Heads, Layers, LowRank, Rows, Step, Weights
+from compress.sparse import check_sparsity
 from experiments.curves.curve import Curve
+from experiments.curves.events import compressed
 from experiments.curves.points import Bench, Subject
 from experiments.curves.pruning import Job, dense_teaches, draw, open_job, open_model, trained
 from experiments.curves.schedule import Schedule
-from experiments.curves.units import Units, unit_event
-from jaxssl.analysis.calibration import moments
 from jaxssl.models.arch import Arch
-from jaxssl.models.describe import describe
 from jaxssl.models.sites import matrices
 from jaxssl.runtime.cli import console, main
 from jaxssl.training.calendar import Calendar
@@ -80,15 +76,37 @@ class Config(Curve):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a plan."""
+    """One stage of a plan.
 
-    kind: Kind
-    value: float
+    Attributes:
+        step: what it does to the model.
+        asked: how far, as it was written.
+        steps: updates after it.
+        distil: whether the model recovers by distillation.
+    """
+
+    step: Step
+    asked: float
     steps: int
     distil: bool
 
+    @property
+    def kind(self) -> Kind:
+        """The word that a plan has for the step."""
+        match self.step:
+            case Layers():
+                return "layers"
+            case Heads():
+                return "heads"
+            case Rows():
+                return "rows"
+            case LowRank(aware=aware):
+                return "rank" if aware else "svd"
+            case Weights():
+                return "weights"
+
     def __str__(self) -> str:
-        return f"{self.kind}-{self.value:g}"
+        return f"{self.kind}-{self.asked:g}"
 
 
 def run(config: Config) -> None:
@@ -152,58 +170,23 @@ def check(stages: Sequence[Stage], arch: Arch) -> None:
     for stage in stages:
         if stage.steps < 1:
             raise InputError(f"--plan {stage}: {stage.steps} updates after it; give 1 or more")
-        match stage.kind:
-            case "weights":
-                check_sparsity(stage.value)
-                if stage.value <= zeros:
+        match stage.step:
+            case Weights(sparsity):
+                check_sparsity(sparsity)
+                if sparsity <= zeros:
                     raise InputError(f"--plan {stage}: {zeros:g} of the weights are zero by then; ask for more")
-                zeros = stage.value
-            case "rank" | "svd":
-                for matrix in inner(arch):
-                    if matrix.max_rank:
-                        check_rank(replace(matrix, rank=None), int(stage.value))
-            case kind:
-                least = 1 if kind == "layers" else 0
-                if not least <= stage.value <= left[kind] or stage.value != int(stage.value):
+                zeros = sparsity
+            case LowRank(_, rank):
+                for matrix in matrices(arch):
+                    if matrix.path.startswith("layers/") and matrix.max_rank:
+                        check_rank(replace(matrix, rank=None), rank)
+            case Layers() | Heads() | Rows():
+                kind, least = stage.kind, 1 if stage.kind == "layers" else 0
+                if not least <= stage.asked <= left[kind] or stage.asked != int(stage.asked):
                     raise InputError(
                         f"--plan {stage}: {left[kind]} {kind} are left by then; keep {least} to {left[kind]}"
                     )
-                left[kind] = int(stage.value)
-
-
-def apply(job: Job, subject: Subject, stage: Stage) -> Subject:
-    """Compress a model by one stage, without training."""
-    value = int(stage.value)
-    match stage.kind:
-        case "layers":
-            return _first_layers(subject, value)
-        case "heads" | "rows":
-            kind: Any = "heads" if stage.kind == "heads" else "hidden"
-            return unit_event(replace(job, config=Units()), subject, kind, value, 0).after(subject)
-        case "rank" | "svd":
-            return factorised(job, subject, value, aware=stage.kind == "rank")
-        case "weights":
-            return weights.act(weights.Config(), subject, stage.value).after(subject)
-
-
-def factorised(job: Job, subject: Subject, rank: int, *, aware: bool) -> Subject:
-    """Factorise every dense map of the layers where that makes it smaller; its mask goes.
-
-    `aware` leaves the least error in the outputs on calibration speech, else in the weights.
-    """
-    params = subject.seen
-    seen = moments(subject.arch, params, job.speech.calibration, stats=job.model.stats) if aware else {}
-    for matrix in inner(subject.arch):
-        if matrix.max_rank and matrix.pays(rank):
-            params = factorise(params, decompose(params, matrix, seen.get(matrix.path)), rank)
-    left = flatten(params)
-    masks = {path: mask for path, mask in subject.masks.items() if path in left and mask.shape == left[path].shape}
-    return Subject(describe(subject.arch, params), params, masks)
-
-
-def inner(arch: Arch) -> list[Matrix]:
-    """List the dense maps of the layers."""
-    return [matrix for matrix in matrices(arch) if matrix.path.startswith("layers/")]
+                left[kind] = int(stage.asked)
 
 
 def _stage(
@@ -212,23 +195,13 @@ def _stage(
     """Compress, train, measure; of a finished stage only read the model."""
     if bench.has(name):
         return bench.read(name)
-    changed = apply(job, subject, stage)
+    changed = compressed(job, subject, stage.step)
     before = bench.quality(changed)["valid_loss"]
     lesson = lesson if stage.distil else None
     console.print(f"{name}: {stage.steps} updates of {'distillation' if lesson else 'masked prediction'}", markup=False)
     after = trained(job, bench.out / "stages" / name, changed, lesson, stage.steps)
     bench.point(name, after, level=float(name.partition("-")[0]), step=step, told={"loss_before": before})
     return bench.read(name)  # as a run that was broken off goes on
-
-
-def _first_layers(subject: Subject, count: int) -> Subject:
-    params = keep_layers(subject.params, range(count))
-    masks: Masks = {p: mask for p, mask in subject.masks.items() if not _layer(p) or int(p.split("/")[1]) < count}
-    return Subject(describe(subject.arch, params), params, masks)
-
-
-def _layer(path: str) -> bool:
-    return path.startswith("layers/")
 
 
 def _parse(config: Config, word: str) -> Stage:
@@ -238,9 +211,22 @@ def _parse(config: Config, word: str) -> Stage:
             f"--plan {word}: write KIND=VALUE with layers, heads, rows, rank, svd or weights, then @UPDATES and "
             ":distil or :predict if wanted, as rows=512@30:distil"
         )
-    kind: Any = found["kind"]
-    steps = int(found["steps"] or config.every)
-    return Stage(kind, float(found["value"]), steps, (found["how"] or config.recover) == "distil")
+    asked, steps = float(found["value"]), int(found["steps"] or config.every)
+    return Stage(_step(found["kind"], asked), asked, steps, (found["how"] or config.recover) == "distil")
+
+
+def _step(kind: str, value: float) -> Step:
+    """Say a stage in the words of `compress.plan`."""
+    match kind:
+        case "layers":
+            return Layers(tuple(range(int(value))))
+        case "heads":
+            return Heads(value)
+        case "rows":
+            return Rows(value)
+        case "weights":
+            return Weights(value)
+    return LowRank("layers/*", int(value), aware=kind == "rank")
 
 
 def _label(stages: Sequence[Stage]) -> str:

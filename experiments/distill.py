@@ -29,11 +29,11 @@ from typing import Literal
 
 import jax
 
-from compress.address import Tree
 from compress.errors import InputError
-from compress.plan import Heads, Layers, LowRank, Rows, Sites, Step
+from compress.plan import Heads, Layers, LowRank, Rows, Step
 from compress.plan import run as run_plan
 from experiments.curves.curve import Curve
+from experiments.curves.evidence import sites_below
 from experiments.curves.points import Subject
 from experiments.curves.pruning import Job, open_job, open_model, prune
 from experiments.curves.schedule import Schedule
@@ -42,7 +42,6 @@ from jaxssl.inference.source import Model, in_float, load_model
 from jaxssl.models.arch import Arch, Attention, FeedForward, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.model import init
-from jaxssl.models.sites import axes, matrices
 from jaxssl.runtime.cli import On, main
 from jaxssl.training import hidden_states
 from jaxssl.training.calendar import Calendar
@@ -156,12 +155,7 @@ def make(config: Config, teacher: Subject, plan: Sequence[Step]) -> Subject:
     Raises:
         InputError: the teacher does not have what the plan keeps, or the width is impossible.
     """
-
-    def sites(tree: Tree) -> Sites:
-        arch = describe(teacher.arch, tree)
-        return Sites(axes(arch), matrices(arch))
-
-    params = run_plan(plan, teacher.seen, sites=sites)
+    params = run_plan(plan, teacher.seen, sites=sites_below(teacher.arch))
     arch = describe(teacher.arch, params)
     if not (config.random or config.width):
         return Subject(arch, params, {})

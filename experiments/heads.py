@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.curves.schedule import Schedule
-from experiments.curves.units import Units, run_units
+from experiments.curves.units import UnitPruning, run_units
 from jaxssl.runtime.cli import main
 from jaxssl.training.study_schedules import PAPER_HEADS, PAPER_HEADS_KEPT
 
@@ -30,7 +30,7 @@ PAPER = Schedule(PAPER_HEADS, PAPER_HEADS_KEPT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Units):
+class Config(UnitPruning):
     """Prune attention heads."""
 
     out: Path = Path("runs/heads")

@@ -30,14 +30,15 @@ import jax
 import numpy as np
 import tyro
 
+from compress import plan
 from compress.errors import InputError
-from experiments import heads
+from compress.plan import Heads
+from experiments.curves.evidence import Labelled, evidence, sites_of
 from experiments.curves.measures import Row
-from experiments.curves.points import Subject
-from experiments.curves.pruning import Job
 from experiments.curves.recovery import speech_with_targets
+from experiments.curves.schedule import Schedule
 from experiments.curves.survivors import Point, by_chance, head_axes, read_points
-from experiments.curves.units import score
+from experiments.curves.units import UnitPruning
 from experiments.reports import pictures, tables
 from jaxssl.analysis.attention_maps import attention_maps, measure, resample
 from jaxssl.data.padding import Padded
@@ -47,6 +48,7 @@ from jaxssl.inference.specialise import dequantized, unpacked
 from jaxssl.models.arch import Arch
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, follow, main
+from jaxssl.training.study_schedules import PAPER_HEADS, PAPER_HEADS_KEPT
 
 Measure = Literal["distance", "entropy", "globalness", "verticality", "diagonality", "cumulative_diagonality"]
 Score = Literal["l1", "activation", "gradient"]
@@ -167,16 +169,15 @@ def listen(model: Model, batches: Sequence[Padded]) -> tuple[dict[str, dict[str,
 
 def scores(config: Config, model: Model, speech: Speech) -> dict[str, dict[str, np.ndarray]]:
     """Score heads as `experiments.heads` does, each way: by the way's name and axis, (heads,)."""
-    asked = heads.Config(shortest=config.shortest, seed=config.seed)
     ways: list[Score] = ["l1", "activation"]
-    data: Any = None  # only the gradient asks for labelled speech
+    labelled = None
     if config.gradient:
         data = speech_with_targets(model, corpus=config.corpus, labels=None, out=config.out.parent, audio=config.audio)
+        asked = UnitPruning(shortest=config.shortest, seed=config.seed)
+        labelled = Labelled(data, asked.training(Schedule(PAPER_HEADS, PAPER_HEADS_KEPT)))
         ways.append("gradient")
-    subject = Subject(model.arch, model.params, {})
-    job = Job(asked, model, subject, heads.PAPER, asked.training(heads.PAPER), data, speech)
-    mine = head_axes(model.arch)
-    return {way: score(replace(job, config=replace(asked, score=way)), subject, mine, "heads", 0) for way in ways}
+    told, at = evidence(model.arch, speech, model.stats, labelled=labelled), sites_of(model.arch)
+    return {way: plan.scores(Heads(0, score=way), model.params, at, told) for way in ways}
 
 
 def head_rows(

@@ -85,7 +85,7 @@ def run(config: Config) -> None:
 
     def points(bench: Bench) -> None:
         for target in config.target:
-            _point(job, bench, lesson, target)
+            _point(config, job, bench, lesson, target)
 
     draw(job, points, ends=(total,), out=config.out, technique="joint", label="distilled and pruned at once", now=0.0)
 
@@ -135,22 +135,19 @@ def slim(subject: Subject, mine: Sequence[Axis], logits: Mapping[str, Any], targ
     return Subject(describe(subject.arch, params), params, {})
 
 
-def _point(job: Job, bench: Bench, lesson: Lesson, target: float) -> None:
+def _point(config: Config, job: Job, bench: Bench, lesson: Lesson, target: float) -> None:
     """Learn the gates, cut, distil again, measure."""
     if bench.has(name := bench.name(target)):
         return
-    config = job.config
-    assert isinstance(config, Config)
-    cut_model, told = _learned(job, bench.out / "gates" / name, lesson, target)
+    cut_model, told = _learned(config, job, bench.out / "gates" / name, lesson, target)
     before = bench.quality(cut_model)["valid_loss"]
     after = trained(job, bench.out / "after" / name, cut_model, lesson, config.after)
     bench.point(name, after, level=target, step=config.steps + config.after, told={"loss_before": before, **told})
 
 
-def _learned(job: Job, folder: Path, lesson: Lesson, target: float) -> tuple[Subject, dict[str, float]]:
+def _learned(config: Config, job: Job, folder: Path, lesson: Lesson, target: float) -> tuple[Subject, dict[str, float]]:
     """Train with gates, and cut."""
-    config, subject = job.config, job.subject
-    assert isinstance(config, Config)
+    subject = job.subject
     mine = axes_of(config, subject.arch)
     training = replace(job.training, steps=config.steps)
     with open_run(folder, job.data, training) as run:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.curves.schedule import Schedule
-from experiments.curves.units import Units, run_units
+from experiments.curves.units import UnitPruning, run_units
 from jaxssl.runtime.cli import main
 from jaxssl.training.study_schedules import PAPER_ROWS, PAPER_ROWS_KEPT
 
@@ -27,7 +27,7 @@ PAPER = Schedule(PAPER_ROWS, PAPER_ROWS_KEPT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Units):
+class Config(UnitPruning):
     """Prune feed-forward units."""
 
     out: Path = Path("runs/rows")

@@ -49,7 +49,7 @@ import numpy as np
 import tyro
 
 from compress.errors import InputError
-from experiments import plan
+from experiments.curves import planning
 from experiments.curves.measures import (
     CONTROL,
     DIFFERENCES,
@@ -160,8 +160,8 @@ def _planned(config: Config) -> list[Path]:
     if config.plan != "auto":
         return []
     first = config.runs[0] if config.runs else None
-    planned = plan.like(first, config.budget, config.out.parent)
-    plan.run(planned)
+    planned = planning.like(first, config.budget, config.out.parent)
+    planning.run(planned)
     rivals = planned.out / "uniform"
     return [planned.out, *([rivals] if (rivals / "report.json").is_file() else [])]
 

@@ -28,21 +28,22 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from compress.address import Matrix, get
+from compress.address import get
 from compress.errors import InputError
-from compress.sparse import Masks, block_masks, check_sparsity, entry_masks, n_of_m_masks
-from experiments.curves.curve import Curve, Pruning
+from compress.plan import Weights, masks, pruned_arrays
+from compress.sparse import Masks, check_sparsity
+from experiments.curves.curve import Pruning
+from experiments.curves.events import mask_event
+from experiments.curves.evidence import sites_of
 from experiments.curves.points import Fast, Subject
 from experiments.curves.pruning import Job, open_model, open_pruning, prune
-from experiments.curves.schedule import Schedule, plan
-from experiments.curves.sweep import Event
+from experiments.curves.schedule import Schedule, arrange
 from jaxssl.analysis.calibration import distance
 from jaxssl.inference.latency import Load, compile_forward, race, speedup
 from jaxssl.inference.specialise import specialise
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params
-from jaxssl.models.sites import entries, matrices
-from jaxssl.runtime.cli import On, console, main, progress
+from jaxssl.runtime.cli import On, main, progress
 from jaxssl.training.calendar import Gate
 from jaxssl.training.study_schedules import PAPER_SPARSITIES, PAPER_WEIGHTS
 
@@ -51,7 +52,6 @@ QUICK = {
     "blocks": (0.25, 0.5, 0.625, 0.75, 0.8125, 0.875),
     "groups": (0.25, 0.5, 0.75),
 }
-Model = tuple[Arch, Params]
 EQUAL = 1e-5  # largest relative difference between the block-sparse and the masked model's output
 
 
@@ -102,17 +102,17 @@ def run(config: Config) -> None:
     model, subject = open_model(config)
     schedule = schedule_of(config, subject)
     for level in {schedule.levels[0], schedule.levels[-1]}:
-        _masks(config, subject, level)  # refuses what cannot be, sizes that do not divide among it, before any work
+        _check(config, subject, level)
     subject = replace(subject, masks={**_open(config, subject), **subject.masks})
     job = open_pruning(config, model, subject, schedule, out=config.out)
     prune(
         job,
-        lambda subject, level, number: act(config, subject, level),
+        lambda subject, level, number: mask_event(subject, step_of(config, level), label=config.label),
         out=config.out,
         technique="weights",
         label=config.label,
         now=_now(config, subject),
-        fast=(lambda subject: block_sparse(job, subject)) if config.pattern == "blocks" else None,
+        fast=(lambda subject: block_sparse(config, job, subject)) if config.pattern == "blocks" else None,
         notes=_notes(config),
     )
 
@@ -130,32 +130,27 @@ def schedule_of(config: Config, subject: Subject) -> Schedule:
     quick = [sparsity for sparsity in QUICK[config.pattern] if sparsity > now]
     gate = _gate(config) if config.gate or config.schedule == "paper" else None
     paper = Schedule(PAPER_WEIGHTS, PAPER_SPARSITIES)
-    found = plan(config, config.sparsity, now=now, quick=quick, paper=paper, rising=True, gate=gate)
+    found = arrange(config, config.sparsity, now=now, quick=quick, paper=paper, rising=True, gate=gate)
     if found.levels[0] <= now:
         raise InputError(f"--sparsity {found.levels[0]:g}: {now:.3g} of these weights are zero already; ask for more")
     return found
 
 
-def act(config: Config, subject: Subject, level: float) -> Event:
-    """Let the masks grow to a sparsity."""
-    masks = {**subject.masks, **_masks(config, subject, level)}
-    dropped = sum(int(np.size(mask) - np.count_nonzero(mask)) for mask in masks.values())
-    total = sum(int(np.size(mask)) for mask in masks.values())
-    console.print(f"{config.label}: {dropped:,} of {total:,} weights are zero", markup=False)
-    return Event(masks, told={"sparsity": dropped / total})
+def step_of(config: Config, level: float) -> Weights:
+    """Say an event's pruning in the words of `compress.plan`."""
+    return Weights(level, pattern=config.pattern, size=config.edge, select=config.scope, biases=config.biases)
 
 
-def block_sparse(job: Job, subject: Subject) -> Fast:
+def block_sparse(config: Config, job: Job, subject: Subject) -> Fast:
     """Run maps as block-sparse products where that pays on this device, and show that the output is the same.
 
     Raises:
         RuntimeError: it is not.
     """
-    config, sizes = job.config, (job.config.edge,) if isinstance(job.config, Config) else (32,)
     load, seen = Load(config.seconds), subject.seen
     with progress("which maps does it pay for", 1) as tick:
         arch, params, rows = specialise(
-            subject.arch, seen, load, sizes=sizes, rounds=config.rounds, dtype=jnp.dtype(config.dtype)
+            subject.arch, seen, load, sizes=(config.edge,), rounds=config.rounds, dtype=jnp.dtype(config.dtype)
         )
         tick()
     if arch == subject.arch or not _gains((subject.arch, seen), (arch, params), load, config):
@@ -167,7 +162,7 @@ def block_sparse(job: Job, subject: Subject) -> Fast:
     return Fast(arch, params, rows, error)
 
 
-def _gains(masked: Model, packed: Model, load: Load, config: Curve) -> bool:
+def _gains(masked: tuple[Arch, Params], packed: tuple[Arch, Params], load: Load, config: Config) -> bool:
     """Time both whole models in turns: maps that pay alone may not pay where the others leave less of the cache."""
     programs = {
         name: compile_forward(*model, load, dtype=jnp.dtype(config.dtype))
@@ -177,42 +172,28 @@ def _gains(masked: Model, packed: Model, load: Load, config: Curve) -> bool:
     return speedup(timings["masked"], timings["packed"]).median > 1
 
 
-def _masks(config: Config, subject: Subject, level: float) -> Masks:
-    params, before = subject.seen, subject.masks
-    if config.pattern == "entries":
-        groups = entries(subject.arch, biases=config.biases)
-        groups = groups if config.scope == "layer" else (tuple(path for group in groups for path in group),)
-        return entry_masks(params, groups, level, before=before)
-    maps = _maps(subject.arch)
-    if config.pattern == "blocks":
-        return block_masks(params, maps, level, config.edge, before=before)
+def _check(config: Config, subject: Subject, level: float) -> None:
+    """Refuse a sparsity that cannot be, sizes that do not divide among it, before any work."""
     gone = level * config.edge
-    if not 0 < round(gone) < config.edge or abs(gone - round(gone)) > 1e-9:
+    if config.pattern == "groups" and (not 0 < round(gone) < config.edge or abs(gone - round(gone)) > 1e-9):
         raise InputError(f"--sparsity {level:g} takes {gone:g} of every {config.edge}; it must be a whole number")
-    return n_of_m_masks(params, maps, config.edge - round(gone), config.edge, before=before)
+    masks(step_of(config, level), subject.seen, sites_of(subject.arch), before=subject.masks)
 
 
-def _maps(arch: Arch) -> list[Matrix]:
-    """List the maps whose weights are pruned; those of a block without heads or units have none."""
-    return [matrix for matrix in matrices(arch) if matrix.path.startswith("layers/") and matrix.max_rank]
-
-
-def _paths(config: Config, arch: Arch) -> list[str]:
+def _paths(config: Config, subject: Subject) -> list[str]:
     """List the arrays that are pruned."""
-    if config.pattern == "entries":
-        return [path for group in entries(arch, biases=config.biases) for path in group]
-    names = {True: ("kernel",), False: ("down", "up")}
-    return [f"{matrix.path}/{name}" for matrix in _maps(arch) for name in names[matrix.rank is None]]
+    groups = pruned_arrays(step_of(config, 0.5), subject.params, sites_of(subject.arch))
+    return [path for group in groups for path in group]
 
 
 def _open(config: Config, subject: Subject) -> Masks:
     """Return masks that drop nothing yet: with them from the start, one compiled program serves the whole run."""
-    return {path: np.ones(get(subject.params, path).shape, bool) for path in _paths(config, subject.arch)}
+    return {path: np.ones(get(subject.params, path).shape, bool) for path in _paths(config, subject)}
 
 
 def _now(config: Config, subject: Subject) -> float:
     """Return the share of the prunable weights that masks drop already."""
-    paths = _paths(config, subject.arch)
+    paths = _paths(config, subject)
     total = sum(get(subject.params, path).size for path in paths)
     gone = sum(int((~np.asarray(subject.masks[path])).sum()) for path in paths if path in subject.masks)
     return gone / max(total, 1)

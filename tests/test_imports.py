@@ -12,6 +12,7 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 SCRIPTS = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.js"))
 COMPRESS = ("compress", "jax", "numpy")
 FLAX = tuple(f"jaxssl/models/{name}.py" for name in ("extractor", "layers", "logits", "model"))
+COMMANDS = {path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__"}
 FORBIDDEN = {
     "jaxssl": ("experiments", "tools", "torch", "matplotlib", "transformers"),
     "jaxssl/models": ("jaxssl.data", "jaxssl.training"),
@@ -43,6 +44,8 @@ def test_arrows_and_length(path):
             broken.append("matplotlib")
         if found.startswith("flax") and name not in FLAX:
             broken.append("flax")
+        if f"{found}.".split(".")[1] in COMMANDS and found.startswith("experiments."):
+            broken.append("a command of experiments; what several use lives in its packages")
         assert not broken, f"{name} imports {found}, against: {broken}"
     assert len(path.read_text().splitlines()) <= 400
 

@@ -1,4 +1,8 @@
-"""What all pruning experiments share: settings, the model and its speech, the control, every point of the curve."""
+"""A run that draws a curve, from beginning to end: open the model and its speech, train the control, let points follow.
+
+`Job` is what such a run was asked and what it was given; `Bench`, in `experiments.curves.points`, measures its points.
+`draw` serves every command; `prune` those whose points follow a schedule, `experiments.curves.sweep` between them.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -40,12 +44,12 @@ from jaxssl.training.settings import Training, claim, own
 
 @dataclass(frozen=True)
 class Job:
-    """A pruning run, ready to begin.
+    """A run that draws a curve, ready to begin.
 
     Attributes:
         config: what was asked.
         model: before pruning.
-        subject: the same, as pruning acts on it.
+        subject: the same, as compression acts on it.
         schedule: when, and how far.
         training: settings of the updates.
         data: labelled speech.

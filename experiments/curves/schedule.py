@@ -1,4 +1,4 @@
-"""When an iterative pruning run prunes, and how far: from the command line to a calendar and its levels."""
+"""When a pruning run prunes, and how far: from the command line to a `jaxssl.training.calendar` and its levels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Schedule:
         return (*self.calendar.events[1:], self.calendar.last)
 
 
-def plan(
+def arrange(
     timing: Timing,
     asked: Sequence[float],
     *,

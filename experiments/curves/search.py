@@ -12,6 +12,7 @@ import numpy as np
 
 from compress.descent import Choice, better, descend, total
 from compress.errors import InputError
+from compress.plan import LowRank
 from experiments.curves.options import (
     Group,
     Known,
@@ -58,7 +59,7 @@ class Judge:
 
     def __init__(self, job: Job, groups: tuple[Group, ...], known: Known, *, batches: int, path: Path):
         self.groups, self.known, self.path = groups, known, path
-        self.params = job.subject.seen
+        self.arch, self.params = job.subject.arch, job.subject.seen
         self.run = make_evaluation(job.subject.arch, pretraining_loss(job.subject.arch, job.data))
         with loader(job.data, job.training) as feed:
             drawn = [feed.batch(0, i % feed.steps) for i in range(min(batches, feed.steps))]
@@ -70,10 +71,8 @@ class Judge:
     def loss(self, choice: Choice) -> float:
         """Return the masked loss (nats) with every block as chosen, in the dense model's shapes: one program."""
         if choice not in self.heard:
-            params = self.params
-            for group, option in zip(self.groups, choice, strict=True):
-                if option:
-                    params = simulate(params, group, group.options[option], self.known)
+            changed = [g.options[option] for g, option in zip(self.groups, choice, strict=True) if option]
+            params = simulate(self.params, self.arch, changed, self.known) if changed else self.params
             sums = [self.run(params, (), batch)["masked_loss"] for batch in self.batches]
             self.heard[choice] = sum(float(part) for part, _ in sums) / sum(float(count) for _, count in sums)
             if len(self.heard) % OFTEN == 0:
@@ -143,7 +142,7 @@ class Search:
         target = allowed = self.allowed(budget)
         for _ in range(TIGHTER):
             choice = self._choose(budget.measure, allowed)
-            picked = [(group, group.options[i]) for group, i in zip(self.groups, choice, strict=True)]
+            picked = [group.options[i] for group, i in zip(self.groups, choice, strict=True)]
             found = realise(self.subject, picked, self.known)
             if budget.measure != "rtf" or (took := self._time(found)) <= ENOUGH * target:
                 break
@@ -191,7 +190,7 @@ class Search:
             return self.seconds, self.rest
         arch = self.subject.arch
         counted = [
-            np.array([_counted(with_option(arch, group.layer, group.block, o), measure) for o in group.options])
+            np.array([_counted(with_option(arch, group.block, o, (group.layer,)), measure) for o in group.options])
             for group in self.groups
         ]
         dense = _counted(arch, measure)
@@ -214,7 +213,7 @@ def _show(groups: tuple[Group, ...], choice: Choice) -> None:
     rows: dict[int, dict[str, Any]] = {}
     for group, i in zip(groups, choice, strict=True):
         option = group.options[i]
-        text = f"{option.value}" if option.kind == "units" else f"rank {option.value}"
+        text = f"rank {option.rank}" if isinstance(option, LowRank) else f"{option.keep:g}"
         rows.setdefault(group.layer, {"layer": group.layer})[group.block] = text
     columns = {"layer": "layer", "attention": "heads", "ffn": "units"}
     tables.show("the plan", list(rows.values()), columns)

@@ -1,45 +1,42 @@
-"""Heads and feed-forward units are pruned alike: score, choose, cut, and prove that masked and slim are one model."""
+"""Pruning runs on heads and on feed-forward units, which differ in the kind of unit alone: settings, levels, budgets.
+
+What an event does is a `compress.plan` step, `Heads` or `Rows`; `experiments.curves.events` carries it out.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compress.address import Axis, Tree, flatten, unflatten
-from compress.edit import cut, mask
+from compress.address import Axis
 from compress.errors import InputError
-from compress.score import contribution, magnitude
-from compress.select import Keep, highest, highest_overall, round_keep, within_budget
-from compress.sparse import Masks
+from compress.plan import Evidence, Heads, Rows
 from experiments.curves.curve import Pruning
+from experiments.curves.events import unit_event
+from experiments.curves.evidence import Labelled, evidence
 from experiments.curves.points import Subject
 from experiments.curves.pruning import Job, open_model, open_pruning, prune
-from experiments.curves.schedule import Schedule, plan
+from experiments.curves.schedule import Schedule, arrange
 from experiments.curves.sweep import Event
 from experiments.curves.targets import parse
-from jaxssl.analysis.calibration import distance, moments
-from jaxssl.analysis.saliency import context_gradient
 from jaxssl.inference.latency import Load, compile_forward, race, speedup
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch, Layer
-from jaxssl.models.describe import describe
 from jaxssl.models.model import shapes
-from jaxssl.models.sites import axes, matrices
+from jaxssl.models.sites import axes
 from jaxssl.runtime.cli import On, console
-from jaxssl.training.corpus import loader, pretraining_loss
 
 Kind = Literal["heads", "hidden"]
-EQUAL = 1e-5  # largest relative difference between the masked and the slim model's output
+Measure = Literal["params", "macs"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Units(Pruning):
+class UnitPruning(Pruning):
     """Settings of heads and rows."""
 
     keep: tuple[int, ...] = ()
@@ -61,21 +58,22 @@ class Units(Pruning):
     """divide a layer's scores by their L2 norm before layers are compared; activation scores compare as they are"""
 
 
-def run_units(config: Units, kind: Kind, *, out: Path, technique: str, paper: Schedule) -> None:
+def run_units(config: UnitPruning, kind: Kind, *, out: Path, technique: str, paper: Schedule) -> None:
     """Carry out a pruning run on one kind of units."""
     model, subject = open_model(config)
     schedule = schedule_of(config, subject.arch, kind, paper=paper)
     job = open_pruning(config, model, subject, schedule, out=out)
-    notes = [_rounding_cost(job, kind)] if config.round > 1 else []
+    notes = [_rounding_cost(config, job, kind)] if config.round > 1 else []
     label = f"{technique}, {config.score} by {'budget' if config.budget else config.select}"
 
     def act(subject: Subject, level: float, number: int) -> Event:
-        return unit_event(job, subject, kind, level, number)
+        step = step_of(config, subject.arch, kind, level, number)
+        return unit_event(job, subject, step, evidence_of(config, job, subject.arch, number))
 
     prune(job, act, out=out, technique=technique, label=label, now=_now(subject.arch, kind), notes=notes)
 
 
-def schedule_of(config: Units, arch: Arch, kind: Kind, *, paper: Schedule) -> Schedule:
+def schedule_of(config: UnitPruning, arch: Arch, kind: Kind, *, paper: Schedule) -> Schedule:
     """Read off the command line when to prune and how far.
 
     Raises:
@@ -91,137 +89,59 @@ def schedule_of(config: Units, arch: Arch, kind: Kind, *, paper: Schedule) -> Sc
     if config.budget:
         asked: Sequence[float] = [target.value for target in parse((), (), config.budget)]
         _check_budgets(config, arch, kind, asked)
-        return plan(config, asked, now=math.inf, quick=asked, paper=paper, rising=False)
+        return arrange(config, asked, now=math.inf, quick=asked, paper=paper, rising=False)
     multiple = _multiple(config, arch, kind)
     quick = list(dict.fromkeys(_rounded(now * part / 8, multiple) for part in range(7, 0, -1)))
-    found = plan(config, config.keep, now=now, quick=[k for k in quick if k < now], paper=paper, rising=False)
+    found = arrange(config, config.keep, now=now, quick=[k for k in quick if k < now], paper=paper, rising=False)
     levels = tuple(dict.fromkeys(_rounded(level, multiple) for level in found.levels))
     for level in levels:
         if level > most:
             raise InputError(f"{kind}: cannot keep {level:g} of {most} in a layer; keep 0 to {most}")
-    return found if levels == found.levels else plan(config, levels, now=now, quick=quick, paper=paper, rising=False)
+    return found if levels == found.levels else arrange(config, levels, now=now, quick=quick, paper=paper, rising=False)
 
 
-def unit_event(job: Job, subject: Subject, kind: Kind, level: float, number: int) -> Event:
-    """Choose what stays, and show that the cut model computes what the masked one does.
-
-    The event tells by axis which heads of the model before it are kept.
-
-    Raises:
-        RuntimeError: it does not.
-    """
-    mine = _axes(subject.arch, kind)
-    keeps = choose(job, subject, mine, kind, level, number)
-
-    def edit(tree: Tree) -> Tree:
-        return reduce(lambda tree, axis: cut(tree, axis, keeps[axis.name]), mine, tree)
-
-    masked = reduce(lambda tree, axis: mask(tree, axis, keeps[axis.name]), mine, subject.seen)
-    slim = edit(subject.seen)
-    one, two = (subject.arch, masked), (describe(subject.arch, slim), slim)
-    error = distance(one, two, job.speech.held_out, stats=job.model.stats).relative[-1]
-    if not error <= EQUAL:
-        raise RuntimeError(f"{kind} at {level:g}: masked and slim model differ by {error:.1e}, more than {EQUAL:.0e}")
-    counts = " ".join(str(len(keeps[axis.name])) for axis in mine)
-    console.print(f"{kind} kept by layer: {counts}; slim equals masked to {error:.1e} on speech", markup=False)
-    told: dict[str, Any] = {"masked_equals_slim": error}
-    if kind == "heads":  # so that experiments.heads_atlas need not guess; units are too many for a line of a table
-        told["kept"] = {axis.name: list(keeps[axis.name]) for axis in mine}
-    return Event(_cut_masks(subject.masks, mine, keeps), edit, told)
-
-
-def choose(job: Job, subject: Subject, mine: Sequence[Axis], kind: Kind, level: float, number: int) -> dict[str, Keep]:
-    """Choose the units of each axis that stay."""
-    config, arch = job.config, subject.arch
-    assert isinstance(config, Units)
-    scores = score(job, subject, mine, kind, number)
-    multiple = _multiple(config, arch, kind)
+def step_of(config: UnitPruning, arch: Arch, kind: Kind, level: float, number: int) -> Heads | Rows:
+    """Say an event's pruning in the words of `compress.plan`; of a budget, what the rest of the model leaves."""
+    make = Heads if kind == "heads" else Rows
     if config.budget:
-        keeps = _within(config, subject, mine, scores, level, number)
-        counts = {name: len(keep) // multiple * multiple or len(keep) for name, keep in keeps.items()}  # not above it
-        return {name: highest(scores[name], count) for name, count in counts.items()}
-    elif config.select == "model":
-        drop = sum(axis.size for axis in mine) - min(round(level * len(mine)), sum(axis.size for axis in mine))
-        keeps = highest_overall(_comparable(config, scores), drop, protect=config.protect)
-    else:
-        return {axis.name: highest(scores[axis.name], min(int(level), axis.size)) for axis in mine}
-    return {name: round_keep(scores[name], len(keep), multiple) for name, keep in keeps.items()}
+        level -= _prices(arch, _axes(arch, kind), _measures(config)[number])[1]
+    return make(
+        level,
+        score=config.score,
+        select="budget" if config.budget else config.select,
+        protect=config.protect,
+        normalise=config.normalise,
+        multiple=_multiple(config, arch, kind),
+    )
 
 
-def score(job: Job, subject: Subject, mine: Sequence[Axis], kind: Kind, number: int) -> dict[str, np.ndarray]:
-    """Score the units of each axis by the chosen measure; layers without units get an empty array."""
-    config, params = job.config, subject.seen
-    assert isinstance(config, Units)
-    match config.score:
-        case "l1":
-            leaves = "*/[qkv]/*" if kind == "heads" else "*"  # the study leaves the heads' output map aside
-            return {axis.name: magnitude(params, axis, leaves=leaves) for axis in mine}
-        case "l2":
-            return {axis.name: magnitude(params, axis, order=2) for axis in mine}
-        case "activation":
-            seen = moments(subject.arch, params, job.speech.calibration, stats=job.model.stats)
-            maps = {matrix.path: matrix for matrix in matrices(subject.arch)}
-            alive = [axis for axis in mine if axis.size]
-            found = {  # a head that another layer reuses adds to the stream twice
-                axis.name: reduce(np.hypot, [contribution(params, maps[p], axis, seen[p]) for p in axis.feeds])
-                for axis in alive
-            }
-        case "gradient":
-            found = _gradient(job, subject, kind, number)
-    return {axis.name: found.get(axis.name, np.zeros(0)) for axis in mine}
+def evidence_of(config: UnitPruning, job: Job, arch: Arch, number: int) -> Evidence:
+    """Return what scores and budgets of an event look at, when they ask."""
+    labelled = Labelled(job.data, job.training, number, config.score_batches)
+    measure = _measures(config)[number] if config.budget else "params"
+    return evidence(arch, job.speech, job.model.stats, labelled=labelled, measure=measure)
 
 
-def _gradient(job: Job, subject: Subject, kind: Kind, number: int) -> dict[str, np.ndarray]:
-    """Score on training batches that depend on the event's number only, so that a resumed run draws the same."""
-    config = job.config
-    assert isinstance(config, Units)
-    with loader(job.data, job.training) as feed:
-        drawn = [feed.batch(number, i % feed.steps) for i in range(min(config.score_batches, feed.steps))]
-    batches = [{name: jnp.asarray(getattr(b, name)) for name in ("inputs", "lengths", "labels", "mask")} for b in drawn]
-    loss = pretraining_loss(subject.arch, job.data)
-    return context_gradient(subject.arch, subject.seen, batches, loss, kind=kind, normalise=False)
+def _measures(config: UnitPruning) -> list[Measure]:
+    """Tell what each budget is of."""
+    return ["params" if target.kind == "params" else "macs" for target in parse((), (), config.budget)]
 
 
-def _within(
-    config: Units, subject: Subject, mine: Sequence[Axis], scores: Mapping[str, np.ndarray], level: float, number: int
-) -> dict[str, Keep]:
-    """Keep what fits a budget for the whole model, of which the rest has its share already."""
-    costs, rest = _prices(subject.arch, mine, parse((), (), config.budget)[number].kind)
-    return within_budget(_comparable(config, scores), costs, level - rest, protect=config.protect)
-
-
-def _prices(arch: Arch, mine: Sequence[Axis], wanted: str) -> tuple[dict[str, float], float]:
+def _prices(arch: Arch, mine: Sequence[Axis], measure: Measure) -> tuple[dict[str, float], float]:
     """Return what a unit of each axis costs, and what the rest of the model takes."""
-    assert wanted in ("params", "macs")
-    prices = cost.unit_costs(arch, "params" if wanted == "params" else "macs")
-    total = cost.parameters(arch) if wanted == "params" else cost.macs_per_second(arch).total
+    prices = cost.unit_costs(arch, measure)
+    total = cost.parameters(arch) if measure == "params" else cost.macs_per_second(arch).total
     return {a.name: prices[a.name] for a in mine}, total - sum(prices[a.name] * a.size for a in mine)
 
 
-def _check_budgets(config: Units, arch: Arch, kind: Kind, budgets: Sequence[float]) -> None:
+def _check_budgets(config: UnitPruning, arch: Arch, kind: Kind, budgets: Sequence[float]) -> None:
     """Refuse a budget that what must stay exceeds alone."""
     mine = _axes(arch, kind)
-    for target, budget in zip(parse((), (), config.budget), budgets, strict=True):
-        costs, least = _prices(arch, mine, target.kind)
+    for measure, budget in zip(_measures(config), budgets, strict=True):
+        costs, least = _prices(arch, mine, measure)
         least += sum(costs[axis.name] * min(config.protect, axis.size) for axis in mine)
         if budget < least:
-            raise InputError(f"--budget {target.kind}={budget:g}: what must stay takes {least:g} alone; raise it")
-
-
-def _comparable(config: Units, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Bring the layers' scores to one scale, or layers with small weights would be emptied first."""
-    if config.score == "activation" or not config.normalise:
-        return dict(scores)
-    return {name: values / (np.linalg.norm(values) + 1e-20) for name, values in scores.items()}
-
-
-def _cut_masks(masks: Masks, mine: Sequence[Axis], keeps: Mapping[str, Keep]) -> Masks:
-    """Cut the masks as the arrays they belong to."""
-    tree = unflatten(masks)
-    for axis in mine:
-        leaves = tuple((path, at) for path, at in axis.leaves if path in masks)
-        tree = cut(tree, replace(axis, leaves=leaves), keeps[axis.name])
-    return flatten(tree)
+            raise InputError(f"--budget {measure}={budget:g}: what must stay takes {least:g} alone; raise it")
 
 
 def _axes(arch: Arch, kind: Kind) -> list[Axis]:
@@ -232,13 +152,10 @@ def _now(arch: Arch, kind: Kind) -> float:
     return float(np.mean([axis.size for axis in _axes(arch, kind)] or [0]))
 
 
-def _multiple(config: Units, arch: Arch, kind: Kind) -> int:
+def _multiple(config: UnitPruning, arch: Arch, kind: Kind) -> int:
     """Return the multiple of units that gives multiples of --round columns."""
-    return (
-        config.round
-        if kind == "hidden"
-        else config.round // math.gcd(config.round, *(layer.mixer.head_dim for layer in arch.layers))
-    )
+    sizes = {layer.mixer.head_dim for layer in arch.layers} if kind == "heads" else {1}
+    return config.round // math.gcd(config.round, *sizes)
 
 
 def _rounded(level: float, multiple: int) -> int:
@@ -246,10 +163,9 @@ def _rounded(level: float, multiple: int) -> int:
     return max(multiple, round(level / multiple) * multiple) if level else 0
 
 
-def _rounding_cost(job: Job, kind: Kind) -> str:
+def _rounding_cost(config: UnitPruning, job: Job, kind: Kind) -> str:
     """Time the middle level against one unit less: what a shape that is no such multiple costs on this device."""
-    config, arch, levels = job.config, job.model.arch, job.schedule.levels
-    assert isinstance(config, Units)
+    arch, levels = job.model.arch, job.schedule.levels
     count = int(levels[len(levels) // 2])
     archs = {n: _with(arch, kind, n) for n in (count, max(count - 1, 0))}
     zeros = {n: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes(each)) for n, each in archs.items()}

@@ -7,7 +7,8 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
-from compress.plan import Heads, Layers, LowRank, Rows, Sites, run
+from compress.lowrank import decompose_maps
+from compress.plan import Evidence, Heads, Layers, LowRank, Rows, Sites, Weights, run, simulate
 from jaxssl.models import cost
 from jaxssl.models.arch import FULL, Rank
 from jaxssl.models.describe import describe
@@ -62,6 +63,58 @@ def test_a_factorised_map_never_grows(key):
     for rank, expected in ((8, 4), (4, 4), (2, 2)):
         again = describe(MEL, run([LowRank("layers/*/ffn/fc1", rank)], small, sites=sites))
         assert {layer.ffn.fc1 for layer in again.layers} == {Rank(expected)}
+
+
+KNOWN = Evidence(
+    scores=lambda tree, score, mine: {axis.name: np.arange(axis.size)[::-1] + 1.0 for axis in mine},
+    decompositions=lambda tree, maps: decompose_maps(tree, maps, {m.path: np.eye(m.fan_in) for m in maps}),
+    costs=lambda tree: {axis.name: 1.0 + ("ffn" in axis.name) for axis in axes(MEL)},
+)
+
+
+def test_what_is_simulated_is_what_is_run(key):
+    """Steps that act each on maps of its own, in the shapes of before: one function."""
+    params = init(MEL, key)
+    plan = (
+        Heads(2, where="layers/[01]/*", score="gradient", select="model"),
+        Rows(24, where="layers/[01]/*", score="activation", select="budget", multiple=2),
+        LowRank("layers/2/ffn/*", 3, aware=True),
+        LowRank("project", 3),
+        Weights(0.3, where="layers/2/attention/*"),
+    )
+    seen = simulate(plan, params, at=sites_of(MEL)(params), evidence=KNOWN)
+    small = run(plan, params, sites=sites_of(MEL), evidence=KNOWN)
+    arch, x = describe(MEL, small), noise(MEL, key)
+    np.testing.assert_allclose(apply(MEL, seen, x).last, apply(arch, small, x).last, atol=2e-5)
+    assert sum(layer.heads for layer in arch.layers[:2]) == 4
+    assert sum(layer.ffn for layer in arch.layers[:2]) == 12  # two parameters each, of a budget of 24
+
+
+def test_what_weights_do_not_tell_is_asked_for(key):
+    params, at = init(MEL, key), sites_of(MEL)
+    for step, words in (
+        (Heads(2, score="activation"), "activation: weights do not tell this score"),
+        (LowRank("layers/*", 3, aware=True), "need `evidence` with decompositions"),
+        (Rows(9, select="budget"), "what a unit costs"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run([step], params, sites=at)
+    with pytest.raises(InputError, match="do not simulate it"):
+        simulate([Layers((0,))], params, at=at(params))
+    with pytest.raises(InputError, match="takes 1.2 of every 4"):
+        run([Weights(0.3, pattern="groups", size=4)], params, sites=at)
+
+
+@pytest.mark.parametrize("select", ["model", "layer"])
+def test_weights_have_a_threshold_each_or_together(select, key):
+    tree = run([Weights(0.5, select=select, biases=False)], init(MEL, key), sites=sites_of(MEL))
+    shares = {}
+    for path, leaf in flatten(tree["layers"]).items():
+        if path.endswith("/kernel"):
+            shares.setdefault(path.split("/")[0], []).append(np.asarray(leaf).reshape(-1) == 0)
+    found = [float(np.mean(np.concatenate(each))) for each in shares.values()]
+    assert np.mean(found) == pytest.approx(0.5, abs=1e-3)
+    assert (max(found) - min(found) < 1e-3) == (select == "layer")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import pytest
 
 from compress.edit import cut
 from compress.errors import InputError
+from compress.plan import Heads
 from experiments import heads, heads_atlas
+from experiments.curves.events import unit_event
 from experiments.curves.points import Subject
 from experiments.curves.pruning import Job
 from experiments.curves.survivors import by_chance, head_axes, nearest, read_points
-from experiments.curves.units import unit_event
 from experiments.reports import canvas, pictures, tables
 from jaxssl.analysis.attention_maps import attention_maps, measure
 from jaxssl.inference.encode import mel_inputs
@@ -190,7 +191,7 @@ def test_a_pruning_records_what_it_keeps(place, dense, tmp_path):
     job = Job(asked, model, subject, heads.PAPER, asked.training(heads.PAPER), None, speech)
     events, models = [], []
     for level in (3, 1):
-        event = unit_event(job, subject, "heads", level, 0)
+        event = unit_event(job, subject, Heads(level))
         events.append(json.loads(json.dumps(dict(event.told))))
         models.append(subject := event.after(subject))
     points = [

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from experiments import plan
+from compress.lowrank import decompose_maps
 from experiments.curves import options, search
-from experiments.curves.options import Option
+from experiments.curves import planning as plan
 from experiments.curves.points import Subject
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Rank
@@ -94,29 +94,26 @@ def test_settings_are_read_off_a_run(place, tmp_path):
 @pytest.fixture(scope="module")
 def known():
     params = init(MEL, jax.random.key(3))
-    found = {axis.name: axis for axis in options.axes(MEL)}
-    scores = {name: np.arange(axis.size)[::-1].astype(float) for name, axis in found.items()}
-    maps = {m.path: options.decompose(params, m) for m in options.matrices(MEL) if m.path.startswith("layers/")}
-    return params, options.Known(found, scores, maps)
+    scores = {axis.name: np.arange(axis.size)[::-1].astype(float) for axis in options.axes(MEL)}
+    maps = decompose_maps(params, [m for m in options.matrices(MEL) if m.path.startswith("layers/")])
+    return params, options.Known(scores, maps)
 
 
 def test_simulated_is_built(known, key):
     """Options of every kind, one in each block: the model in its own shapes computes what the built one does."""
     params, knows = known
     groups = options.groups_of(MEL)
-    picked = [(g, g.options[i % len(g.options)]) for i, g in enumerate(groups, start=1)]
-    picked[0] = (groups[0], Option("rank", 3))
-    picked[1] = (groups[1], Option("units", 0))
-    seen = params
-    for group, option in picked:
-        seen = options.simulate(seen, group, option, knows)
+    picked = [g.options[i % len(g.options)] for i, g in enumerate(groups, start=1)]
+    low = picked[0] = options.factorised("attention", 3, 0)
+    picked[1] = options.keeping("ffn", 0, 0)
+    seen = options.simulate(params, MEL, picked, knows)
     built = options.realise(Subject(MEL, params, {}), picked, knows)
     x = noise(MEL, key)
     one, two = apply(MEL, seen, x).last, apply(built.arch, built.params, x).last
     np.testing.assert_allclose(one, two, atol=2e-5)
     assert built.arch.layers[0].mixer.q == Rank(3)
     assert built.arch.layers[0].ffn.size == 0
-    assert options.with_option(MEL, 0, "attention", Option("rank", 3)).layers[0].mixer == built.arch.layers[0].mixer
+    assert options.with_option(MEL, "attention", low, (0,)).layers[0].mixer == built.arch.layers[0].mixer
 
 
 def test_uniform_plans_fall(known):

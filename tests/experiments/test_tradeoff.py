@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from compress.errors import InputError
-from experiments import plan, tradeoff
+from experiments import tradeoff
+from experiments.curves import planning as plan
 from experiments.curves.measures import COSTS, by_default, measured, pareto, relative_time
 from experiments.reports import canvas, pictures, published
 from jaxssl.models import cost
