@@ -5,8 +5,9 @@ activation-aware form minimises E‖x(W − UV)‖², the error where speech rea
 of thin matrices, truncate(p, d, r) is factorise(p, d, r) with the product taken: same function, dense shape.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from compress.quantize import check_float
 # Relative to the inputs' mean power: keeps directions that calibration never saw from being free to break.
 DAMPING = 1e-6
 WEIGHTS = ("kernel", "down", "up", "blocks", "index")  # the names of a map's arrays, in any of its forms
+PLAIN: Mapping[str, np.ndarray] = MappingProxyType({})  # no moments: the plain SVD of every map
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,48 @@ def factorise(params: Mapping[str, Any], decomposition: Decomposition, rank: int
     """
     down, up = decomposition.factors(rank)
     return _replace(params, decomposition.matrix, {"down": jnp.asarray(down), "up": jnp.asarray(up)})
+
+
+def decompose_maps(
+    params: Mapping[str, Any], matrices: Iterable[Matrix], moments: Mapping[str, np.ndarray] = PLAIN
+) -> dict[str, Decomposition]:
+    """Decompose a set of maps, once for any rank.
+
+    Args:
+        params: the tree.
+        matrices: which maps.
+        moments: second moments of the maps' inputs by path; the plain SVD of a map that has none.
+
+    Returns:
+        Decompositions by path; errors as `decompose`.
+    """
+    return {matrix.path: decompose(params, matrix, moments.get(matrix.path)) for matrix in matrices}
+
+
+def factorise_maps(
+    params: Mapping[str, Any], decompositions: Mapping[str, Decomposition], ranks: int | Mapping[str, int | None]
+) -> Tree:
+    """Factorise a set of maps where that makes them smaller; the others stay as they are.
+
+    factorise_maps(p, decompose_maps(p, matrices, moments), r) is what every plan and experiment of low rank does.
+
+    Args:
+        params: the tree that was decomposed.
+        decompositions: of the maps by path, as `decompose_maps` returns them.
+        ranks: one rank for all, or one for each path, None for a map that stays as it is.
+
+    Raises:
+        InputError: a rank is below 1 or above a map's greatest.
+    """
+    tree: Tree = dict(params)
+    for path, found in decompositions.items():
+        rank = ranks if isinstance(ranks, int) else ranks.get(path)
+        if rank is None:
+            continue
+        check_rank(found.matrix, rank)
+        if found.matrix.pays(rank):
+            tree = factorise(tree, found, rank)
+    return tree
 
 
 def fit(params: Mapping[str, Any], decomposition: Decomposition, rank: int, moment: np.ndarray | None = None) -> Fit:

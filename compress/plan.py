@@ -8,7 +8,7 @@ from compress.address import Axis, Matrix, Tree, get, match
 from compress.depth import keep_layers
 from compress.edit import cut
 from compress.errors import InputError
-from compress.lowrank import check_rank, decompose, factorise
+from compress.lowrank import check_rank, decompose_maps, factorise_maps
 from compress.score import magnitude
 from compress.select import highest
 from compress.sparse import apply_masks, entry_masks
@@ -99,11 +99,10 @@ def _apply(step: Step, tree: Tree, at: Sites) -> Tree:
 
 def _factorise(tree: Tree, matrices: Sequence[Matrix], where: str, rank: int) -> Tree:
     paths = match_paths(where, matrices)
-    for matrix in (m for m in matrices if m.path in paths):
+    chosen = [matrix for matrix in matrices if matrix.path in paths]
+    for matrix in chosen:
         check_rank(matrix, rank)
-        if matrix.pays(rank):
-            tree = factorise(tree, decompose(tree, matrix), rank)
-    return tree
+    return factorise_maps(tree, decompose_maps(tree, [m for m in chosen if m.pays(rank)]), rank)
 
 
 def _sparsify(tree: Tree, matrices: Sequence[Matrix], where: str, sparsity: float) -> Tree:

@@ -31,7 +31,7 @@ from typing import Any, Literal
 from compress.address import Matrix, flatten
 from compress.depth import keep_layers
 from compress.errors import InputError
-from compress.lowrank import check_rank, decompose, factorise
+from compress.lowrank import check_rank, decompose_maps, factorise_maps
 from compress.sparse import Masks, check_sparsity
 from experiments import weights
 from experiments.curves.curve import Curve
@@ -193,9 +193,8 @@ def factorised(job: Job, subject: Subject, rank: int, *, aware: bool) -> Subject
     """
     params = subject.seen
     seen = moments(subject.arch, params, job.speech.calibration, stats=job.model.stats) if aware else {}
-    for matrix in inner(subject.arch):
-        if matrix.max_rank and matrix.pays(rank):
-            params = factorise(params, decompose(params, matrix, seen.get(matrix.path)), rank)
+    paying = [matrix for matrix in inner(subject.arch) if matrix.pays(rank)]
+    params = factorise_maps(params, decompose_maps(params, paying, seen), rank)
     left = flatten(params)
     masks = {path: mask for path, mask in subject.masks.items() if path in left and mask.shape == left[path].shape}
     return Subject(describe(subject.arch, params), params, masks)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any, Literal
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from compress.address import Axis, Matrix, Tree
 from compress.depth import keep_layers
 from compress.edit import cut, mask
-from compress.lowrank import Decomposition, decompose, factorise, truncate
+from compress.lowrank import Decomposition, decompose_maps, factorise_maps, truncate
 from compress.score import contribution
 from compress.select import highest
 from experiments.curves.points import Bench, Subject
@@ -92,7 +91,7 @@ def know(job: Job) -> Known:
     }
     inner = [matrix for path, matrix in maps.items() if path.startswith("layers/")]
     bar = follow(inner, "decomposing", total=len(inner))
-    return Known(found, scores, {m.path: decompose(subject.seen, m, seen[m.path]) for m in bar})
+    return Known(found, scores, decompose_maps(subject.seen, bar, seen))
 
 
 def simulate(params: Params, group: Group, option: Option, known: Known) -> Params:
@@ -113,7 +112,7 @@ def realise(subject: Subject, picked: Sequence[tuple[Group, Option]], known: Kno
             axis = known.axes[group.axis]
             params = cut(params, axis, highest(known.scores[axis.name], option.value))
         else:
-            params = reduce(lambda tree, path: factorise(tree, known.maps[path], option.value), _paths(group), params)
+            params = factorise_maps(params, {path: known.maps[path] for path in _paths(group)}, option.value)
     return Subject(describe(subject.arch, params), params, {})
 
 

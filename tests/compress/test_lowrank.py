@@ -11,8 +11,10 @@ from compress.errors import InputError
 from compress.lowrank import (
     allocate,
     decompose,
+    decompose_maps,
     dense_kernel,
     factorise,
+    factorise_maps,
     fit,
     rank_for_energy,
     truncate,
@@ -52,6 +54,22 @@ def test_plain_is_the_best_approximation(shape):
         kept = fit(params, found, rank)
         np.testing.assert_allclose(kept.error, dropped / np.linalg.norm(kernel), atol=1e-5)
         np.testing.assert_allclose(kept.energy, 1 - kept.error**2, atol=1e-9)
+
+
+@every_arch
+def test_a_set_of_maps_is_factorised_as_each_alone(arch, key):
+    """Where it pays; None and maps that are not named stay as they are."""
+    params, maps = init(arch, key), working(arch)
+    found = decompose_maps(params, maps)
+    ranks = {matrix.path: (None, 2, matrix.max_rank)[i % 3] for i, matrix in enumerate(maps[:-1])}
+    expected = params
+    for matrix in maps[:-1]:
+        rank = ranks[matrix.path]
+        if rank is not None and matrix.pays(rank):
+            expected = factorise(expected, decompose(params, matrix), rank)
+    assert jax.tree.all(jax.tree.map(np.array_equal, factorise_maps(params, found, ranks), expected))
+    with pytest.raises(InputError, match="rank 0"):
+        factorise_maps(params, found, 0)
 
 
 @pytest.mark.parametrize("shape", [(8, 12), (12, 8), (9, 9)])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
+from compress.lowrank import decompose_maps
 from experiments import plan
 from experiments.curves import options, search
 from experiments.curves.options import Option
@@ -94,7 +95,7 @@ def known():
     params = init(MEL, jax.random.key(3))
     found = {axis.name: axis for axis in options.axes(MEL)}
     scores = {name: np.arange(axis.size)[::-1].astype(float) for name, axis in found.items()}
-    maps = {m.path: options.decompose(params, m) for m in options.matrices(MEL) if m.path.startswith("layers/")}
+    maps = decompose_maps(params, [m for m in options.matrices(MEL) if m.path.startswith("layers/")])
     return params, options.Known(found, scores, maps)
 
 
