@@ -31,7 +31,7 @@ from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files
-from jaxssl.runtime.cli import console, follow, main
+from jaxssl.runtime.cli import On, console, follow, main
 from jaxssl.training.estimate import named
 
 System = Literal["ours", "exported", "pytorch", "compiled", "onnxruntime"]
@@ -83,7 +83,7 @@ class Config:
     """utterances in one run"""
     system: tuple[System, ...] = ("ours", "exported", *RIVALS)
     """programs; ours is always among them"""
-    compressed: bool = True
+    compressed: On = True
     """also compressed forms, and the parts, at 5 s × 1"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the computation; ONNX Runtime knows float32 only"""

@@ -43,7 +43,7 @@ from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.model import init
 from jaxssl.models.sites import axes, matrices
-from jaxssl.runtime.cli import main
+from jaxssl.runtime.cli import On, main
 from jaxssl.training import hidden_states
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.corpus import Data
@@ -82,7 +82,7 @@ class Config(Curve):
     """of --loss soft: both hear masked speech and masked frames count; default: all of it, and every frame"""
     teacher_dropout: bool = False
     """let the teacher drop at random, as the study's code did by mistake"""
-    keep_answers: bool = True
+    keep_answers: On = True
     """write what the teacher says of each batch, for the other students and for a run that was broken off"""
     steps: int = 105
     """updates of each student"""

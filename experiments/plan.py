@@ -39,7 +39,7 @@ from experiments.curves.schedule import Schedule
 from experiments.curves.search import Budget, Search
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
-from jaxssl.runtime.cli import console, main
+from jaxssl.runtime.cli import On, console, main
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.lesson import Lesson
 
@@ -52,7 +52,7 @@ class Config(Curve):
 
     budget: tuple[str, ...] = ("rtf=50%",)
     """what each planned model may take: rtf, macs (per second of speech) or params, a number or a share as rtf=50%"""
-    uniform: bool = True
+    uniform: On = True
     """recover the uniform plans of each budget as well, to compare with"""
     batches: int = 4
     """training batches on which the loss of each plan that is looked at is measured"""

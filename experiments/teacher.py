@@ -11,12 +11,13 @@ on. The numbers to expect are in the model card beside the weights.
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from compress.errors import InputError
-from experiments import prepare, pretrain
+from experiments.reports import trained
 from jaxssl import pretrained
 from jaxssl.data import prepared
 from jaxssl.data.arrays import read_array
@@ -26,6 +27,8 @@ from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.pretrained import Labeller, Pretrained
 from jaxssl.runtime.cli import console, main
+from jaxssl.training.preparation import Preparation, prepare
+from jaxssl.training.pretraining import Pretraining, pretrain
 
 LIMIT = 12e6  # bytes of the packed model
 
@@ -93,7 +96,7 @@ def _check(model: str, corpus: prepared.Prepared, labels: str, layer: int, centr
 
 
 def _prepare(config: Config, labels: str, name: str, clusters: int) -> None:
-    settings = prepare.Config(
+    settings = Preparation(
         audio=(str(config.audio),),
         out=config.out / "train",
         labels=(labels,),
@@ -101,12 +104,12 @@ def _prepare(config: Config, labels: str, name: str, clusters: int) -> None:
         clusters=clusters,
         valid=0.0,
     )
-    prepare.run(settings)
-    prepare.run(replace(settings, audio=(str(config.valid),), out=config.out / "held-out", like=settings.out))
+    prepare(settings)
+    prepare(replace(settings, audio=(str(config.valid),), out=config.out / "held-out", like=settings.out))
 
 
 def _train(config: Config, out: Path, labels: str, steps: int, model: Path | None) -> None:
-    settings = pretrain.Config(
+    settings = Pretraining(
         corpus=config.out / "train",
         valid=config.out / "held-out",
         labels=labels,
@@ -119,7 +122,7 @@ def _train(config: Config, out: Path, labels: str, steps: int, model: Path | Non
         save_every=200,
         out=out,
     )
-    pretrain.run(settings)
+    pretrain(settings, partial(trained.show, out=settings.out))
 
 
 if __name__ == "__main__":

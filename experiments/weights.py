@@ -42,7 +42,7 @@ from jaxssl.inference.specialise import specialise
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params
 from jaxssl.models.sites import entries, matrices
-from jaxssl.runtime.cli import console, main, progress
+from jaxssl.runtime.cli import On, console, main, progress
 from jaxssl.training.calendar import Gate
 from jaxssl.training.study_schedules import PAPER_SPARSITIES, PAPER_WEIGHTS
 
@@ -68,7 +68,7 @@ class Config(Pruning):
     """of a group (default 4) or a block (default 32)"""
     scope: Literal["model", "layer"] = "model"
     """of entries: one threshold for the whole model, as the study has it, or one for each layer"""
-    biases: bool = True
+    biases: On = True
     """of entries: prune biases as well, as the study does; they are small and go first"""
     gate: bool = False
     """hold an event back while the loss still falls; --schedule paper always does"""

@@ -20,7 +20,7 @@ import tyro
 
 from compress.address import flatten
 from jaxssl.convert.conversion import Converted, convert
-from tools.cli import guarded
+from jaxssl.runtime.cli import command
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,8 @@ def _report(converted: Converted, out: Path) -> list[str]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code, see `tools.cli.guarded`."""
-    options = tyro.cli(Options, args=args)
-    return guarded(lambda: run(options), options.out)
+    """Run the command line; return its exit code, see `jaxssl.runtime.cli.command`."""
+    return command(run, Options, __doc__, args=args, remember=False)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from jaxssl.inference.prepack import prepared
 from jaxssl.inference.specialise import dequantized
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import SAMPLE_RATE, LogMel
-from tools.cli import guarded
+from jaxssl.runtime.cli import command
 from tools.pytorch.formats import FORMATS, Given, Run, check_installed
 
 Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface"]
@@ -191,9 +191,8 @@ def show(rows: Sequence[Mapping[str, Any]], options: Options) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code, see `tools.cli.guarded`."""
-    options = tyro.cli(Options, args=args, description=__doc__)
-    return guarded(lambda: show(run(options), options), options.out)
+    """Run the command line; return its exit code, see `jaxssl.runtime.cli.command`."""
+    return command(lambda options: show(run(options), options), Options, __doc__, args=args, remember=False)
 
 
 if __name__ == "__main__":

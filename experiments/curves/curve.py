@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.curves.schedule import Schedule, Timing
+from jaxssl.runtime.cli import On
 from jaxssl.training.settings import Training
 
 
@@ -33,9 +34,9 @@ class Curve:
     """utterances below that are left out, in seconds; default: 1, with --schedule paper 3.2"""
     learning_rate: float | None = None
     """of Adam, constant; default: 2e-4, with --schedule paper 1e-5"""
-    control: bool = True
+    control: On = True
     """train the dense model as long, to compare with"""
-    probes: bool = True
+    probes: On = True
     """probe every point for phones and speakers (embedded corpus)"""
     speakers: Path | None = None
     """folder of speech with known speakers, ten utterances of each, for the probe"""

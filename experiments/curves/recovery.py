@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.errors import InputError
-from experiments import prepare
 from jaxssl.inference.source import Model
 from jaxssl.training.corpus import Data, evaluate, load_data, predicted
+from jaxssl.training.preparation import Preparation, prepare
 from jaxssl.training.settings import Training
 
 
@@ -23,7 +23,7 @@ def own_quality(model: Model, audio: Path | None, *, out: Path) -> dict[str, flo
         `loss` (nats, masked frames), `masked_accuracy`, and `entropy` of the targets.
     """
     places = () if audio is None else (str(audio),)
-    prepare.run(prepare.Config(audio=places, out=out, labels=(f"{model.name}:own",), name="own", valid=0.0))
+    prepare(Preparation(audio=places, out=out, labels=(f"{model.name}:own",), name="own", valid=0.0))
     data = load_data(out, model.arch.front, labels="own", valid=out, stats=model.stats)
     found = evaluate(model.arch, model.params, data, Training())
     return {"loss": found["masked_loss"], "masked_accuracy": found["masked_accuracy"], "entropy": data.entropy}
@@ -74,6 +74,5 @@ def _prepared(out: Path, targets: str, audio: Sequence[str], *, valid: float = 0
     """Prepare speech with a model's own targets, in a folder that is the same for the same speech."""
     words = "\0".join([targets, *audio, f"{valid:g}"])
     folder = out / f"speech-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
-    config = prepare.Config(audio=tuple(audio), out=folder, labels=(f"{targets}:own",), name="own", valid=valid)
-    prepare.run(config)
+    prepare(Preparation(audio=tuple(audio), out=folder, labels=(f"{targets}:own",), name="own", valid=valid))
     return folder

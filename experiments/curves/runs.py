@@ -146,7 +146,7 @@ def _read_report(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]
     """Return what a finished run's report says, and its points by label; "" where the report itself has the label."""
     told = json.loads((folder / "report.json").read_text())
     if told.get("models"):
-        return {"technique": "lowrank", **told}, _by_method(told["models"])
+        return {"technique": "lowrank", **told}, _parts(told["models"])
     return told, _parts(told.get("points") or ())
 
 
@@ -158,7 +158,6 @@ def _parts(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Split factorised models into a curve for each method, the dense model first and the smallest last."""
-    rows = [row for row in rows if "name" in row]
     dense = [row for row in rows if row["method"] == "dense"]
     if dense and number(dense[0], "loss_before") is not None:  # it was trained as long as all others
         rows = [{**row, **{name: dense[0].get(key) for key, name in CONTROL.items()}} for row in rows]

@@ -31,7 +31,7 @@ from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.model import shapes
 from jaxssl.models.sites import axes, matrices
-from jaxssl.runtime.cli import console
+from jaxssl.runtime.cli import On, console
 from jaxssl.training.corpus import loader, pretraining_loss
 
 Kind = Literal["heads", "hidden"]
@@ -57,7 +57,7 @@ class Units(Pruning):
     """keep multiples of so many columns: units of the feed-forward block, head size times heads"""
     score_batches: int = 8
     """training batches that --score gradient looks at"""
-    normalise: bool = True
+    normalise: On = True
     """divide a layer's scores by their L2 norm before layers are compared; activation scores compare as they are"""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from compress.address import Matrix, flatten
 from compress.errors import InputError
-from compress.lowrank import Decomposition, decompose, factorise, fit
+from compress.lowrank import PLAIN, Decomposition, decompose_maps, factorise_maps, fit
 from compress.plan import match_paths
 from experiments.curves.points import Subject
 from experiments.curves.targets import Ranks, Target, ranks_for
@@ -82,7 +82,7 @@ def analyse(
     seen, found = {matrix.path: heard[matrix.path] for matrix in chosen}, dict[Method, dict[str, Decomposition]]()
     for method in methods:
         bar = follow(chosen, f"decomposing ({method})", total=len(chosen))
-        found[method] = {m.path: decompose(params, m, seen[m.path] if method == "activation" else None) for m in bar}
+        found[method] = decompose_maps(params, bar, seen if method == "activation" else PLAIN)
     return Known(seen, found)
 
 
@@ -93,10 +93,7 @@ def variants_of(targets: Sequence[Target], methods: Sequence[Method], arch: Arch
 
 def build(subject: Subject, variant: Variant, known: Known) -> Subject:
     """Factorise the model; masks of maps that are stored otherwise now are gone."""
-    params = subject.seen
-    for path, rank in variant.ranks.items():
-        if rank is not None:
-            params = factorise(params, known.found[variant.method][path], rank)
+    params = factorise_maps(subject.seen, known.found[variant.method], variant.ranks)
     left = flatten(params)
     masks = {path: mask for path, mask in subject.masks.items() if path in left and mask.shape == left[path].shape}
     return Subject(describe(subject.arch, params), params, masks)

@@ -1,13 +1,13 @@
-"""What every experiment's command line shares: parsing, one-line errors, progress."""
+"""What every command line shares, of experiments and tools: parsing, one-line errors, exit codes, progress."""
 
 import _thread
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -18,6 +18,8 @@ from jaxssl.runtime import compiled
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
+# A setting that is on unless its flag, --no-NAME, is given.
+On = Annotated[bool, tyro.conf.arg(help_behavior_hint="(on by default; this flag turns it off)")]
 
 # Files and pipes have no width of their own: give tables room there instead of rich's 80 columns.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 150)
@@ -29,31 +31,58 @@ class Preempted(Exception):
 
 
 def main(run: Callable[[Config], Any], config: type[Config], description: str, *, remember: bool = True) -> None:
-    """Parse the command line into `config`, run, and leave with an exit code.
+    """Carry out a command line, see `command`, and leave with its exit code where that is not 0."""
+    if code := command(run, config, description, remember=remember):
+        sys.exit(code)
 
-    With `remember` the programs that are compiled stay on disk for the next run (`jaxssl.runtime.compiled`).
 
-    0: done. 75: told to stop (SIGTERM), and saved: the same command goes on. 2: the input cannot be used, or the disk
-    does not take the output; one line on standard error says why.
-    130: interrupted.
+def command(
+    run: Callable[[Config], Any],
+    config: type[Config],
+    description: str,
+    *,
+    args: Sequence[str] | None = None,
+    remember: bool = True,
+) -> int:
+    """Parse a command line into `config`, run, and return the exit code.
+
+    Args:
+        run: does the work.
+        config: dataclass of the options.
+        description: of the command, for `--help`.
+        args: words of the command line; None: the process's own.
+        remember: keep the programs that are compiled on disk for the next run (`jaxssl.runtime.compiled`).
+
+    Returns:
+        0: done. 75: told to stop (SIGTERM), and saved: the same command goes on. 2: the input cannot be used, or the
+        disk does not take the output; one line on standard error says why. Interrupted, the process ends with 130.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
     sys.unraisablehook = _interrupt_again
-    values = tyro.cli(config, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    pairs_off = (tyro.conf.FlagCreatePairsOff,)
+    values = tyro.cli(config, prog=_program(), description=description, args=args, config=pairs_off)
     if remember:
         compiled.remember()
     try:
         run(values)
     except InputError as error:
-        _leave(f"error: {error}", 2)
+        return _told(f"error: {error}", 2)
     except OSError as error:
-        _leave(f"error: {error.filename or 'output'}: {error.strerror or error}; nothing half-written was kept", 2)
+        what = f"{error.filename or 'output'}: {error.strerror or error}"
+        return _told(f"error: {what}; nothing half-written was kept", 2)
     except Preempted as stopped:
-        _leave(f"stopped: {stopped}", 75)  # EX_TEMPFAIL: try again later
+        return _told(f"stopped: {stopped}", 75)  # EX_TEMPFAIL: try again later
     except KeyboardInterrupt:
         messages.print("interrupted: finished models are whole, unfinished ones were removed")
         sys.stdout.flush()
         os._exit(130)  # XLA's threads may still run, and the interpreter's own shutdown has crashed under them
+    return 0
+
+
+def _program() -> str | None:
+    """Say how the command was started; None, which is the file's name, where it was not started as a module."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def follow(items: Iterable[Item], what: str, *, total: int) -> Iterator[Item]:
@@ -96,6 +125,6 @@ def _interrupt_again(lost: Any) -> None:
         sys.__unraisablehook__(lost)
 
 
-def _leave(message: str, code: int) -> None:
+def _told(message: str, code: int) -> int:
     messages.print(message.replace("\n", " "), markup=False)
-    sys.exit(code)
+    return code

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from tests.tools.test_pickle_reader import Call, program, save_zip
 
 from compress.errors import InputError
 from jaxssl.convert import conversion
 from jaxssl.convert.conversion import convert, read
 from jaxssl.models import checkpoint
 from tests.convert import files
+from tests.convert.test_pickle_reader import Call, program, save_zip
 from tools.convert_torch import main
 
 ROOT = Path(__file__).resolve().parents[2]

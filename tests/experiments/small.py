@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import soundfile
 
-from experiments import prepare
 from jaxssl.data.demo import synthesize
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import ClusterHead, Dropout, Layer, LogMel
 from jaxssl.models.model import shapes
+from jaxssl.training.preparation import Preparation, prepare
 from tests.archs import MEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,10 +77,10 @@ def make(folder, *, layers, dropout=0.1):
     (folder / "audio").mkdir()
     for i in range(14):
         soundfile.write(folder / f"audio/u{i}.flac", synthesize(0.8 + 0.1 * (i % 3), seed=i), 16000)
-    config = prepare.Config(
+    config = Preparation(
         audio=(str(folder / "audio"),), out=folder / "prepared", clusters=6, valid=0.2, restarts=1, storage="float32"
     )
-    prepare.run(config)
+    prepare(config)
     dropout = Dropout(hidden=dropout, attention=dropout, activation=dropout)
     arch = replace(MEL, front=LogMel(40, 2), layers=(Layer(4, 24),) * layers, head=ClusterHead(6), dropout=dropout)
     rng = np.random.default_rng(1)

@@ -391,16 +391,16 @@ def test_the_picture_has_time_first_and_both_states_of_every_point(recovered, fi
 
 
 def test_killed_in_mid_run_it_goes_on_and_ends_the_same(place, tmp_path):
-    module, settings = "experiments.lowrank", {"rank": (2,), "steps": 6, "save_every": 2, "batch": 4, "rounds": 1}
+    module, settings = "experiments.lowrank", {"rank": (2,), "steps": 40, "save_every": 8, "batch": 4, "rounds": 1}
     settings |= {"audio": place.audio, "limit": 2, "seconds": 0.2, "shortest": 0.3, "no_control": True}
     place.finish(module, tmp_path / "whole", **settings)
     broken = tmp_path / "broken"
-    for number, how, code in ((3, signal.SIGTERM, 75), (2, signal.SIGKILL, -9)):  # in the first point, in the second
+    for number, how, code in ((24, signal.SIGTERM, 75), (24, signal.SIGKILL, -9)):  # in the first point, in the second
         found, _, errors = place.interrupt(module, broken, number, how, **settings)
         assert found == code, errors
     assert [row["name"] for row in json.loads((broken / "points.json").read_text())] == ["dense", "rank-2-svd"]
     output, _ = place.finish(module, broken, **settings)
-    assert "resuming after update 2" in output
+    assert "resuming after update" in output
     assert "measuring rank-2-svd" not in output
     for name in ("maps.csv", "layers.csv", "config.json"):
         assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -13,7 +13,6 @@ import pytest
 import soundfile
 
 from compress.errors import InputError
-from experiments.prepare import Config, run
 from jaxssl.data import labels as labels_module
 from jaxssl.data.audio import read
 from jaxssl.data.demo import utterances
@@ -26,6 +25,7 @@ from jaxssl.inference.upstream import encode
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Conv, LogMel
 from jaxssl.models.model import shapes
+from jaxssl.training.preparation import Preparation, prepare
 from tests.archs import BASE, MEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def models(tmp_path_factory):
 def done(audio, models, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "prepared"
     kinds = ("logmel", "mfcc", f"{models}/mel:1", f"{models}/base:2")
-    run(Config(audio=(str(audio),), out=out, labels=kinds, clusters=6, phones=audio / "times.tsv", valid=0.3))
+    prepare(Preparation(audio=(str(audio),), out=out, labels=kinds, clusters=6, phones=audio / "times.tsv", valid=0.3))
     return out
 
 
@@ -113,9 +113,9 @@ def test_repeating_makes_nothing_anew_and_asking_otherwise_does(done, audio, mon
 
     before = files()
     config = {"audio": (str(audio),), "out": done, "phones": audio / "times.tsv", "valid": 0.3}
-    run(Config(**config, labels=("logmel", "mfcc"), clusters=6))
+    prepare(Preparation(**config, labels=("logmel", "mfcc"), clusters=6))
     assert files() == before
-    run(Config(**config, labels=("logmel",), clusters=6, seed=1, name="other"))
+    prepare(Preparation(**config, labels=("logmel",), clusters=6, seed=1, name="other"))
     assert {p: x for p, x in files().items() if not p.name.startswith("other")} == before
     assert load(done).labels("other").info["seed"] == 1
     for path in (done / "labels").glob("other.*"):
@@ -126,7 +126,9 @@ def test_new_weights_or_phones_make_new_labels(audio, models, tmp_path):
     """A model or phone times that changed in place must not leave the old labels or their old quality."""
 
     def info(name="mel-1-3", **words):
-        run(Config(audio=(str(audio),), out=tmp_path / "out", labels=(f"{tmp_path}/mel:1",), clusters=3, **words))
+        prepare(
+            Preparation(audio=(str(audio),), out=tmp_path / "out", labels=(f"{tmp_path}/mel:1",), clusters=3, **words)
+        )
         return load(tmp_path / "out").labels(name).info
 
     arch, params = checkpoint.load(models / "mel")
@@ -145,16 +147,18 @@ def test_other_speech_by_the_same_centres_and_statistics(done, tmp_path):
     """One's own audio, labelled as if it were another corpus, gets its own labels; part of it gets part of them."""
     corpus = load(done)
     chosen = [u.path for u in corpus.manifest.utterances[2:4]]
-    run(Config(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=6, like=done, valid=0))
+    prepare(Preparation(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=6, like=done, valid=0))
     part = load(tmp_path / "part")
     assert not np.allclose(part.stats.mean, corpus.stats.mean)
     for i in range(2):
         np.testing.assert_array_equal(part.labels()[i], corpus.labels("logmel-6")[2 + i])
     assert part.labels().info["fitted"] == 0
     with pytest.raises(InputError, match="no centres of labels logmel-7"):
-        run(Config(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=7, like=done, valid=0))
+        prepare(Preparation(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=7, like=done, valid=0))
     with pytest.raises(InputError, match="6 centres, --clusters 7"):
-        run(Config(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=7, like=done, name="logmel-6"))
+        prepare(
+            Preparation(audio=tuple(map(str, chosen)), out=tmp_path / "part", clusters=7, like=done, name="logmel-6")
+        )
 
 
 def test_a_model_s_own_statistics_are_used(done, models, tmp_path):
@@ -215,7 +219,7 @@ def test_what_cannot_be_is_refused(audio, models, done, tmp_path, words, message
         words["like"] = tmp_path / words["like"]
     config = {"audio": (str(audio),), "out": tmp_path / "out", "clusters": 4, **words}
     with pytest.raises(InputError, match=message) as found:
-        run(Config(**config))
+        prepare(Preparation(**config))
     assert "\n" not in str(found.value)
     assert not list((tmp_path / "out").glob("labels/*.json"))
 

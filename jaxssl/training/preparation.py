@@ -1,0 +1,257 @@
+"""Speech made ready for training: manifest, log-Mel features, their statistics, and k-means labels with their worth."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from compress.errors import InputError
+from jaxssl.data import corpora, features, prepared
+from jaxssl.data.arrays import read_array
+from jaxssl.data.audio import read
+from jaxssl.data.labels import Clustering, Vectors, at_period, cluster
+from jaxssl.data.logmel import stats_bytes
+from jaxssl.data.manifest import Manifest, split
+from jaxssl.data.mfcc import mfcc
+from jaxssl.data.prepared import PERIOD_MS, Labels, Prepared
+from jaxssl.data.quality import entropy, phone_quality
+from jaxssl.inference.layers_of_corpus import hidden
+from jaxssl.runtime.cli import console, messages, progress
+
+MINUTES = 20.0  # of embedded speech
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Prepare a corpus for training."""
+
+    audio: tuple[str, ...] = ()
+    """speech: folders, globs, files, .tsv manifests; default: the embedded corpus"""
+    out: Path = Path("prepared")
+    """folder to fill"""
+    labels: tuple[str, ...] = ("logmel",)
+    """what to cluster, one set each: logmel, mfcc, MODEL:LAYER, a layer of a model folder or checkpoint, or MODEL:own,
+    the targets that the model was trained on"""
+    name: str | None = None
+    """name of the labels, where one set is made; default: what is clustered and the number of clusters"""
+    clusters: int = 100
+    """clusters of each set"""
+    period: int = 20
+    """time from one label to the next, in ms; labels that come more often are thinned"""
+    like: Path | None = None
+    """prepared corpus whose centres and statistics label this one, set by set of the same name"""
+    frames: int = 300_000
+    """frames to fit k-means to at most"""
+    restarts: int = 5
+    """initialisations of k-means tried"""
+    valid: float = 0.05
+    """share of utterances that become the validation part, where the manifest names no splits; 0: none"""
+    split_by: Literal["utterance", "speaker"] = "utterance"
+    """what the validation part is drawn from"""
+    phones: Path | None = None
+    """table of phone times (id, start, end, label), where not beside the manifest"""
+    storage: Literal["float16", "float32"] = "float16"
+    """type of the features on disk"""
+    seed: int = 0
+    """of the validation part, of the frames fitted to, and of k-means"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to cluster.
+
+    Attributes:
+        name: as labels are called.
+        about: as the labels' description calls it.
+        vectors: frames of an utterance.
+        period_ms: time from one of them to the next.
+        digest: of the model or the statistics they come from.
+        centres: to take instead of fitting new ones.
+    """
+
+    name: str
+    about: str
+    vectors: Vectors
+    period_ms: int
+    digest: bytes = b""
+    centres: np.ndarray | None = None
+
+
+def prepare(config: Preparation) -> None:
+    """Prepare a corpus, or go on where a broken-off run stopped; labels that are there already are kept.
+
+    Raises:
+        InputError: the speech, the model or the settings cannot be used.
+    """
+    _check(config)
+    manifest = _manifest(config)
+    planned = features.plan(manifest, storage=config.storage)
+    _tell(manifest)
+    console.print(f"features: {planned.bytes / 1e6:.1f} MB in {config.out / 'features.npy'}", markup=False)
+    with progress("log-Mel features", len(planned.grids)) as tick:
+        features.prepare(manifest, config.out, storage=config.storage, tick=tick)
+    corpus = prepared.load(config.out)
+    like = None if config.like is None else prepared.load(config.like)
+    for spec in config.labels:
+        _label(corpus, _source(spec, config, corpus, like), config)
+
+
+def _check(config: Preparation) -> None:
+    if config.name is not None and len(config.labels) != 1:
+        raise InputError(f"--name names one set of labels, --labels asks for {len(config.labels)}")
+    if config.period < PERIOD_MS or config.period % PERIOD_MS:
+        raise InputError(f"--period {config.period}: labels come each {PERIOD_MS} ms or a multiple of it, as 20")
+    for what, value in (("clusters", config.clusters), ("frames", config.frames), ("restarts", config.restarts)):
+        if value < 1:
+            raise InputError(f"--{what} {value} is impossible; use 1 or more")
+
+
+def _manifest(config: Preparation) -> Manifest:
+    if config.audio:
+        with messages.status("reading the corpus"):
+            manifest = corpora.read(config.audio, phones=config.phones)
+    else:
+        manifest = _embedded()
+    if config.valid and not any(utterance.split for utterance in manifest.utterances):
+        manifest = split(manifest, valid=config.valid, seed=config.seed, by_speaker=config.split_by == "speaker")
+    return manifest
+
+
+def _embedded() -> Manifest:
+    from jaxssl.data import embedded  # it brings a speech synthesiser
+
+    with progress("embedded speech", embedded.count(MINUTES)) as tick:
+        return embedded.make(minutes=MINUTES, tick=tick)
+
+
+def _tell(manifest: Manifest) -> None:
+    utterances = manifest.utterances
+    speakers = len({u.speaker for u in utterances if u.speaker})
+    parts = Counter(u.split for u in utterances if u.split)
+    words = ", ".join(f"{count} {name}" for name, count in sorted(parts.items())) or "not split"
+    known = sum(bool(u.phones) for u in utterances)
+    size = f"{len(utterances)} utterances ({words}), {speakers} speakers, {manifest.seconds / 60:.1f} minutes"
+    console.print(f"corpus: {size}, phone times of {known}", markup=False)
+
+
+def _source(spec: str, config: Preparation, corpus: Prepared, like: Prepared | None) -> Source:
+    """Find out what `--labels` names."""
+    name = config.name
+    if spec == "logmel":
+        stack, stats = config.period // PERIOD_MS, None if like is None else like.stats
+        return Source(
+            name or f"logmel-{config.clusters}",
+            "log-Mel, normalised" + f", {stack} frames joined" * (stack > 1),
+            lambda i: corpus.inputs(i, stack=stack, stats=stats),
+            config.period,
+            stats_bytes(stats or corpus.stats),
+        )
+    if spec == "mfcc":
+        paths = [utterance.path for utterance in corpus.manifest.utterances]
+        return Source(name or f"mfcc-{config.clusters}", "MFCC", lambda i: mfcc(read(paths[i]).samples), PERIOD_MS)
+    found = hidden(spec, corpus, seed=config.seed)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    which = f"{found.layer}-{config.clusters}" if found.centres is None else "own"
+    about = f"layer {found.layer} of {found.model}"
+    label = name or f"{Path(found.model).stem}-{which}"
+    return Source(label, about, found.vectors, found.period_ms, found.digest, found.centres)
+
+
+def _label(corpus: Prepared, source: Source, config: Preparation) -> None:
+    """Cluster one source, unless the same labels are there, and say what they are worth."""
+    centres = source.centres
+    if centres is not None:
+        config = replace(config, clusters=len(centres))
+    elif config.like is not None:
+        centres = _centres(config.like, source.name, config.clusters)
+    settings = {
+        "source": source.about,
+        "digest": _digest(corpus, source, centres),
+        "seed": config.seed,
+        "frames": config.frames,
+        "restarts": config.restarts,
+        "like": None if config.like is None else str(config.like),
+    }
+    labels = corpus.sets.get(source.name)
+    wanted = (config.clusters, config.period, settings)
+    if labels is None or (labels.clusters, labels.period_ms, {k: labels.info.get(k) for k in settings}) != wanted:
+        with progress(f"labels {source.name}", len(corpus)) as tick:
+            labels = _make(corpus, source, config, settings, centres, tick)
+    _report(labels)
+
+
+def _digest(corpus: Prepared, source: Source, centres: np.ndarray | None) -> str:
+    """Name what labels and their quality follow from, besides the settings."""
+    digest = hashlib.sha256(source.digest)
+    digest.update(b"" if centres is None else np.ascontiguousarray(centres).tobytes())
+    for utterance in corpus.manifest.utterances:
+        digest.update(repr(utterance.phones).encode())
+    return digest.hexdigest()
+
+
+def _make(
+    corpus: Prepared,
+    source: Source,
+    config: Preparation,
+    settings: dict[str, Any],
+    centres: np.ndarray | None,
+    tick: Callable[[], object],
+) -> Labels:
+    made = cluster(
+        source.vectors,
+        len(corpus),
+        clusters=config.clusters,
+        seed=config.seed,
+        limit=config.frames,
+        restarts=config.restarts,
+        centres=centres,
+        tick=tick,
+    )
+    labels = at_period(Labels(source.name, config.clusters, source.period_ms, made.rows), config.period)
+    info = {**settings, "fitted": made.fitted, "inertia": made.inertia, **_worth(corpus, labels, made)}
+    rows, clusters, period = [labels[i] for i in range(len(labels))], config.clusters, config.period
+    prepared.write_labels(
+        config.out, source.name, rows, clusters=clusters, period_ms=period, info=info, centres=made.centres
+    )
+    return Labels(source.name, clusters, period, rows, info)
+
+
+def _centres(like: Path, name: str, clusters: int) -> np.ndarray:
+    path = like / "labels" / f"{name}.centres.npy"
+    if not path.is_file():
+        raise InputError(f"{like}: no centres of labels {name}; make them there first, or give --name")
+    centres = read_array(path)
+    if len(centres) != clusters:
+        raise InputError(f"{path}: {len(centres)} centres, --clusters {clusters}; use the same")
+    return np.asarray(centres)
+
+
+def _worth(corpus: Prepared, labels: Labels, made: Clustering) -> dict[str, Any]:
+    counts = np.bincount(np.concatenate([labels[i] for i in range(len(labels))]), minlength=labels.clusters)
+    values: dict[str, Any] = {
+        "size": made.centres.shape[1],
+        "used": int((counts > 0).sum()),
+        "entropy": entropy(counts),
+    }
+    found = phone_quality(corpus, labels)
+    if found is None:
+        return {**values, "purity": None, "phone_purity": None, "pnmi": None}
+    worth = asdict(found)
+    return {**values, "phone_frames": worth.pop("frames"), **worth}
+
+
+def _report(labels: Labels) -> None:
+    info = labels.info
+    line = f"labels {labels.name}: {info['used']} of {labels.clusters} clusters used, one each {labels.period_ms} ms"
+    line += f", entropy {info['entropy']:.2f} nats, inertia {info['inertia']:.2f} a frame of {info['size']} numbers"
+    if info["pnmi"] is None:
+        worth = "phones unknown: no purity, no PNMI"
+    else:
+        worth = f"cluster purity {info['purity']:.3f}, phone purity {info['phone_purity']:.3f}, PNMI {info['pnmi']:.3f}"
+        worth += f" over {info['phone_frames']} frames"
+    console.print(f"{line}; {worth}", markup=False)
