@@ -54,7 +54,7 @@ from jaxssl.inference.source import Model, Speech, load_speech, with_stats
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, main
 from jaxssl.training.calendar import Calendar
-from jaxssl.training.corpus import Data, HeldOut
+from jaxssl.training.corpus import Data, HeldOut, held_out
 from jaxssl.training.settings import Training, claim
 
 MAP_COLUMNS = {
@@ -139,12 +139,12 @@ def run(config: Config) -> None:
     speech = load_speech(config.audio, limit=config.limit)
     model = with_stats(model, speech)
     data = _labelled(config, model) if config.steps else None
+    bench = open_bench(config, model, data, config.training(), out=config.out, technique="lowrank", label="low rank")
+    bench = replace(bench, draw=ranks.draw)
     claim(config.out, config, free=("maps",))
     for note in (*model.notes, *speech.notes):
         console.print(f"note: {note}", markup=False)
 
-    bench = open_bench(config, model, data, config.training(), out=config.out, technique="lowrank", label="low rank")
-    bench = replace(bench, draw=ranks.draw)
     full = max(matrix.max_rank for matrix in chosen)
     bench.point("dense", subject, level=full, step=0, told=itself(subject.arch))
     known = analyse(model, subject, chosen, speech, config.method)
@@ -156,7 +156,7 @@ def run(config: Config) -> None:
     if data is None:
         for each in begun:
             bench.point(each.name, each.subject, level=each.level, step=0, told=each.told)
-    else:
+    elif begun:
         tables.show("factorised, before training", [each.row for each in begun], FIRST)
         _recover(Job(config, model, subject, _schedule(config), bench.training, data, speech), bench, begun)
     _report(config, bench, speech, maps)
@@ -208,7 +208,8 @@ def _targets(config: Config) -> list[Target]:
 
 
 def _labelled(config: Config, model: Model) -> Data:
-    return speech_with_targets(
+    """Open the speech to recover on, and refuse it where none can be held out."""
+    data = speech_with_targets(
         model,
         corpus=config.corpus,
         labels=config.labels,
@@ -216,6 +217,8 @@ def _labelled(config: Config, model: Model) -> Data:
         out=config.out.parent,  # the runs of one place prepare the same speech once
         held_out=config.held_out,
     )
+    held_out(data, config.training())
+    return data
 
 
 def _begin(config: Config, bench: Bench, dense: Subject, speech: Speech, variant: Variant, known: Known) -> Begun:

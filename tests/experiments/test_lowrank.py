@@ -313,7 +313,7 @@ def place(tmp_path_factory, compiled_quickly):
 def recovered(place, tmp_path_factory, one_device):
     """A run that trains, and what it printed."""
     out, heard = tmp_path_factory.mktemp("runs") / "recovered", io.StringIO()
-    config = lowrank.Config(rank=(2, 4), steps=4, corpus=place.corpus, model=str(place.model), rounds=1, out=out)
+    config = lowrank.Config(rank=(4,), steps=4, corpus=place.corpus, model=str(place.model), rounds=1, out=out)
     config = replace(config, audio=(str(place.audio),), limit=4, seconds=0.2, batch=4, shortest=0.3, learning_rate=3e-3)
     with redirect_stdout(heard):
         lowrank.run(config)
@@ -323,7 +323,7 @@ def recovered(place, tmp_path_factory, one_device):
 def test_recovery_is_told_with_intervals_beside_the_control(recovered):
     out, _ = recovered
     dense, *small = points(out)
-    assert (dense["step"], dense["method"], len(small)) == (0, "dense", 4)
+    assert (dense["step"], dense["method"], len(small)) == (0, "dense", 2)
     for row in small:
         assert row["step"] == 4
         assert row["loss_before_low"] <= row["loss_before"] <= row["loss_before_high"]
@@ -342,15 +342,15 @@ def test_recovery_is_told_with_intervals_beside_the_control(recovered):
 def test_what_factorising_costs_is_printed_before_hours_of_training(recovered):
     _, told = recovered
     assert told.index("factorised, before training") < told.index("training the dense model as long")
-    assert told.index("training the dense model as long") < told.index("training on: rank-2-svd")
+    assert told.index("training the dense model as long") < told.index("training on: rank-4-svd")
     assert "layers/0/attention/q" not in told
 
 
 def test_a_run_is_read_as_a_curve_for_each_method(recovered, tmp_path):
     out, _ = recovered
     plain, aware = read_curves(out)
-    assert [row["name"] for row in plain.rows] == ["dense", "rank-4-svd", "rank-2-svd"]
-    assert [row["name"] for row in aware.rows] == ["dense", "rank-4-activation", "rank-2-activation"]
+    assert [row["name"] for row in plain.rows] == ["dense", "rank-4-svd"]
+    assert [row["name"] for row in aware.rows] == ["dense", "rank-4-activation"]
     assert (plain.technique, plain.label) == ("lowrank", "low rank, plain SVD")
     (out / "report.json").rename(tmp_path / "report.json")  # as while the run goes on
     try:
@@ -364,10 +364,17 @@ def test_a_run_is_read_as_a_curve_for_each_method(recovered, tmp_path):
         patch.setattr(tradeoff, "_draw", lambda *_, **__: None)
         tradeoff.run(tradeoff.Config((out,), out=tmp_path / "out", retime=True, rounds=1, seconds=0.2))
     found = json.loads((tmp_path / "out/report.json").read_text())
-    assert len(found["points"]) == 6
+    assert len(found["points"]) == 4
     assert not any(
         "model's folder" in note for note in found["notes"]
     )  # bytes are of the smallest encoding, as others'
+
+
+def test_the_smallest_model_is_a_curve_s_last(finished):
+    for curve in read_curves(finished):
+        sizes = [row["parameters"] for row in curve.rows]
+        assert len(sizes) == 5
+        assert sizes == sorted(sizes, reverse=True)
 
 
 def test_the_picture_has_time_first_and_both_states_of_every_point(recovered, finished, tmp_path, monkeypatch):
@@ -379,14 +386,12 @@ def test_the_picture_has_time_first_and_both_states_of_every_point(recovered, fi
     time, size = trained.axes
     assert "time" in time.get_xlabel()
     assert "parameters" in size.get_xlabel()
-    assert {label.text for label in labels if label.panel is time} == {
-        "dense",
-        *(f"rank {rank}, {method}" for rank in (2, 4) for method in ("plain SVD", "activation-aware")),
-    }
+    said = {label.text for label in labels if label.panel is time}
+    assert said == {"dense", "rank 4, plain SVD", "rank 4, activation-aware"}
     hollow = [line for line in time.lines if line.get_markerfacecolor() == "w"]
     filled = [line for line in time.lines if line.get_markerfacecolor() not in ("w", "none") and len(line.get_xdata())]
-    assert sum(len(line.get_xdata()) for line in hollow) == 5
-    assert sum(len(line.get_xdata()) for line in filled if line.get_marker() in "Dos") == 5
+    assert sum(len(line.get_xdata()) for line in hollow) == 3
+    assert sum(len(line.get_xdata()) for line in filled if line.get_marker() in "Dos") == 3
     assert not any(line.get_markerfacecolor() == "w" for line in plain.axes[0].lines)
 
 
@@ -402,7 +407,7 @@ def test_killed_in_mid_run_it_goes_on_and_ends_the_same(place, tmp_path):
     output, _ = place.finish(module, broken, **settings)
     assert "resuming after update" in output
     assert "measuring rank-2-svd" not in output
-    for name in ("maps.csv", "layers.csv", "config.json"):
+    for name in ("maps.csv", "layers.csv"):
         assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     one, two = (list(map(untimed, points(out))) for out in (broken, tmp_path / "whole"))
     assert one == two
