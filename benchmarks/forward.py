@@ -101,9 +101,7 @@ def run(config: Config) -> None:
         )
     archs = {name: named(name, PRESETS, "model")() for name in config.arch}
     files.claim(config.out)
-    files.write_json(
-        config.out / "config.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
-    )
+    files.own(config.out, config)
     peak = _peak(config.dtype)
     console.print(f"a plain matrix product in {config.dtype}: {peak / 1e9:.0f} GMAC/s", markup=False)
     points: list[dict[str, Any]] = []

@@ -74,6 +74,7 @@ def run(config: Config) -> None:
     arch = named(config.arch, PRESETS, "model")()
     load = Load(config.seconds, config.batch)
     files.claim(config.out)
+    files.own(config.out, config)
     systems = tuple(dict.fromkeys(("pytorch", *config.system)))
     told = _race(systems, config)
     peak = matmul_peak(jnp.dtype(config.dtype))  # only now: no process of ours may hold the device meanwhile

@@ -111,7 +111,6 @@ def run(config: Config) -> None:
     """Carry out the measurement and write its report."""
     _check(config)
     files.claim(config.out)
-    files.write_json(config.out / "config.json", {k: str(v) if k == "out" else v for k, v in vars(config).items()})
     x = jax.random.normal(jax.random.key(config.seed), (config.batch, round(config.seconds / FRAME_S), config.width))
     dense = weights(config)
     wanted = [(sparsity, size) for sparsity in config.sparsity for size in config.size]
@@ -124,6 +123,7 @@ def run(config: Config) -> None:
     for i, each in enumerate(variants):
         rows.append(_row(f"{each.size} × {each.size}", each, timings[str(i)], timings["dense"], errors[i]))
     tables.show(f"{config.width} → {config.hidden} → {config.width}, {config.dtype}, {config.load}", rows, COLUMNS)
+    files.own(config.out, config)
     files.write_csv(config.out / "blocks.csv", rows)
     files.write_json(config.out / "report.json", {"machine": machine(jnp.dtype(config.dtype)), "points": rows})
     console.print(f"wrote {config.out}: blocks.csv, report.json", markup=False)

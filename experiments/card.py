@@ -33,12 +33,12 @@ import numpy as np
 from compress.errors import InputError
 from experiments.curves.measures import Row
 from experiments.curves.recovery import own_quality
-from experiments.probes.probing import Sides, System, all_layers, classes, examples, log_mel, probe, spoken
+from experiments.probes.probing import Sides, System, classes, examples, log_mel, log_mel_frames, probe, spoken
 from experiments.probes.tasks import Corpus, batches, by_speaker, equalised, sentences
 from experiments.reports import tables
 from jaxssl.data import corpora
+from jaxssl.inference.encode import hear
 from jaxssl.inference.source import Model, Speech, load_model, with_stats
-from jaxssl.inference.upstream import mel_inputs
 from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
 from jaxssl.runtime import files
@@ -69,8 +69,6 @@ def run(config: Config) -> None:
     if config.limit < 8 or config.frames < 100:
         raise InputError(f"--limit {config.limit} --frames {config.frames}: give 8 utterances and 100 frames or more")
     files.claim(config.out)
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
-    files.write_json(config.out / "config.json", plain)
     model = load_model(config.model, seed=config.seed)
     corpora_ = _corpora(config, log_mel(model.arch))
     model = with_stats(model, Speech(tuple(batch for _, batch in batches(corpora_[0].signals)), (), ()))
@@ -84,6 +82,7 @@ def run(config: Config) -> None:
     quality = _masked_prediction(config, model)
     if quality:
         tables.show("masked prediction of its own targets", [quality], QUALITY)
+    files.own(config.out, config)
     files.write_csv(config.out / "card.csv", rows)
     values = {"model": model.name, "notes": model.notes, "probes": rows, "masked_prediction": quality}
     files.write_json(config.out / "report.json", values)
@@ -123,14 +122,11 @@ COLUMNS = {
 
 def systems(model: Model, *, seed: int) -> tuple[System, ...]:
     """Return log-Mel features, the model with random weights, and the model: the same frames from all three."""
-    front = log_mel(model.arch)
-    mel = jax.jit(lambda samples, lengths: mel_inputs(front, samples, lengths, model.stats)[0][None])
-
-    hear, fresh = all_layers(model.arch, model.stats), init(model.arch, jax.random.key(seed))
+    front, fresh = log_mel(model.arch), init(model.arch, jax.random.key(seed))
     return (
-        System("log-Mel", front, mel),
-        System("random weights", front, partial(hear, fresh)),
-        System("model", front, partial(hear, model.params)),
+        System("log-Mel", front, partial(log_mel_frames, front, model.stats)),
+        System("random weights", front, partial(hear, model.arch, fresh, model.stats)),
+        System("model", front, partial(hear, model.arch, model.params, model.stats)),
     )
 
 

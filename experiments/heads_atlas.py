@@ -40,14 +40,13 @@ from experiments.curves.survivors import Point, by_chance, head_axes, read_point
 from experiments.curves.units import score
 from experiments.reports import pictures, tables
 from jaxssl.analysis.attention_maps import attention_maps, measure, resample
-from jaxssl.analysis.calibration import Batch
+from jaxssl.data.padding import Padded
+from jaxssl.inference.encode import front_inputs, timing
 from jaxssl.inference.source import Model, Speech, load_model, load_speech, with_stats
 from jaxssl.inference.specialise import dequantized, unpacked
-from jaxssl.inference.upstream import mel_inputs
-from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
+from jaxssl.models.arch import Arch
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, follow, main
-from jaxssl.training.settings import plain
 
 Measure = Literal["distance", "entropy", "globalness", "verticality", "diagonality", "cumulative_diagonality"]
 Score = Literal["l1", "activation", "gradient"]
@@ -110,7 +109,6 @@ def run(config: Config) -> None:
     model = _open(config)
     read = {str(folder): read_points(folder, model.arch, model.params) for folder in config.pruned}
     files.claim(config.out)
-    files.write_json(config.out / "config.json", plain(config))
     speech = load_speech(config.audio, limit=config.limit, batch=1)
     model = with_stats(model, speech)
     notes = [*model.notes, *speech.notes, HEARD]
@@ -123,6 +121,7 @@ def run(config: Config) -> None:
     rows = head_rows(model.arch, {**scores(config, model, speech), **measured}, runs)
     tests = [row for name, points in runs.items() for row in point_rows(name, points, rows, config)]
     atlas = Atlas(model, rows, maps, runs, tests, notes)
+    files.own(config.out, config)
     _show(config, atlas)
     _write(config.out, atlas)
 
@@ -140,7 +139,7 @@ def _open(config: Config) -> Model:
     return replace(model, arch=arch, params=params)
 
 
-def listen(model: Model, batches: Sequence[Batch]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+def listen(model: Model, batches: Sequence[Padded]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """Measure all maps, and average them at one size; utterance by utterance, padding cut off.
 
     Returns:
@@ -151,10 +150,7 @@ def listen(model: Model, batches: Sequence[Batch]) -> tuple[dict[str, dict[str, 
 
     @jax.jit
     def run(params: Any, samples: jax.Array, lengths: jax.Array) -> tuple[dict[int, jax.Array], jax.Array]:
-        if isinstance(arch.front, LogMel):
-            samples, frames = mel_inputs(arch.front, samples, lengths, stats)
-            return attention_maps(arch, params, samples, frames)
-        return attention_maps(arch, params, samples, lengths)
+        return attention_maps(arch, params, *front_inputs(arch, samples, lengths, stats))
 
     told: list[dict[str, dict[str, np.ndarray]]] = []
     total = {name: np.zeros((1, SIZE, SIZE)) for name in layers}
@@ -212,9 +208,8 @@ def head_rows(
 
 def frame_ms(arch: Arch) -> float:
     """Return the time from one frame that attends to the next."""
-    front = arch.front
-    samples = 160 * front.stack if isinstance(front, LogMel) else np.prod([conv.stride for conv in front.convs])
-    return float(1000 * samples * arch.time_reduction / SAMPLE_RATE)
+    how = timing(arch, features=False)
+    return 1000 * how.hop / how.rate
 
 
 def point_rows(name: str, points: Sequence[Point], rows: Sequence[Row], config: Config) -> list[dict[str, Any]]:

@@ -122,9 +122,9 @@ def run(config: Config) -> None:
     out = config.out or Path("runs/latency-train" if config.train else "runs/latency")
     archs = {name: named(name, PRESETS, "model")() for name in config.arch} if config.train else {}
     files.claim(out)
-    files.write_json(out / "config.json", {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()})
     rows, values = _updates(archs, config) if config.train else _forward(config)
     tables.show("pre-training updates" if config.train else "latency", rows, TRAINED if config.train else COLUMNS)
+    files.own(out, config)
     files.write_csv(out / "latency.csv", rows)
     files.write_json(out / "report.json", {"machine": machine(config.precision), **values, "points": rows})
     console.print(f"wrote {out}: latency.csv, report.json", markup=False)

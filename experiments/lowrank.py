@@ -54,9 +54,10 @@ from jaxssl.inference.source import Model, Speech, load_speech, with_stats
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, main
 from jaxssl.training.calendar import Calendar
-from jaxssl.training.corpus import Data, HeldOut, held_out
-from jaxssl.training.settings import Training, claim
+from jaxssl.training.corpus import Data, HeldOut, check_batches, held_out
+from jaxssl.training.settings import Training, claim, own
 
+FREE = ("maps",)  # a finished run may be asked for its maps
 MAP_COLUMNS = {
     "variant": "variant",
     "path": "map",
@@ -138,10 +139,11 @@ def run(config: Config) -> None:
     check(targets, subject.arch, chosen)
     speech = load_speech(config.audio, limit=config.limit)
     model = with_stats(model, speech)
+    claim(config.out, config, free=FREE)
     data = _labelled(config, model) if config.steps else None
     bench = open_bench(config, model, data, config.training(), out=config.out, technique="lowrank", label="low rank")
     bench = replace(bench, draw=ranks.draw)
-    claim(config.out, config, free=("maps",))
+    own(config.out, config, free=FREE)
     for note in (*model.notes, *speech.notes):
         console.print(f"note: {note}", markup=False)
 
@@ -208,7 +210,7 @@ def _targets(config: Config) -> list[Target]:
 
 
 def _labelled(config: Config, model: Model) -> Data:
-    """Open the speech to recover on, and refuse it where none can be held out."""
+    """Open the speech to recover on, and refuse it where it makes no batches."""
     data = speech_with_targets(
         model,
         corpus=config.corpus,
@@ -217,6 +219,7 @@ def _labelled(config: Config, model: Model) -> Data:
         out=config.out.parent,  # the runs of one place prepare the same speech once
         held_out=config.held_out,
     )
+    check_batches(data, config.training())
     held_out(data, config.training())
     return data
 

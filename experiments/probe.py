@@ -139,8 +139,6 @@ def run(config: Config) -> None:
     questions, utterances = narrow([pose(task) for task in dict.fromkeys(config.task)], utterances)
     models = [load_model(place, seed=config.seed) for place in config.models or (None,)]
     files.claim(config.out)
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
-    files.write_json(config.out / "config.json", plain)
     bench = Bench(config, questions, utterances, _read(utterances))
     places = [model.name for model in models]
     models = [replace(bench.with_stats(m), name=n) for m, n in zip(models, short(places), strict=True)]
@@ -166,6 +164,7 @@ def run(config: Config) -> None:
     rows.sort(key=lambda row: config.task.index(row["task"]))
     show(rows, extra)
     title = f"probes of frozen layers, {config.data}"
+    files.own(config.out, config)
     draw_probes(config.out / "probe.png", rows, title=title, caption="bars: 95 % bootstrap intervals")
     files.write_csv(config.out / "probe.csv", rows)
     told = {"data": config.data, "models": places, "notes": notes, "probes": rows, "measures": extra}
@@ -202,7 +201,7 @@ class Bench:
         labels = self._frame_labels(model)
         picks = {} if labels is None else {FRAME: [np.flatnonzero(row >= 0) for row in labels]}
         picks |= self._grid(model)
-        return listen(model, self.signals, picks, memory=self.config.memory * 1e9, whole=whole, hear=hear)
+        return listen(model, self.signals, picks, memory=self.config.memory * 1e9, whole=whole, hearing=hear)
 
     def answer(self, question: Question, heard: Heard) -> list[Answer]:
         """Train and test what a task asks."""

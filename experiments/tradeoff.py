@@ -111,13 +111,13 @@ def run(config: Config) -> None:
     folders = [*dict.fromkeys(config.runs), *_planned(config)]
     curves = distinct([curve for folder in folders for curve in read_curves(folder)])
     files.claim(config.out)
-    settings = {**vars(config), "runs": list(map(str, config.runs)), "out": str(config.out)}
-    files.write_json(config.out / "config.json", settings)
+    timed, notes = _timed_again(config, curves) if config.retime and curves else (curves, [])
+    files.own(config.out, config)
     if config.zoo:
         _show_zoo(config, curves)
     if not curves:
         return
-    curves, notes = _timed_again(config, curves) if config.retime else (curves, [])
+    curves = timed
     notes += differences(curves)
     shown, measures, more = measures_of(curves, absolute=config.quality == "absolute")
     notes += more

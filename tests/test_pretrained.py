@@ -11,7 +11,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl import pretrained
 from jaxssl.data.demo import synthesize
-from jaxssl.inference.upstream import encode
+from jaxssl.inference.encode import encode
 from jaxssl.models.model import shapes
 from jaxssl.pretrained import Labeller, Pretrained
 from tests.archs import MEL

@@ -50,7 +50,7 @@ from tools.pytorch.formats import FORMATS, Given, Run, check_installed
 
 Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface"]
 TOLERANCE = 1e-4  # of the largest value of the output
-LONGEST = 10 * SAMPLE_RATE
+COMPARED = 10 * SAMPLE_RATE  # samples of an utterance that outputs are compared on
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _ours(given: Given) -> Run:
 
 def _speech(places: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     if places:
-        signals = [audio.read(file).samples[:LONGEST] for file in audio.find(places)[:4]]
+        signals = [audio.read(file).samples[:COMPARED] for file in audio.find(places)[:4]]
     else:
         rng = np.random.default_rng(0)
         signals = [(0.1 * rng.normal(size=count)).astype(np.float32) for count in (48_000, 33_333)]

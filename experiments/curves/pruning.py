@@ -32,10 +32,10 @@ from jaxssl.inference.source import Model, Speech, in_float, load_model, load_sp
 from jaxssl.inference.specialise import unpacked
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console
-from jaxssl.training.corpus import Data
+from jaxssl.training.corpus import Data, check_batches
 from jaxssl.training.fit import open_run
 from jaxssl.training.lesson import Lesson, check_teacher, soft_labels
-from jaxssl.training.settings import Training, claim
+from jaxssl.training.settings import Training, claim, own
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def open_model(config: Curve) -> tuple[Model, Subject]:
 def open_job(
     config: Curve, model: Model, subject: Subject, schedule: Schedule, training: Training, *, out: Path
 ) -> Job:
-    """Take the run folder and prepare the speech; what can be refused has been refused before."""
-    claim(out, config, free=())
+    """Claim the run folder and prepare the speech."""
+    claim(out, config, free=())  # it is the run's own when `draw` is called
     shared = out.parent  # the runs of one place prepare the same speech once
     for note in model.notes:
         console.print(f"note: {note}", markup=False)
@@ -181,6 +181,9 @@ def draw(
     """
     bench = open_bench(job.config, job.model, job.data, job.training, out=out, technique=technique, label=label)
     bench = replace(bench, fast=fast or bench.fast)
+    if any(ends):
+        check_batches(job.data, job.training)
+    own(out, job.config, free=())
     bench.point("dense", job.subject, level=now, step=0, told={})
     if job.config.control and any(ends):
         train_control(job, bench, ends)

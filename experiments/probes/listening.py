@@ -7,7 +7,6 @@ code does: slow, but any corpus will do.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +14,17 @@ import numpy as np
 from jax import Array
 
 from compress.errors import InputError
-from experiments.probes.probing import log_mel
+from experiments.probes.probing import log_mel, log_mel_frames
 from experiments.probes.tasks import BUCKETS, batches
-from jaxssl.data.audio import SAMPLE_RATE
-from jaxssl.data.logmel import Stats
 from jaxssl.data.padding import pad
+from jaxssl.inference.encode import hear, timing
 from jaxssl.inference.source import Model
-from jaxssl.inference.upstream import encode, mel_inputs
-from jaxssl.models.arch import Arch, LogMel
-from jaxssl.models.model import Params, init
+from jaxssl.models.arch import Arch
+from jaxssl.models.model import init
 from jaxssl.runtime.cli import follow
 from jaxssl.training.ctc import Scale, Source
 
-LONGEST = 64 * SAMPLE_RATE  # samples of an utterance
-LENGTHS = (*BUCKETS, 2 * BUCKETS[-1], LONGEST)
+LENGTHS = (*BUCKETS, 2 * BUCKETS[-1], 4 * BUCKETS[-1])  # samples padded to; no utterance may be longer than the last
 
 Hearing = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -89,8 +85,7 @@ class Heard:
 
 def program(model: Model) -> Hearing:
     """Return the compiled function from samples and lengths to all layers of a model, stacked, and valid frames."""
-    moments = None if model.stats is None else (model.stats.mean, model.stats.std)
-    return partial(_layers, model.arch, model.params, moments)
+    return partial(hear, model.arch, model.params, model.stats)
 
 
 def baselines(model: Model, *, seed: int) -> list[tuple[Model, Hearing]]:
@@ -99,23 +94,9 @@ def baselines(model: Model, *, seed: int) -> list[tuple[Model, Hearing]]:
     Raises:
         InputError: no log-Mel frames come at the model's times.
     """
-    moments = None if model.stats is None else (model.stats.mean, model.stats.std)
     plain = replace(model, name="log-Mel", targets=None)  # it predicts nothing
     fresh = replace(model, name="random weights", params=init(model.arch, jax.random.key(seed)))
-    return [(plain, partial(_features, log_mel(model.arch), moments)), (fresh, program(fresh))]
-
-
-@partial(jax.jit, static_argnums=0)
-def _features(front: LogMel, moments: Any, samples: Array, lengths: Array) -> tuple[Array, Array]:
-    features, frames = mel_inputs(front, samples, lengths, None if moments is None else Stats(*moments))
-    assert frames is not None  # for lengths were given
-    return features[None], frames
-
-
-@partial(jax.jit, static_argnums=0)
-def _layers(arch: Arch, params: Params, moments: Any, samples: Array, lengths: Array) -> tuple[Array, Array]:
-    out = encode(arch, params, samples, lengths, stats=None if moments is None else Stats(*moments))
-    return jnp.stack(out.hidden), out.lengths
+    return [(plain, partial(log_mel_frames, log_mel(model.arch), model.stats)), (fresh, program(fresh))]
 
 
 def listen(
@@ -125,7 +106,7 @@ def listen(
     *,
     memory: float,
     whole: np.ndarray,
-    hear: Hearing | None = None,
+    hearing: Hearing | None = None,
 ) -> Heard:
     """Hear utterances once.
 
@@ -135,19 +116,19 @@ def listen(
         picks: under each name, places of the frames wanted of each utterance.
         memory: bytes that all frames may take.
         whole: (utterances,) bool, those of which all frames are wanted.
-        hear: what gives its layers; default: all of the model's own.
+        hearing: what gives its layers; default: all of the model's own.
 
     Raises:
         InputError: the model's layers hold NaN or infinities.
     """
-    hear, lengths = hear or program(model), np.array([len(signal) for signal in signals])
+    hearing, lengths = hearing or program(model), np.array([len(signal) for signal in signals])
     size = 4 * sum(model.arch.frames(lengths[whole]).tolist()) * (len(model.arch.layers) + 1) * model.arch.width
     keep, parts = size <= memory, list(batches(signals, buckets=LENGTHS))
     frames = np.zeros(len(signals), int)
     means, variances, kept = ([np.zeros(0)] * len(signals) for _ in range(3))
     picked = {name: [np.zeros(0)] * len(signals) for name in picks}
     for rows, batch in follow(parts, f"listening: {model.name}", total=len(parts)):
-        layers, counts = map(np.asarray, hear(*batch))
+        layers, counts = map(np.asarray, hearing(*batch))
         for place, row in enumerate(rows.tolist()):
             valid = layers[:, place, : counts[place]]
             if bad := int(np.count_nonzero(~np.isfinite(valid))):
@@ -159,12 +140,14 @@ def listen(
             for name, places in picks.items():
                 picked[name][row] = valid[:, places[row]]
     stacked = np.stack(means, 1), np.stack(variances, 1)
-    return Heard(model, hear, signals, frames, *stacked, picked, kept if keep and whole.any() else ())
+    return Heard(model, hearing, signals, frames, *stacked, picked, kept if keep and whole.any() else ())
 
 
 def period_ms(arch: Arch) -> int | None:
     """Return the time from one of a model's frames to the next, where its frames are log-Mel's or joined ones."""
     try:
-        return 10 * log_mel(replace(arch, time_reduction=1)).stack * arch.time_reduction
+        log_mel(replace(arch, time_reduction=1))
     except InputError:
         return None
+    how = timing(arch, features=False)
+    return 1000 * how.hop // how.rate

@@ -13,49 +13,47 @@ to 0.65), speakers 0.85 (0.76 to 0.92); `experiments.card` has the full numbers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from compress.errors import InputError
 from experiments.probes.tasks import PART, Corpus, by_speaker, equalised, sentences
-from jaxssl.analysis.calibration import Batch
-from jaxssl.data import corpora, embedded
+from jaxssl.data import corpora, embedded, padding
 from jaxssl.data.audio import SAMPLE_RATE
-from jaxssl.data.logmel import SHIFT, WINDOW, Stats, stats_bytes
+from jaxssl.data.logmel import SHIFT, WINDOW, Stats
 from jaxssl.data.manifest import Manifest
-from jaxssl.data.padding import pad
-from jaxssl.inference.upstream import encode
-from jaxssl.models.arch import Arch, LogMel, Waveform
+from jaxssl.data.padding import Padded
+from jaxssl.inference.encode import hear, mel_inputs, timing
+from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params
 from jaxssl.runtime.cli import console, follow, progress
 from jaxssl.training.probe import FRAME_L2, UTTERANCE_L2, Examples, Score, frame_probe, pool, utterance_probe
 
 PHONES, VOICES, SPEAKERS = "phones by frame", "speakers by frame", "speakers by utterance"
 MINUTES = 20.0  # of the embedded corpus
-LONGEST = 3 * SAMPLE_RATE  # samples of an utterance that `Probes` hear
+CUT = 3 * SAMPLE_RATE  # samples of an utterance that `Probes` hear
 BATCH = 8  # utterances that they hear at once; larger batches are no faster on CPUs
 FEW_L2 = (1e-2, 1e-3)
 FEW_ITERATIONS = 30
 ALL = 2**31  # frames; they are thinned after the utterances are cut
 
 Sides = tuple[Examples, Examples]  # train, test
-Heard = tuple[np.ndarray, Batch]  # which utterances, and their samples and lengths
+Heard = tuple[np.ndarray, Padded]  # which utterances, and their samples and lengths
 
 
 @dataclass(frozen=True)
 class System:
-    """What gives features: `hear(samples, lengths)` → (layers, batch, frames of `front`, width)."""
+    """What gives features: `hear(samples, lengths)` → (layers, batch, frames of `front`, width), and valid frames."""
 
     name: str
     front: LogMel
-    hear: Callable[[Array, Array], Array]
+    hear: Callable[[Array, Array], tuple[Array, Array]]
 
 
 def log_mel(arch: Arch) -> LogMel:
@@ -68,20 +66,18 @@ def log_mel(arch: Arch) -> LogMel:
         raise InputError(f"{arch.time_reduction} frames become one in this model; probes need one log-Mel frame each")
     if isinstance(arch.front, LogMel):
         return arch.front
-    stride, window = _stride_and_window(arch.front)
-    if stride % SHIFT or window != WINDOW:
-        raise InputError(f"frames of {window} samples each {stride}: log-Mel has {WINDOW} each multiple of {SHIFT}")
-    return LogMel(stack=stride // SHIFT)
+    how = timing(arch)
+    if how.hop % SHIFT or how.field != WINDOW:
+        raise InputError(f"frames of {how.field} samples each {how.hop}: log-Mel has {WINDOW} each multiple of {SHIFT}")
+    return LogMel(stack=how.hop // SHIFT)
 
 
-def all_layers(arch: Arch, stats: Stats | None) -> Callable[[Params, Array, Array], Array]:
-    """Return the compiled function from parameters, samples and lengths to all layers of a model, stacked."""
-
-    @jax.jit
-    def layers(params: Params, samples: Array, lengths: Array) -> Array:
-        return jnp.stack(encode(arch, params, samples, lengths, stats=stats).hidden)
-
-    return layers
+@partial(jax.jit, static_argnums=0)
+def log_mel_frames(front: LogMel, stats: Stats | None, samples: Array, lengths: Array) -> tuple[Array, Array]:
+    """Compute log-Mel frames as if they were a model's only layer, (1, batch, frames, size); also the valid frames."""
+    features, frames = mel_inputs(front, samples, lengths, stats)
+    assert frames is not None  # for lengths were given
+    return features[None], frames
 
 
 def spoken() -> Manifest:
@@ -102,7 +98,7 @@ def examples(system: System, corpus: Corpus, heard: Iterable[Heard]) -> dict[str
     pooled: list[Any] = [None] * len(corpus.signals)
     batches = list(heard)
     for rows, (samples, lengths) in follow(batches, f"listening: {system.name}", total=len(batches)):
-        for row, layers in zip(rows, np.asarray(system.hear(samples, lengths)).swapaxes(0, 1), strict=False):
+        for row, layers in zip(rows, np.asarray(system.hear(samples, lengths)[0]).swapaxes(0, 1), strict=False):
             valid = layers[:, : system.front.frames(len(corpus.signals[row]))]
             picked[row], pooled[row] = valid[:, corpus.picks[row]], pool(valid)[:, None]
     voices = [np.full(len(picks), speaker) for picks, speaker in zip(corpus.picks, corpus.speakers, strict=True)]
@@ -151,14 +147,12 @@ class Probes:
         asked: the speech.
         l2: regularisations that the probes choose from, strong to weak.
         seed: of that choice and of the bootstrap.
-        programs: compiled models, so that a shape that comes again need not compile again.
     """
 
     front: LogMel
     asked: tuple[Asked, ...]
     l2: Sequence[float] = FEW_L2
     seed: int = 0
-    programs: dict[Any, Callable[[Params, Array, Array], Array]] = field(default_factory=dict)
 
     def measure(self, name: str, arch: Arch, params: Params, stats: Stats | None) -> dict[str, float]:
         """Return a model's accuracies on test frames, each with its 95 % bootstrap interval.
@@ -177,7 +171,7 @@ class Probes:
         """
         if (found := log_mel(arch)).stack != self.front.stack:
             raise InputError(f"{name}: frames of {10 * found.stack} ms, the probes' are of {10 * self.front.stack} ms")
-        system = System(name, self.front, partial(self._program(arch, stats), params))
+        system = System(name, self.front, partial(hear, arch, params, stats))
         values: dict[str, float] = {}
         for asked in self.asked:
             sides = examples(system, asked.corpus, asked.heard)
@@ -186,10 +180,6 @@ class Probes:
                 told = {"accuracy": score.accuracy, "low": score.low, "high": score.high}
                 values |= {f"{column}_{key}": value for key, value in told.items()}
         return values
-
-    def _program(self, arch: Arch, stats: Stats | None) -> Callable[[Params, Array, Array], Array]:
-        key = arch, None if stats is None else stats_bytes(stats)
-        return self.programs.setdefault(key, all_layers(arch, stats))
 
     def _probe(self, sides: Sides, title: str) -> Score:
         ask = partial(frame_probe, classes=classes(sides), seed=self.seed, l2=self.l2, iterations=FEW_ITERATIONS)
@@ -238,14 +228,14 @@ def open_probes(
         asked.append(_prepare(said, front, frames, columns))
     if speakers:
         people = by_speaker(corpora.read(speakers), front, frames=ALL)
-        people = equalised(replace(people, signals=tuple(signal[:LONGEST] for signal in people.signals)))
+        people = equalised(replace(people, signals=tuple(signal[:CUT] for signal in people.signals)))
         asked.append(_prepare(people, front, frames, {VOICES: "speaker"}))
     return Probes(front, tuple(asked), l2, seed) if asked else None
 
 
 def _prepare(corpus: Corpus, front: LogMel, frames: int, columns: Mapping[str, str]) -> Asked:
     """Cut utterances to one length, thin the frames that are left, and pad the signals into batches of one shape."""
-    signals = tuple(signal[:LONGEST] for signal in corpus.signals)
+    signals = tuple(signal[:CUT] for signal in corpus.signals)
     inside = [
         np.flatnonzero(picks < front.frames(len(signal))) for picks, signal in zip(corpus.picks, signals, strict=True)
     ]
@@ -254,7 +244,8 @@ def _prepare(corpus: Corpus, front: LogMel, frames: int, columns: Mapping[str, s
         tuple(row[places] for row, places in zip(rows, kept, strict=True)) if rows else ()
         for rows in (corpus.picks, corpus.phones)
     )
-    return Asked(replace(corpus, signals=signals, picks=picks, phones=phones, whole=False), _heard(signals), columns)
+    heard = tuple(padding.batches(signals, lengths=(CUT,), size=lambda longest: BATCH))
+    return Asked(replace(corpus, signals=signals, picks=picks, phones=phones, whole=False), heard, columns)
 
 
 def _thin(places: Sequence[np.ndarray], train: np.ndarray, most: int) -> list[np.ndarray]:
@@ -270,17 +261,6 @@ def _thin(places: Sequence[np.ndarray], train: np.ndarray, most: int) -> list[np
     return kept
 
 
-def _heard(signals: Sequence[np.ndarray]) -> tuple[Heard, ...]:
-    """Pad signals into batches of one shape; where they do not fill the last, its first is repeated."""
-    batches = []
-    for start in range(0, len(signals), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(signals)))
-        filled = [*rows, *[rows[0]] * (BATCH - len(rows))]
-        samples, lengths = pad([signals[row] for row in filled], to=LONGEST)
-        batches.append((rows, (jnp.asarray(samples), jnp.asarray(lengths))))
-    return tuple(batches)
-
-
 def _sides(corpus: Corpus, features: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> Sides:
     """Join what utterances give, features (layers, n, width) and labels (n,), into training and test rows."""
 
@@ -293,10 +273,3 @@ def _sides(corpus: Corpus, features: Sequence[np.ndarray], labels: Sequence[np.n
         )
 
     return side(True), side(False)
-
-
-def _stride_and_window(front: Waveform) -> tuple[int, int]:
-    stride, window = 1, 1
-    for conv in front.convs:
-        stride, window = stride * conv.stride, window + (conv.kernel - 1) * stride
-    return stride, window

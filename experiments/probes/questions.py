@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.errors import InputError
-from experiments.probes.listening import LONGEST
+from experiments.probes.listening import LENGTHS
 from experiments.probes.probing import spoken
 from jaxssl.data import corpora
 from jaxssl.data.audio import SAMPLE_RATE
@@ -147,8 +147,9 @@ def open_speech(
             some = f"{len(shared)} speakers of it train, the first is {min(shared)}"
             raise InputError(f"--test {test}: {some}; {written[0]} are tested on voices that never trained")
         found = [replace(u, split=part) for part, side in ((TRAIN, found), (TEST, others)) for u in side]
-    kept = tuple(u for u in found if u.samples <= LONGEST)
-    long = f"{len(found) - len(kept)} of {len(found)} utterances are longer than {LONGEST // SAMPLE_RATE} s: left out"
+    kept = tuple(u for u in found if u.samples <= LENGTHS[-1])
+    limit = LENGTHS[-1] // SAMPLE_RATE
+    long = f"{len(found) - len(kept)} of {len(found)} utterances are longer than {limit} s: left out"
     return kept, [long] * (len(kept) < len(found))
 
 

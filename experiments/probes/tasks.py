@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from compress.errors import InputError
-from jaxssl.analysis.calibration import Batch
+from jaxssl.data import padding
 from jaxssl.data.audio import SAMPLE_RATE, read
-from jaxssl.data.logmel import FFT, HIGH_HZ, LOW_HZ, SHIFT, WINDOW, logmel
+from jaxssl.data.logmel import FFT, HIGH_HZ, LOW_HZ, SHIFT, WINDOW, logmel, windows
 from jaxssl.data.manifest import Manifest, Utterance
-from jaxssl.data.padding import pad
+from jaxssl.data.padding import Padded, pad
 from jaxssl.models.arch import LogMel
 from jaxssl.runtime.cli import follow
 
@@ -118,19 +118,9 @@ def equalised(corpus: Corpus) -> Corpus:
     return replace(corpus, name="equalised", signals=signals, whole=False)
 
 
-def batches(signals: Sequence[np.ndarray], *, buckets: Sequence[int] = BUCKETS) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Pad signals to few shapes, the lengths `buckets`; give which they are, and samples and lengths.
-
-    Signals of one bucket fill batches of one size; where there are too few, the first is repeated at the end.
-    """
-    bucket = np.searchsorted(buckets, [len(signal) for signal in signals])
-    for number, longest in enumerate(buckets):
-        members, size = np.flatnonzero(bucket == number), max(BATCH // longest, 1)
-        for start in range(0, len(members), size):
-            rows = members[start : start + size]
-            filled = [*rows, *[rows[0]] * (size - len(rows))]
-            samples, lengths = pad([signals[row] for row in filled], to=longest)
-            yield rows, (jnp.asarray(samples), jnp.asarray(lengths))
+def batches(signals: Sequence[np.ndarray], *, buckets: Sequence[int] = BUCKETS) -> Iterator[tuple[np.ndarray, Padded]]:
+    """Pad signals to the lengths `buckets`, as many at once as 32 s hold (`jaxssl.data.padding.batches`)."""
+    return padding.batches(signals, lengths=buckets, size=lambda longest: max(BATCH // longest, 1))
 
 
 def _tested(utterances: Sequence[Utterance]) -> set[str]:
@@ -195,7 +185,7 @@ def _logmel(samples: jax.Array) -> jax.Array:
 def _mean_logmel(signal: np.ndarray) -> np.ndarray:
     longest = next(longest for longest in BUCKETS if len(signal) <= longest)
     samples, _ = pad([signal], to=longest)
-    return np.asarray(_logmel(jnp.asarray(samples)))[0, : 1 + (len(signal) - WINDOW) // SHIFT].mean(0)
+    return np.asarray(_logmel(jnp.asarray(samples)))[0, : windows(len(signal))].mean(0)
 
 
 def _filter(signal: np.ndarray, gain: np.ndarray) -> np.ndarray:

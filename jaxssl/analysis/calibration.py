@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,12 +10,11 @@ import numpy as np
 from jax import Array
 
 from jaxssl.data.logmel import Stats
-from jaxssl.inference.upstream import encode, mel_inputs
-from jaxssl.models.arch import Arch, LogMel
+from jaxssl.data.padding import Padded
+from jaxssl.inference.encode import front_inputs, hear
+from jaxssl.models.arch import Arch
 from jaxssl.models.layers import frame_mask
 from jaxssl.models.model import Params, map_inputs
-
-Batch = tuple[Array, Array]  # samples (batch, samples), lengths (batch,)
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Distance:
 def moments(
     arch: Arch,
     params: Params,
-    batches: Iterable[Batch],
+    batches: Iterable[Padded],
     *,
     stats: Stats | None = None,
     tick: Callable[[], Any] = lambda: None,
@@ -55,10 +53,7 @@ def moments(
 
     @jax.jit
     def sums(params: Params, samples: Array, lengths: Array) -> tuple[dict[str, Array], Array]:
-        valid: Array | None = lengths
-        if isinstance(arch.front, LogMel):
-            samples, valid = mel_inputs(arch.front, samples, lengths, stats)
-        heard, frames = map_inputs(arch, params, samples, valid)
+        heard, frames = map_inputs(arch, params, *front_inputs(arch, samples, lengths, stats))
         sums = {path: _outer_sum(x, frames) for path, x in heard.items() if path != "project"}
         if "project" in heard:  # before time reduction
             more = arch.time_reduction
@@ -78,34 +73,22 @@ def moments(
 def distance(
     reference: tuple[Arch, Params],
     other: tuple[Arch, Params],
-    batches: Sequence[Batch],
+    batches: Sequence[Padded],
     *,
     stats: Stats | None = None,
     dtype: Any = jnp.float32,
     tick: Callable[[], Any] = lambda: None,
 ) -> Distance:
     """Compare two models of equal depth and width layer by layer on the same speech."""
-    first, second = (_hidden(arch, jnp.dtype(dtype)) for arch, _ in (reference, other))
-    normal = None if stats is None else (stats.mean, stats.std)
+    dtype = jnp.dtype(dtype)
     total = np.zeros(())
     for samples, lengths in batches:
-        one, frames = first(reference[1], samples, lengths, normal)
-        two, _ = second(other[1], samples, lengths, normal)
+        one, frames = hear(*reference, stats, samples, lengths, dtype=dtype)
+        two, _ = hear(*other, stats, samples, lengths, dtype=dtype)
         total = total + np.asarray(_compare_all(one, two, frames), np.float64)
         tick()
     lost, power, cosine, count = total.T
     return Distance(tuple(np.sqrt(lost / power).tolist()), tuple((cosine / count).tolist()))
-
-
-@lru_cache(maxsize=4)  # a chain of models is compared pair by pair: each compiles once
-def _hidden(arch: Arch, dtype: Any) -> Callable[..., tuple[tuple[Array, ...], Array]]:
-    @jax.jit
-    def run(params: Params, samples: Array, lengths: Array, normal: Any) -> tuple[tuple[Array, ...], Array]:
-        stats = None if normal is None else Stats(*normal)
-        out = encode(arch, params, samples, lengths, stats=stats, dtype=dtype)
-        return out.hidden, out.lengths
-
-    return run
 
 
 def _outer_sum(x: Array, frames: Array) -> Array:
@@ -116,8 +99,8 @@ def _outer_sum(x: Array, frames: Array) -> Array:
 
 # A program of its own: fused into the forward passes, these sums took XLA minutes to compile for waveform models.
 @jax.jit
-def _compare_all(one: tuple[Array, ...], two: tuple[Array, ...], frames: Array) -> Array:
-    valid = frame_mask(frames, one[0].shape[1])
+def _compare_all(one: Array, two: Array, frames: Array) -> Array:
+    valid = frame_mask(frames, one.shape[2])
     return jnp.stack([_compare(a, b, valid) for a, b in zip(one, two, strict=True)])
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,10 @@ FLOOR = float(np.finfo(np.float32).eps)
 LEAST_VARIANCE = 1e-10  # above float64's rounding of E[x²] − E[x]² for log energies, far below any speech
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stats:
-    """Corpus mean and standard deviation of each Mel bin, both (bins,) float32."""
+    """Corpus mean and standard deviation of each Mel bin, both (bins,) float32; a pytree."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -55,6 +57,11 @@ def logmel(samples: Array, *, bins: int = 40) -> Array:
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     energies = jnp.matmul(power, jnp.asarray(triangles(bins)), precision=jax.lax.Precision.HIGHEST)
     return jnp.log(jnp.maximum(energies, FLOOR))
+
+
+def windows(samples: Any) -> Any:
+    """Count the 10 ms frames of `samples` samples (an int or an array of ints), as `logmel` gives them."""
+    return 1 + (samples - WINDOW) // SHIFT
 
 
 def normalize(features: Array, stats: Stats) -> Array:

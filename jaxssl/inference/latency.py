@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxssl.inference.encode import encode
 from jaxssl.inference.prepack import prepared
-from jaxssl.inference.upstream import encode
 from jaxssl.models import choice
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import Params

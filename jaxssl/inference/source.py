@@ -10,11 +10,10 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl import pretrained
-from jaxssl.analysis.calibration import Batch
 from jaxssl.data import embedded
 from jaxssl.data.audio import SAMPLE_RATE, find, read, resampling_notes
-from jaxssl.data.logmel import Stats, collect, load_stats, logmel
-from jaxssl.data.padding import pad
+from jaxssl.data.logmel import Stats, collect, load_stats, logmel, windows
+from jaxssl.data.padding import Padded, pad
 from jaxssl.inference.specialise import dequantized
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Arch, LogMel
@@ -22,8 +21,6 @@ from jaxssl.models.model import Params, init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.pretrained import Labeller
 from jaxssl.runtime.cli import follow
-
-LONGEST = 10 * SAMPLE_RATE  # utterances are cropped to 10 s, so that one compiled program serves all
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,8 @@ class Speech:
         notes: lines a reader of the report should see.
     """
 
-    calibration: tuple[Batch, ...]
-    held_out: tuple[Batch, ...]
+    calibration: tuple[Padded, ...]
+    held_out: tuple[Padded, ...]
     notes: tuple[str, ...]
 
 
@@ -102,10 +99,11 @@ def in_float(model: Model) -> Model:
     return replace(model, arch=arch, params=params, notes=(*model.notes, note))
 
 
-def load_speech(places: Sequence[str], *, limit: int, batch: int = 4) -> Speech:
+def load_speech(places: Sequence[str], *, limit: int, batch: int = 4, seconds: float = 10.0) -> Speech:
     """Read speech: `limit` utterances at most, evenly spread over what is there, every second one held out.
 
-    With no places: the embedded corpus.
+    With no places: the embedded corpus. All are padded to one length, so that one compiled program serves them, and so
+    only the first `seconds` of each are taken.
     """
     files = find(places) if places else [u.path for u in embedded.make().utterances]
     spread = np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)
@@ -113,10 +111,9 @@ def load_speech(places: Sequence[str], *, limit: int, batch: int = 4) -> Speech:
     heard = [read(file) for file in follow(chosen, "reading speech", total=len(chosen))]
     notes = resampling_notes(heard)
     where = "" if places else " of the embedded corpus"
-    notes.append(
-        f"speech: {len(chosen)} of {len(files)} utterances{where}, the first 10 s of each; every second held out"
-    )
-    signals = [speech.samples[:LONGEST] for speech in heard]
+    heard_of = f"{len(chosen)} of {len(files)} utterances{where}, the first {seconds:g} s of each"
+    notes.append(f"speech: {heard_of}; every second held out")
+    signals = [speech.samples[: round(seconds * SAMPLE_RATE)] for speech in heard]
     if len(signals) < 2:
         notes.append("one utterance only: errors are on the same speech that calibrated")
     return Speech(_batches(signals[::2], batch), _batches(signals[1::2] or signals, batch), tuple(notes))
@@ -128,7 +125,7 @@ def with_stats(model: Model, speech: Speech) -> Model:
         return model
     front = model.arch.front
     features = (
-        row[: 1 + (int(length) - 400) // 160]
+        row[: windows(int(length))]
         for samples, lengths in speech.calibration
         for row, length in zip(np.asarray(logmel(samples, bins=front.bins)), lengths, strict=True)
     )
@@ -136,7 +133,7 @@ def with_stats(model: Model, speech: Speech) -> Model:
     return Model(model.name, model.arch, model.params, collect(features), model.trained, (*model.notes, note))
 
 
-def _batches(signals: Sequence[np.ndarray], batch: int) -> tuple[Batch, ...]:
+def _batches(signals: Sequence[np.ndarray], batch: int) -> tuple[Padded, ...]:
     """Pad all signals to one length, so that a model compiles once, twice when the last batch is smaller."""
     samples, lengths = pad(signals)
     starts = range(0, len(signals), batch)

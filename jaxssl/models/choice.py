@@ -103,7 +103,7 @@ def rows(batch: int, frames: int) -> Literal["one by one", "together"]:
 
 
 def together() -> int:
-    """Choose how many utterances of similar length run together (`jaxssl.inference.ragged`)."""
+    """Choose how many utterances of similar length run together (`jaxssl.inference.encode`)."""
     return 1 if jax.default_backend() == "cpu" else 16
 
 

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: text, JSON, CSV, arrays; and the folder that a run may take."""
 
 import csv
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,18 +13,42 @@ import numpy as np
 from compress.errors import InputError
 
 Row = Mapping[str, Any]
+SETTINGS = "config.json"  # of the run that owns a folder
+CLAIMED = ".claimed"  # in a folder that no run owns yet, so that what is prepared in it makes it no stranger's
 
 
 def claim(out: Path) -> None:
-    """Make the output folder, and make sure before hours of work that it can be written.
+    """Make the output folder, and make sure before hours of work that it can be taken and written.
+
+    What an earlier run left there stays: a command may still be refused. A run that really begins says so by `own`.
 
     Raises:
         InputError: it holds something that is no run of ours.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file())):
+    marks = [out / name for name in (SETTINGS, CLAIMED)]
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not any(mark.is_file() for mark in marks))):
         raise InputError(f"{out}: not a run folder of ours; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
+    (out / CLAIMED).touch()
+    if (out / SETTINGS).is_file():
+        (out / CLAIMED).unlink()
+
+
+def own(out: Path, settings: Any) -> None:
+    """Make a claimed folder this run's own, once nothing can be refused any more.
+
+    Args:
+        out: the folder.
+        settings: of the run, a dataclass, or a mapping of JSON values.
+    """
     (out / "report.json").unlink(missing_ok=True)  # a report that is there is of a finished run
+    write_json(out / SETTINGS, plain(settings) if dataclasses.is_dataclass(settings) else settings)
+    (out / CLAIMED).unlink(missing_ok=True)
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Write settings, a dataclass, as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -25,7 +25,7 @@ from jaxssl.models.model import Params, apply
 from jaxssl.training.losses import MaskedPrediction, Sums, add, masked_by_row, means
 from jaxssl.training.probe import interval
 from jaxssl.training.settings import Training
-from jaxssl.training.sharding import global_batch, make_mesh, place, shardings
+from jaxssl.training.sharding import check_rows, global_batch, make_mesh, place, shardings
 from jaxssl.training.step import Loss, make_evaluation
 
 
@@ -194,6 +194,17 @@ def loader(data: Data, training: Training) -> Loader:
     """Return the endless training batches."""
     corpus, among = data.train
     return Loader(corpus, seed=training.seed, among=among, **_shared(data, training))
+
+
+def check_batches(data: Data, training: Training) -> None:
+    """Refuse speech and settings that make no batches, before a run begins.
+
+    Raises:
+        InputError: utterances are too few or too short, or batches do not divide over the devices.
+    """
+    check_rows(training.batch, make_mesh(fsdp=training.fsdp).size)
+    with loader(data, training):
+        pass
 
 
 def held_out(data: Data, training: Training) -> Validation:

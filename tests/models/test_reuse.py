@@ -12,7 +12,7 @@ from compress.errors import InputError
 from compress.plan import Heads, Sites, run
 from jaxssl.analysis.calibration import moments
 from jaxssl.analysis.saliency import context_gradient
-from jaxssl.inference.layers_of_corpus import _front
+from jaxssl.inference.encode import timing
 from jaxssl.models.arch import ClusterHead, Layer, LogMel, Packed, Ranks, from_json, to_json
 from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init, map_inputs, shapes
@@ -159,10 +159,10 @@ def test_frames_are_the_encoders():
     assert [STUDENT.frames(n) for n in (60, 99, 100, 1220)] == [0, 0, 1, 15]
     assert STUDENT.frames(np.array([1220, 820])).tolist() == [15, 10]
     assert replace(MEL, front=LogMel(), time_reduction=3).frames(16_000) == 16
-    reads = _front(STUDENT)
+    reads = timing(STUDENT)
     assert (reads.field, reads.hop) == (100, 80)
     assert [(n - reads.field) // reads.hop + 1 for n in range(20, 1300)] == [STUDENT.frames(n) for n in range(20, 1300)]
-    assert (_front(replace(MEL, time_reduction=3)).field, _front(replace(MEL, time_reduction=3)).hop) == (3, 3)
+    assert (timing(replace(MEL, time_reduction=3)).field, timing(replace(MEL, time_reduction=3)).hop) == (3, 3)
 
 
 def test_an_arch_written_before_all_this_is_read():

@@ -9,7 +9,7 @@ import pytest
 
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import Stats
-from jaxssl.inference.upstream import encode
+from jaxssl.inference.encode import encode
 from jaxssl.models.arch import LogMel, to_json
 from jaxssl.models.model import init
 from tests.archs import ARCHS

@@ -20,7 +20,7 @@ from compress.errors import InputError
 from jaxssl.convert import to_huggingface as hugging_face
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import WINDOW, Stats
-from jaxssl.inference.upstream import encode
+from jaxssl.inference.encode import encode
 from jaxssl.models.arch import Arch, to_json
 from jaxssl.models.extractor import standardise
 from jaxssl.models.model import Params

@@ -12,7 +12,7 @@ import numpy as np
 from compress.errors import InputError
 from jaxssl.convert.conversion import Converted
 from jaxssl.data import audio, logmel
-from jaxssl.inference.upstream import mel_inputs
+from jaxssl.inference.encode import front_inputs
 from jaxssl.models.arch import Arch, Waveform
 from jaxssl.models.extractor import standardise
 from jaxssl.models.model import apply
@@ -52,10 +52,7 @@ def compare(path: Path, converted: Converted, places: Sequence[Path], *, stats: 
 
 def _inputs(arch: Arch, samples: np.ndarray, stats: Path | None) -> Any:
     """Prepare what our model reads, batch of one."""
-    batch = jnp.asarray(samples)[None]
-    if isinstance(arch.front, Waveform):
-        return batch
-    return mel_inputs(arch.front, batch, None, logmel.load_stats(stats) if stats else None)[0]
+    return front_inputs(arch, jnp.asarray(samples)[None], None, logmel.load_stats(stats) if stats else None)[0]
 
 
 def _fed(arch: Arch, inputs: Any) -> Any:

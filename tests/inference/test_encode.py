@@ -6,9 +6,8 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.data.logmel import Stats
-from jaxssl.inference import ragged
-from jaxssl.inference.ragged import encode_all
-from jaxssl.inference.upstream import encode
+from jaxssl.inference import encode as encode_module
+from jaxssl.inference.encode import encode, encode_all
 from jaxssl.models.model import init
 from tests.archs import ARCHS
 
@@ -35,8 +34,13 @@ def test_each_gives_what_it_gives_alone(key, name, batch):
 
 @pytest.mark.parametrize(("programs", "waste", "most"), [(1, 0.0, 1), (3, 0.0, 3), (8, 0.9, 1)])
 def test_few_programs(key, monkeypatch, programs, waste, most):
-    shapes, run = set(), ragged._run
-    monkeypatch.setattr(ragged, "_run", lambda *args: shapes.add(args[4].shape) or run(*args))
+    shapes, run = set(), encode_module.hear
+
+    def told(*args, **words):
+        shapes.add(args[3].shape)
+        return run(*args, **words)
+
+    monkeypatch.setattr(encode_module, "hear", told)
     arch = ARCHS["mel"]
     list(encode_all(arch, init(arch, key), speech(), batch=2, programs=programs, waste=waste))
     assert 1 <= len(shapes) <= most

@@ -1,0 +1,265 @@
+"""Speech of any length through a model: waveforms or features in, layers out, by a few compiled programs.
+
+`encode` is the forward pass from waveforms, whichever front end the model has. `hear` is the same compiled, for a
+padded batch and the layers that are wanted. `encode_all` takes utterances of any length: similar lengths run together,
+and where a limit is set, what is longer runs in pieces.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from compress.errors import InputError
+from jaxssl.data.audio import SAMPLE_RATE, SHORTEST
+from jaxssl.data.buckets import choose, plan
+from jaxssl.data.logmel import SHIFT, WINDOW, Stats, logmel, normalize, stack, windows
+from jaxssl.data.padding import pad
+from jaxssl.inference.prepack import prepared
+from jaxssl.models import choice
+from jaxssl.models.arch import Arch, LogMel
+from jaxssl.models.model import Output, Params, apply
+
+LONGEST = 30  # seconds of a piece: attention's memory grows with the square of the frames, and few models heard more
+
+Layers = Literal["last", "all"] | int  # the encoder's output, all hidden layers, one of them (0: input of the first)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How a model reads its input: a frame sees `field` steps of it, the next frame the same `hop` steps later.
+
+    Attributes:
+        hop: input steps from one frame to the next.
+        field: input steps that a frame sees.
+        rate: input steps a second.
+    """
+
+    hop: int
+    field: int
+    rate: int
+
+
+def timing(arch: Arch, *, features: bool = True) -> Timing:
+    """Return hop and receptive field of a model's frames, time reduction included.
+
+    Args:
+        arch: of the model.
+        features: steps of a log-Mel model are its stacked frames; False: samples, as of waveform models in any case.
+    """
+    more = arch.time_reduction  # a convolution of as many taps
+    if isinstance(arch.front, LogMel):
+        if features:
+            return Timing(more, more, SAMPLE_RATE // (SHIFT * arch.front.stack))
+        joined = arch.front.stack * more
+        return Timing(joined * SHIFT, WINDOW + (joined - 1) * SHIFT, SAMPLE_RATE)
+    hop, field = 1, 1
+    for conv in arch.front.convs:
+        field, hop = field + (conv.kernel - 1) * hop, hop * conv.stride
+    return Timing(hop * more, field + (more - 1) * hop, SAMPLE_RATE)
+
+
+def front_inputs(arch: Arch, samples: Array, lengths: Array | None, stats: Stats | None) -> tuple[Array, Array | None]:
+    """Turn waveforms into what a model's front end takes, and their valid lengths; waveform models take them as is."""
+    return mel_inputs(arch.front, samples, lengths, stats) if isinstance(arch.front, LogMel) else (samples, lengths)
+
+
+def mel_inputs(front: LogMel, samples: Array, lengths: Array | None, stats: Stats | None) -> tuple[Array, Array | None]:
+    """Turn waveforms into log-Mel frames, (batch, frames, bins × stack), and their valid lengths.
+
+    Without `stats` (mean and deviation of each bin) the features stay as they are, which is enough for timing only.
+    """
+    features = logmel(samples, bins=front.bins)
+    if stats is not None:
+        features = normalize(features, stats)
+    frames = None if lengths is None else windows(lengths)
+    inputs, stacked = stack(features, frames, n=front.stack)
+    return inputs, None if lengths is None else stacked
+
+
+def encode(
+    arch: Arch,
+    params: Params,
+    inputs: Array,
+    lengths: Array | None = None,
+    *,
+    stats: Stats | None = None,
+    dtype: Any = jnp.float32,
+) -> Output:
+    """Run a model on waveforms (batch, samples) at 16 kHz, or on a log-Mel model's features (batch, frames, size).
+
+    Args:
+        arch: the model.
+        params: its parameters.
+        inputs: padded rows.
+        lengths: (batch,), valid samples or frames of each row; None: all.
+        stats: the corpus's, for log-Mel models that get waveforms; see `mel_inputs`.
+        dtype: of the computation.
+    """
+    if inputs.ndim == 2:
+        inputs, lengths = front_inputs(arch, inputs, lengths, stats)
+    return apply(arch, params, inputs, lengths, dtype=dtype)
+
+
+@partial(jax.jit, static_argnames=("arch", "layers", "dtype"))
+def hear(
+    arch: Arch,
+    params: Params,
+    stats: Stats | None,
+    inputs: Array,
+    lengths: Array,
+    *,
+    layers: Layers = "all",
+    dtype: Any = jnp.float32,
+) -> tuple[Array, Array]:
+    """Encode a padded batch by a compiled program, one for each shape of batch.
+
+    Returns:
+        The layers that are wanted, (batch, frames, width), of "all" (layers, batch, frames, width); and the valid
+        frames of each row, (batch,).
+    """
+    out = encode(arch, params, inputs, lengths, stats=stats, dtype=dtype)
+    match layers:
+        case "last":
+            return out.last, out.lengths
+        case "all":
+            return jnp.stack(out.hidden), out.lengths
+        case number:
+            return out.hidden[number], out.lengths
+
+
+def encode_all(
+    arch: Arch,
+    params: Params,
+    utterances: Sequence[np.ndarray],
+    *,
+    stats: Stats | None = None,
+    layers: Layers = "last",
+    dtype: Any = jnp.float32,
+    batch: int | None = None,
+    programs: int = 8,
+    waste: float = 0.1,
+    edges: Sequence[int] | None = None,
+    longest: float | None = None,
+    prepare: bool = True,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Run a model on every utterance, short ones first, and yield each one's number and layers as they come.
+
+    What an utterance gives does not depend on what runs with it, but for rounding.
+
+    Args:
+        arch: the model.
+        params: its parameters.
+        utterances: waveforms (samples,) at 16 kHz, or a log-Mel model's features (frames, bins × stack).
+        stats: the corpus's, for log-Mel models that get waveforms.
+        layers: which are wanted.
+        dtype: of the computation.
+        batch: utterances that run together; None: what suits the device.
+        programs: compiled at most, one for each length that is padded to.
+        waste: share of the padded lengths that may be padding, if so many programs are enough for it.
+        edges: lengths to pad to, ascending, instead of those that fit these utterances best; the programs of several
+            calls are then the same ones.
+        longest: seconds; longer utterances run in pieces that do not see each other, and no frame is lost
+            (`LONGEST` where memory must not grow). None: every utterance runs whole.
+        prepare: bring the weights into the form that runs fastest here (`jaxssl.inference.prepack`), which rounds
+            otherwise.
+
+    Yields:
+        Index of the utterance and its layers, (frames, width), of "all" (layers, frames, width).
+
+    Raises:
+        InputError: an utterance is no waveform, shorter than 25 ms or not finite, or `batch` is below 1.
+    """
+    batch = choice.together() if batch is None else batch
+    if batch < 1:
+        raise InputError(f"batch {batch}: run 1 utterance or more together")
+    for i, utterance in enumerate(utterances):
+        _check(arch, i, utterance)
+    if not utterances:
+        return iter(())
+    parts = [(i, part) for i, whole in enumerate(utterances) for part in _parts(arch, whole, longest)]
+    lengths = np.asarray([len(part) for _, part in parts])
+    edges = choose(lengths, batch_size=batch, most=programs, waste=waste) if edges is None else edges
+    planned = plan(lengths, edges, batch_size=batch, rng=None, fill=True)
+    arch, params = prepared(arch, params, dtype=dtype) if prepare else (arch, params)
+    run = partial(hear, arch, params, stats, layers=layers, dtype=dtype)
+    ran = (
+        (int(row), found)
+        for bucket, rows in zip(planned.buckets, planned.rows, strict=True)
+        for row, found in _together(run, [part for _, part in parts], rows[rows >= 0], edges[bucket], len(rows))
+    )
+    return _joined(ran, [i for i, _ in parts])
+
+
+def pieces(
+    inputs: np.ndarray, timing: Timing, *, longest: float = LONGEST, frames: int | None = None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Cut inputs that are longer than `longest` seconds so that no frame is lost; yield (inputs, frames).
+
+    Args:
+        inputs: (steps, …).
+        timing: of the model.
+        longest: seconds of a piece at most.
+        frames: that the whole gives; None: as many as see no padding.
+    """
+    hop, field = timing.hop, timing.field
+    total = (len(inputs) - field) // hop + 1 if frames is None else frames
+    most = (round(longest * timing.rate) - field) // hop + 1
+    for first in range(0, total, most):
+        count = min(most, total - first)
+        yield inputs[first * hop : (first + count - 1) * hop + field], count
+
+
+def _parts(arch: Arch, utterance: np.ndarray, longest: float | None) -> list[np.ndarray]:
+    whole = np.asarray(utterance, np.float32)
+    samples = whole.ndim == 1
+    how = timing(arch, features=not samples)
+    if longest is None:
+        return [whole]
+    frames = int(arch.frames(len(whole))) if samples else None
+    return [piece for piece, _ in pieces(whole, how, longest=longest, frames=frames)]
+
+
+def _together(
+    run: Any, parts: Sequence[np.ndarray], rows: np.ndarray, length: int, batch: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Run the parts that `rows` names, padded to `length`; the first one again where they are fewer than the batch."""
+    filled = [*rows, *[rows[0]] * (batch - len(rows))]
+    inputs, lengths = pad([parts[row] for row in filled], to=length)
+    found, frames = map(np.asarray, run(inputs, lengths))
+    for place, row in enumerate(rows.tolist()):
+        yield row, found[..., place, : frames[place], :]
+
+
+def _joined(ran: Iterator[tuple[int, np.ndarray]], owners: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Put the parts of each utterance together, in their order, once all are there."""
+    left = np.bincount(owners)
+    known: dict[int, dict[int, np.ndarray]] = defaultdict(dict)
+    for number, found in ran:
+        owner = owners[number]
+        known[owner][number] = found
+        if len(known[owner]) == left[owner]:
+            each = known.pop(owner)
+            whole = [each[part] for part in sorted(each)]
+            yield owner, whole[0] if len(whole) == 1 else np.concatenate(whole, axis=-2)
+
+
+def _check(arch: Arch, i: int, utterance: np.ndarray) -> None:
+    if utterance.ndim == 2 and isinstance(arch.front, LogMel) and utterance.shape[1] == arch.front.size:
+        short = len(utterance) < arch.time_reduction
+    else:
+        short = utterance.ndim != 1 or len(utterance) < SHORTEST
+    if short:
+        raise InputError(
+            f"utterance {i}: {utterance.shape}, not a waveform of {SHORTEST} samples (25 ms at 16 kHz) or more"
+        )
+    if bad := int(np.count_nonzero(~np.isfinite(utterance))):
+        raise InputError(
+            f"utterance {i}: {bad} of {utterance.size} samples are NaN or infinite; repair or leave it out"
+        )

@@ -1,0 +1,127 @@
+"""What labels are clustered from: log-Mel, MFCC, or a layer of any model, utterance by utterance."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from compress.errors import InputError
+from jaxssl.data.audio import read
+from jaxssl.data.labels import Vectors
+from jaxssl.data.logmel import Stats, stats_bytes
+from jaxssl.data.mfcc import mfcc
+from jaxssl.data.prepared import PERIOD_MS, Prepared
+from jaxssl.inference.encode import LONGEST, encode_all, timing
+from jaxssl.inference.source import Model, load_model
+from jaxssl.models.arch import LogMel
+
+STEP = 5  # seconds: utterances are padded to multiples of it, so that few programs do
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to cluster.
+
+    Attributes:
+        name: as labels are called, but for the number of clusters.
+        about: as the labels' description calls it.
+        vectors: utterance → (frames, width) float32.
+        period_ms: time from one frame to the next.
+        digest: of the model or the statistics they come from.
+        centres: to take instead of fitting new ones: the model's own, where they were asked for.
+        notes: lines a reader should see.
+    """
+
+    name: str
+    about: str
+    vectors: Vectors
+    period_ms: int
+    digest: bytes = b""
+    centres: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+def source_of(spec: str, corpus: Prepared, *, period: int, stats: Stats | None, seed: int) -> Source:
+    """Find what `--labels` names: logmel, mfcc, or a model's layer (`layer_source`).
+
+    Args:
+        spec: as on the command line.
+        corpus: whose utterances are labelled.
+        period: ms from one label to the next; log-Mel frames are joined to it.
+        stats: of another corpus, to normalise log-Mel by; None: the corpus's own.
+        seed: of a model with random weights.
+
+    Raises:
+        InputError: no such model or layer.
+    """
+    if spec == "logmel":
+        stack = period // PERIOD_MS
+        about = "log-Mel, normalised" + f", {stack} frames joined" * (stack > 1)
+        digest = stats_bytes(stats or corpus.stats)
+        return Source(spec, about, lambda i: corpus.inputs(i, stack=stack, stats=stats), period, digest)
+    if spec == "mfcc":
+        paths = [utterance.path for utterance in corpus.manifest.utterances]
+        return Source(spec, "MFCC", lambda i: mfcc(read(paths[i]).samples), PERIOD_MS)
+    return layer_source(spec, corpus, seed=seed)
+
+
+def layer_source(spec: str, corpus: Prepared, *, seed: int = 0) -> Source:
+    """Load the model that `spec`, MODEL:LAYER, names, and make its layer a function of the utterance.
+
+    MODEL:own is the layer, with the centres, that made the model's own training targets; some models bring them.
+    Log-Mel models read the corpus's features, others its audio. Beyond 30 s an utterance is cut, and its parts do not
+    see each other.
+
+    Raises:
+        InputError: no such model or layer.
+    """
+    place, colon, number = spec.rpartition(":")
+    if not colon or not place or not (number.isdecimal() or number == "own"):
+        raise InputError(f"--labels {spec}: not logmel, mfcc, MODEL:LAYER, as runs/stage1:8, or MODEL:own")
+    model = load_model(place, seed=seed)
+    if number == "own" and model.labeller is None:
+        raise InputError(f"--labels {spec}: this model does not say how its targets were made; name a layer")
+    own = model.labeller if number == "own" else None
+    layer = own.layer if own else int(number)
+    if layer > len(model.arch.layers):
+        raise InputError(f"--labels {spec}: the model has layers 1 to {len(model.arch.layers)}, and 0, their input")
+    how = timing(model.arch)
+    period, rest = divmod(1000 * how.hop, how.rate)
+    if rest:
+        per_second = how.rate / how.hop
+        raise InputError(f"--labels {spec}: {per_second:g} frames a second are not one each whole ms; take another")
+    read_inputs, notes = _inputs(model, corpus)
+    edges = [seconds * how.rate for seconds in range(STEP, LONGEST + STEP, STEP)]
+
+    def vectors(i: int) -> np.ndarray:
+        # The weights as they are: labels must not depend on what a device runs fastest.
+        words = {"layers": layer, "batch": 1, "edges": edges, "longest": LONGEST, "prepare": False}
+        return next(encode_all(model.arch, model.params, [read_inputs(i)], **words))[1]
+
+    return Source(
+        f"{Path(place).stem}-{'own' if own else layer}",
+        f"layer {layer} of {place}",
+        vectors,
+        period,
+        _digest(model),
+        own.centres if own else None,
+        (*model.notes, *notes),
+    )
+
+
+def _digest(model: Model) -> bytes:
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves((model.params, model.stats)):
+        digest.update(np.asarray(array).tobytes())
+    return digest.digest()
+
+
+def _inputs(model: Model, corpus: Prepared) -> tuple[Callable[[int], np.ndarray], tuple[str, ...]]:
+    front = model.arch.front
+    if not isinstance(front, LogMel):
+        return lambda i: read(corpus.manifest.utterances[i].path).samples, ()
+    notes = () if model.stats else ("the model came without stats.npy: the corpus's statistics normalise its input",)
+    return lambda i: corpus.inputs(i, stack=front.stack, stats=model.stats), notes
