@@ -73,12 +73,14 @@ def before_training(key: str) -> Reading:
     """Read a loss right after compression, before any update: absolute, or above the same control as the point's."""
 
     def read(row: Row) -> Span | None:
-        before, after, above = (number(row, name) for name in ("loss_before", "valid_loss", "loss_difference"))
-        if key not in ("valid_loss", "loss_difference") or before is None:
-            return None
         if key == "valid_loss":
-            return before, before, before
-        if after is None or above is None:
+            return measured("loss_before")(row)
+        if key != "loss_difference":
+            return None
+        if paired := measured("difference_before")(row):
+            return paired
+        before, after, above = (number(row, name) for name in ("loss_before", "valid_loss", "loss_difference"))
+        if before is None or after is None or above is None:
             return None
         found = before - (after - above)
         return found, found, found

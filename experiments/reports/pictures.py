@@ -205,7 +205,7 @@ def _draw_run(panel: Any, rows: Sequence[Row], key: str, cost: Cost) -> list[Lab
     points = _line(panel, rows, cost.read, control, "x:", grey, AS_LONG, bars=False)
     found += _ends(panel, points, AS_LONG, grey)
     orange = COLOURS[1]
-    points = _line(panel, rows, cost.read, before_training(key), "^:", orange, BEFORE, bars=False, **HOLLOW)
+    points = _line(panel, rows, cost.read, before_training(key), "^:", orange, BEFORE, **HOLLOW)
     found += _ends(panel, points, BEFORE, orange)
     points = _line(panel, rows, cost.read, measured(key), "o-", COLOURS[0], "model")
     found += _ends(panel, points, "model", COLOURS[0]) if found else []
@@ -222,7 +222,7 @@ def _draw_runs(panel: Any, runs: Mapping[str, Sequence[Row]], key: str, cost: Co
         if cost.nominal and saves(points, cost):
             _line(panel, points, cost.nominal, measured(key), fmt, colour, LIGHTER, alpha=0.4, bars=False, **HOLLOW)
         if before:
-            style = {"linewidth": 0.8, "bars": False, **HOLLOW}
+            style = {"linewidth": 0.8, **HOLLOW}
             _line(panel, points, cost.read, before_training(key), f"{fmt[0]}:", colour, BEFORE, **style)
         drawn = _line(panel, points, cost.read, measured(key), fmt, colour, label)
         direct += _ends(panel, drawn, label, colour)

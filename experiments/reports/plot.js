@@ -14,6 +14,8 @@ const MARKS = [
   "M0,-5L4.8,-1.5L2.9,4.1H-2.9L-4.8,-1.5z",
   "M-4.8,-3L-3,-4.8L0,-1.8L3,-4.8L4.8,-3L1.8,0L4.8,3L3,4.8L0,1.8L-3,4.8L-4.8,3L-1.8,0z",
 ];
+const LINE = 14; // pixels from one name to the next below it
+const LETTER = 7; // of a name, about
 const STAR = "M0,-8L1.9,-2.6L7.6,-2.5L3.1,1L4.7,6.5L0,3.2L-4.7,6.5L-3.1,1L-7.6,-2.5L-1.9,-2.6z";
 
 // ---- elements: text only ever becomes text, never markup ----
@@ -98,6 +100,7 @@ function plot(spec) {
   svg.append(...series.map((one) => curve(one, across, up)));
   const best = spec.lower === undefined ? [] : front(points, spec.lower);
   svg.append(...best.map((p) => draw("circle", { class: "ring", cx: across(p.x[0]), cy: up(p.y[0]), r: 7.5 })));
+  if (spec.large) svg.append(...names(series, box, across, up));
   const placed = points.map((point) => ({ ...point, left: across(point.x[0]), top: up(point.y[0]) }));
   listen(svg, placed, spec.large);
   return svg;
@@ -143,6 +146,22 @@ function curve(one, across, up) {
   const point = (p) => draw("path", { class: "point", "data-id": p.id, d: one.mark, transform: at(p) });
   group.append(...one.points.map(point));
   return group;
+}
+
+// Each curve's name beside its end, one above the other where ends are near; the legend has the whole of a long one.
+function names(series, box, across, up) {
+  const ends = series.flatMap(({ label, colour, points }) => {
+    const [x, y] = points.length ? [across(points.at(-1).x[0]), up(points.at(-1).y[0])] : [];
+    return points.length ? [{ text: label.length > 32 ? `${label.slice(0, 30)}…` : label, colour, x, y: y - 8 }] : [];
+  });
+  ends.sort((a, b) => a.y - b.y);
+  ends.forEach((end, i) => (end.y = Math.max(end.y, i ? ends[i - 1].y + LINE : box.top + LINE)));
+  ends.reverse().forEach((end, i) => (end.y = Math.min(end.y, i ? ends[i - 1].y - LINE : box.bottom - 4)));
+  return ends.map(({ text, colour, x, y }) => {
+    const left = x + LETTER * text.length > box.right;
+    const at = { x: left ? x - 9 : x + 9, y, "text-anchor": left ? "end" : "start" };
+    return draw("text", { class: `name ${colour}`, "aria-hidden": "true", ...at }, text);
+  });
 }
 
 // ---- what a point says ----

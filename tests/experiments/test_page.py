@@ -172,6 +172,10 @@ def test_every_plot_has_every_point(opened):
     (large,) = opened.find(id="large")
     (plot,) = large.find("svg", data_metric="valid_loss", data_cost="time")
     assert len(plot.find("path", kind="point")) == 5
+    names = plot.find("text", kind="name")
+    assert {name.text for name in names} == {"rows", f"{HOSTILE[:30]}…"}
+    one, two = (float(name.attributes["y"]) for name in names)
+    assert abs(one - two) >= 14  # each on a line of its own
     (paper,) = opened.find(id="paper")
     for column in ("parameters", "macs"):
         (plot,) = paper.find("svg", data_cost=column)
