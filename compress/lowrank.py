@@ -186,6 +186,13 @@ def check_rank(matrix: Matrix, rank: int) -> None:
         )
 
 
+def check_budget(matrices: Sequence[Matrix], budget: float) -> None:
+    """Raise InputError when a budget of entries is below rank 1 everywhere, or not a number."""
+    least = sum(min(matrix.factorised_size(1), matrix.size) for matrix in matrices)
+    if not budget >= least:  # so that NaN is refused
+        raise InputError(f"a budget of {budget:,.0f} entries is below rank 1 everywhere, {least:,.0f}; raise it")
+
+
 def rank_for_energy(spectrum: np.ndarray, energy: float) -> int:
     """Return the least rank whose squared singular values hold the share `energy` of the whole.
 
@@ -218,10 +225,8 @@ def allocate(decompositions: Sequence[Decomposition], budget: float) -> dict[str
     Raises:
         InputError: the budget is below rank 1 everywhere, or not a number.
     """
+    check_budget([d.matrix for d in decompositions], budget)
     ladders = {d.matrix.path: _ladder(d) for d in decompositions}
-    least = sum(costs[0] for costs, _ in ladders.values())
-    if not budget >= least:  # so that NaN is refused
-        raise InputError(f"a budget of {budget:,.0f} entries is below rank 1 everywhere, {least:,.0f}; raise it")
     chosen = _spend_rest(ladders, _at_best_price(ladders, budget), budget)
     return {path: step + 1 if step + 1 < len(ladders[path][0]) else None for path, step in chosen.items()}
 

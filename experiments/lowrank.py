@@ -6,140 +6,58 @@
 
 MODEL is a model folder, a run folder, a preset (random weights), or a checkpoint of fairseq, Hugging Face, s3prl or the
 MelHuBERT study; without it, the trained MelHuBERT that comes with the package is used, and the embedded corpus as
-speech. With --steps, each factorised model is trained on, and so is the dense one, as a control; held-out loss and
-masked accuracy are told before and after.
+speech. Every rank, energy and budget with every method is a point of the curve: a saved model, with its parameters,
+MACs, time in turns with the dense model's, and how far its output is from the dense one's on held-out speech. With
+--steps, each is trained on, and so is the dense model, as a control; held-out loss and masked accuracy are told before
+and after. Of the run's folder,
+
+    curve.png            quality against measured time and against parameters, before and after the recovery
+    curve.csv            the points; report.json has all of it, for programs
+    maps.csv layers.csv  rank and errors of every map; error and cosine of every layer; --maps prints them
+    models/              dense, rank-64-svd, rank-64-activation, …
+
+A run that was broken off goes on with the same command, in the point and the update it was in, and ends the same to the
+bit in models/, held-out/, maps.csv, layers.csv, and in every column of curve.csv and report.json that is not a time
+(real_time_factor, speedup*, *_ms).
 
 The first command takes about a minute on two CPU cores, the second about four. Expected: the activation-aware error is
 below that of the plain SVD at every rank, training recovers most of what factorising lost (errors of the output are
 told before it), and the timing follows the MACs only in part (attention itself and the positional convolution stay).
 """
 
-import dataclasses
-import shlex
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
-import numpy as np
-
-from compress.address import Matrix
 from compress.errors import InputError
-from compress.lowrank import Decomposition, decompose, factorise, fit
-from compress.plan import match_paths
-from experiments.curves.measures import Row
-from experiments.curves.recovery import open_recovery
-from experiments.curves.targets import Ranks, Target, check, parse, ranks_for
-from experiments.reports import pictures, tables
-from jaxssl.analysis.calibration import distance, moments
-from jaxssl.data.logmel import stats_bytes
-from jaxssl.inference.latency import Load, Timing, compile_forward, machine, race, speedup
-from jaxssl.inference.source import Model, Speech, in_float, load_model, load_speech, with_stats
-from jaxssl.models import checkpoint, cost
-from jaxssl.models.arch import Arch
-from jaxssl.models.describe import describe
-from jaxssl.models.model import Params
-from jaxssl.models.sites import matrices
+from experiments.curves.curve import Curve
+from experiments.curves.points import Bench, Row, Subject, sizes
+from experiments.curves.pruning import Job, open_bench, open_model, report, train_control, trained
+from experiments.curves.recovery import speech_with_targets
+from experiments.curves.schedule import Schedule
+from experiments.curves.targets import Target, check, parse
+from experiments.curves.variants import (
+    Known,
+    Method,
+    Variant,
+    analyse,
+    apart,
+    build,
+    choose,
+    itself,
+    map_rows,
+    variants_of,
+)
+from experiments.reports import ranks, tables
+from jaxssl.inference.source import Model, Speech, load_speech, with_stats
 from jaxssl.runtime import files
-from jaxssl.runtime.cli import console, follow, main, progress
+from jaxssl.runtime.cli import console, main
+from jaxssl.training.calendar import Calendar
+from jaxssl.training.corpus import Data, HeldOut, check_batches, held_out
+from jaxssl.training.settings import Training, claim, own
 
-Method = Literal["svd", "activation"]
-
-
-@dataclass(frozen=True)
-class Config:
-    """Factorise a model's dense maps and measure the result beside the dense model."""
-
-    rank: tuple[int, ...] = ()
-    """ranks to try, one model each; 128 when neither --energy nor --budget is given"""
-    energy: tuple[float, ...] = ()
-    """shares of each map's squared singular values to keep, in (0, 1]"""
-    budget: tuple[str, ...] = ()
-    """whole-model budgets shared over the maps: params=40e6, or macs=3e9 (per second of speech)"""
-    steps: int = 0
-    """updates of recovery training after factorising"""
-    corpus: Path | None = None
-    """prepared speech to recover on; default: the embedded corpus, with the model's own targets"""
-    labels: str | None = None
-    """name of the labels in --corpus, where there are several"""
-    batch: int = 8
-    """utterances of a batch in the recovery"""
-    learning_rate: float = 3e-4
-    """highest learning rate of the recovery"""
-    model: str | None = None
-    """model folder, run folder, preset or checkpoint; default: the trained model that comes with the package"""
-    where: str = "layers/*"
-    """glob on the maps to factorise, as layers/*/ffn/*; commas separate alternatives"""
-    method: tuple[Method, ...] = ("svd", "activation")
-    """svd: least error of the weights; activation: least error of the outputs on calibration speech"""
-    audio: tuple[str, ...] = ()
-    """speech for calibration and for the output error: files, folders, .tsv manifests; default: embedded corpus"""
-    limit: int = 20
-    """utterances used of --audio, spread evenly over it"""
-    out: Path = Path("runs/lowrank")
-    """folder for table, CSV, plot, report.json and the models"""
-    seed: int = 0
-    """of random weights, and of the recovery's order, crops, masks and dropout"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the computation, in the timing and in the output error"""
-    seconds: float = 5.0
-    """length of the utterance that is timed, in seconds"""
-    rounds: int = 11
-    """timed runs of each model"""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to factorise the model."""
-
-    name: str
-    method: Method
-    ranks: Ranks
-
-
-def run(config: Config) -> None:
-    """Carry out the experiment and write its report."""
-    if not config.method:
-        raise InputError("--method: name svd, activation or both")
-    targets = parse(config.rank, config.energy, config.budget)
-    files.claim(config.out)
-    if config.steps < 0:
-        raise InputError(f"--steps {config.steps}: 0 trains nothing, more recovers")
-    model = in_float(load_model(config.model, seed=config.seed))
-    chosen = _choose(model.arch, config.where)
-    check(targets, chosen)
-    speech = load_speech(config.audio, limit=config.limit)
-    model = with_stats(model, speech)
-    notes = [*model.notes, *speech.notes]
-    for note in notes:
-        console.print(f"note: {note}", markup=False)
-
-    found, seen = analyse(model, chosen, speech, config.method)
-    variants = [variant for method in config.method for variant in _plan(targets, method, model.arch, found[method])]
-    maps = [row for variant in variants for row in map_rows(model.params, variant, found[variant.method], seen)]
-    tables.show("every map", maps, MAP_COLUMNS)
-
-    built = {v.name: _build(model, v, found[v.method]) for v in variants}
-    trained, quality = _recover(config, model, built) if config.steps else (built, {})
-    files.own(config.out, config)
-    timings = time_side_by_side({"dense": (model.arch, model.params), **built}, config)
-    rows = [_row("dense", "dense", model, (model.arch, model.params), timings, config, speech)]
-    for variant in variants:
-        rows.append(_row(variant.name, variant.method, model, built[variant.name], timings, config, speech))
-    for row in rows:
-        row |= quality.get(row["name"], {})
-        row["bytes"] = _save(config, row["name"], model, trained.get(row["name"], (model.arch, model.params)))
-    tables.show(f"{model.name}, {config.dtype}, {config.seconds:g} s × 1", rows, COLUMNS)
-    if quality:
-        tables.show(f"held-out speech, {config.steps} updates of training; dense: the control", rows, QUALITY)
-    tables.show("relative error by layer (0: input of the first)", *_by_layer(rows, "layer_errors"))
-    tables.show("cosine by layer", *_by_layer(rows, "layer_cosines"))
-    _write(config, model, notes, maps, rows)
-
-
+FREE = ("maps",)  # a finished run may be asked for its maps
 MAP_COLUMNS = {
     "variant": "variant",
     "path": "map",
@@ -149,196 +67,216 @@ MAP_COLUMNS = {
     "error:.3f": "weight error",
     "speech_error:.3f": "speech error",
 }
-COLUMNS = {
-    "name": "model",
+FIRST = {
+    "name": "point",
     "parameters:,": "parameters",
     "macs_g_per_s:.3f": "MACs G/s",
-    "bytes:,": "bytes on disk",
-    "real_time_factor:.4f": "real-time factor",
-    "speedup:.2f": "speed-up",
-    "speedup_low:.2f": "quartile 1",
-    "speedup_high:.2f": "quartile 3",
     "output_error:.4f": "output error",
     "output_cosine:.4f": "cosine",
+    "loss_before:.3f": "held-out loss",
+    "accuracy_before:.1%": "masked accuracy",
 }
 
 
-QUALITY = {
-    "name": "model",
-    "loss_before:.3f": "loss before training",
-    "valid_loss:.3f": "after",
-    "accuracy_before:.1%": "masked accuracy before training",
-    "masked_accuracy:.1%": "after",
-}
+@dataclass(frozen=True, kw_only=True)
+class Config(Curve):
+    """Factorise a model's dense maps and measure the result beside the dense model."""
+
+    rank: tuple[int, ...] = ()
+    """ranks to try, one model each; 128 when neither --energy nor --budget is given"""
+    energy: tuple[float, ...] = ()
+    """shares of each map's squared singular values to keep, in (0, 1]"""
+    budget: tuple[str, ...] = ()
+    """whole-model budgets shared over the maps: params=40e6, or macs=3e9 (per second of speech)"""
+    where: str = "layers/*"
+    """glob on the maps to factorise, as layers/*/ffn/*; commas separate alternatives"""
+    method: tuple[Method, ...] = ("svd", "activation")
+    """svd: least error of the weights; activation: least error of the outputs on calibration speech"""
+    audio: tuple[str, ...] = ()
+    """speech for calibration and for the output error: files, folders, .tsv manifests; default: embedded corpus"""
+    limit: int = 20
+    """utterances used of --audio, spread evenly over it"""
+    steps: int = 0
+    """updates of recovery training after factorising"""
+    corpus: Path | None = None
+    """prepared speech to recover on; default: the embedded corpus, with the model's own targets"""
+    held_out: tuple[str, ...] = ()
+    """speech of others to validate on, labelled by the model; default: a part of the speech to recover on"""
+    batch: int = 8
+    """utterances of a batch in the recovery"""
+    crop: float = 7.5
+    """longest stretch of an utterance in the recovery, in seconds"""
+    shortest: float = 1.0
+    """utterances below that are left out of the recovery, in seconds"""
+    learning_rate: float = 3e-4
+    """highest learning rate of the recovery"""
+    save_every: int = 25
+    """updates of the recovery between two checkpoints"""
+    probes: bool = False
+    """probe every point for phones and speakers (embedded corpus)"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the computation, in the timing and in the output error"""
+    rounds: int = 11
+    """timed runs of each model, in turns with the dense one"""
+    seed: int = 0
+    """of random weights, and of the recovery's order, crops, masks and dropout"""
+    maps: bool = False
+    """print what became of every map, and errors by layer; they are in maps.csv and layers.csv in any case"""
+    out: Path = Path("runs/lowrank")
+    """folder of the run"""
+
+    def training(self) -> Training:
+        """Return the settings of the recovery; a short run has one padded length, so one program to compile."""
+        shared = self.settings(self.steps, paper=False, log_every=max(self.steps // 5, 1))
+        return replace(shared, warmup=Training.warmup, decay=Training.decay, dtype=Training.dtype)
 
 
-def analyse(
-    model: Model, chosen: Sequence[Matrix], speech: Speech, methods: Sequence[Method]
-) -> tuple[dict[Method, dict[str, Decomposition]], dict[str, np.ndarray]]:
-    """Listen to the calibration speech, then decompose every chosen map once per method.
+def run(config: Config) -> None:
+    """Carry out the experiment and write its report."""
+    targets = _targets(config)
+    model, subject = open_model(config)
+    chosen = choose(subject.arch, config.where)
+    check(targets, subject.arch, chosen)
+    speech = load_speech(config.audio, limit=config.limit)
+    model = with_stats(model, speech)
+    claim(config.out, config, free=FREE)
+    data = _labelled(config, model) if config.steps else None
+    bench = open_bench(config, model, data, config.training(), out=config.out, technique="lowrank", label="low rank")
+    bench = replace(bench, draw=ranks.draw)
+    own(config.out, config, free=FREE)
+    for note in (*model.notes, *speech.notes):
+        console.print(f"note: {note}", markup=False)
 
-    Returns:
-        Decompositions by method and path, and the inputs' second moments by path.
+    full = max(matrix.max_rank for matrix in chosen)
+    bench.point("dense", subject, level=full, step=0, told=itself(subject.arch))
+    known = analyse(model, subject, chosen, speech, config.method)
+    variants = variants_of(targets, config.method, subject.arch, known)
+    maps = [row for variant in variants for row in map_rows(subject.seen, variant, known)]
+    files.write_csv(config.out / "maps.csv", maps)
+
+    begun = [_begin(config, bench, subject, speech, v, known) for v in variants if not bench.has(v.name)]
+    if data is None:
+        for each in begun:
+            bench.point(each.name, each.subject, level=each.level, step=0, told=each.told)
+    elif begun:
+        tables.show("factorised, before training", [each.row for each in begun], FIRST)
+        _recover(Job(config, model, subject, _schedule(config), bench.training, data, speech), bench, begun)
+    _report(config, bench, speech, maps)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A factorised model, before any training.
+
+    Attributes:
+        name: of its point.
+        level: the rank, share or budget that it aims at.
+        subject: the model.
+        told: columns of its point: how far its output is from the dense model's.
+        heard: what it made of each held-out utterance; None without labels.
     """
-    with progress("listening", len(speech.calibration)) as tick:
-        seen = moments(model.arch, model.params, speech.calibration, stats=model.stats, tick=tick)
-    found: dict[Method, dict[str, Decomposition]] = {}
-    for method in methods:
-        bar = follow(chosen, f"decomposing ({method})", total=len(chosen))
-        found[method] = {
-            m.path: decompose(model.params, m, seen[m.path] if method == "activation" else None) for m in bar
-        }
-    return found, seen
+
+    name: str
+    level: float
+    subject: Subject
+    told: Mapping[str, Any]
+    heard: HeldOut | None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What there is to say of it."""
+        return {"name": self.name, **sizes(self.subject), **self.told, **self.quality}
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """Held-out loss with its interval, and masked accuracy, where there are labels."""
+        if self.heard is None:
+            return {}
+        found = self.heard.summary()
+        loss = {f"loss_before{end}": found[f"valid_loss{end}"] for end in ("", "_low", "_high")}
+        return {**loss, "accuracy_before": found["masked_accuracy"]}
 
 
-def map_rows(
-    params: Params, variant: Variant, found: Mapping[str, Decomposition], seen: Mapping[str, np.ndarray]
-) -> list[dict[str, Any]]:
-    """Describe what a variant does to each map, one row each; a map that would grow is left as it is."""
-    rows = []
-    for path, rank in variant.ranks.items():
-        matrix = found[path].matrix
-        row = {"variant": variant.name, "path": path, "shape": f"{matrix.fan_in} × {matrix.fan_out}"}
-        if rank is None:
-            rows.append({**row, "rank": matrix.rank or "dense", "energy": 1.0, "error": 0.0, "speech_error": 0.0})
-        else:
-            rows.append({**row, "rank": rank, **vars(fit(params, found[path], rank, seen.get(path)))})
-    return rows
+def _targets(config: Config) -> list[Target]:
+    """Refuse what can be refused before anything is read."""
+    if not config.method:
+        raise InputError("--method: name svd, activation or both")
+    if config.steps < 0:
+        raise InputError(f"--steps {config.steps}: 0 trains nothing, more recovers")
+    if config.limit < 1 or config.rounds < 1 or config.seconds < 0.025:
+        given = f"--limit {config.limit}, --rounds {config.rounds}, --seconds {config.seconds:g}"
+        raise InputError(f"{given}: give 1 utterance, 1 round and 0.025 s or more")
+    return parse(config.rank, config.energy, config.budget)
 
 
-def time_side_by_side(models: Mapping[str, tuple[Arch, Params]], config: Config) -> dict[str, Timing]:
-    """Time each distinct shape once, all in turns; models of one shape share a timing."""
-    load, distinct = Load(config.seconds), {arch: (name, params) for name, (arch, params) in models.items()}
-    programs = {
-        arch: compile_forward(arch, params, load, dtype=jnp.dtype(config.dtype))
-        for arch, (_, params) in follow(distinct.items(), "compiling", total=len(distinct))
-    }
-    with progress("timing side by side", config.rounds + 2) as tick:
-        timings = race({distinct[a][0]: p for a, p in programs.items()}, rounds=config.rounds, tick=tick)
-    return {name: timings[distinct[arch][0]] for name, (arch, _) in models.items()}
+def _labelled(config: Config, model: Model) -> Data:
+    """Open the speech to recover on, and refuse it where it makes no batches."""
+    data = speech_with_targets(
+        model,
+        corpus=config.corpus,
+        labels=config.labels,
+        valid=config.valid,
+        out=config.out.parent,  # the runs of one place prepare the same speech once
+        held_out=config.held_out,
+    )
+    check_batches(data, config.training())
+    held_out(data, config.training())
+    return data
 
 
-def _choose(arch: Arch, where: str) -> tuple[Matrix, ...]:
-    paths = match_paths(where, matrices(arch))
-    return tuple(matrix for matrix in matrices(arch) if matrix.path in paths)
+def _begin(config: Config, bench: Bench, dense: Subject, speech: Speech, variant: Variant, known: Known) -> Begun:
+    """Factorise, and compare with the dense model."""
+    subject = build(dense, variant, known)
+    far = apart(bench.model, dense, subject, speech, dtype=config.dtype, what=variant.name)
+    heard = None if bench.data is None else bench.hear(subject)
+    return Begun(variant.name, variant.target.value, subject, {"method": variant.method, **far}, heard)
 
 
-def _plan(targets: Sequence[Target], method: Method, arch: Arch, found: Mapping[str, Decomposition]) -> list[Variant]:
-    return [Variant(f"{target}, {method}", method, ranks_for(target, arch, found)) for target in targets]
+def _recover(job: Job, bench: Bench, begun: Sequence[Begun]) -> None:
+    """Train the dense model on, as a control, then each factorised one as long; measure these."""
+    steps = job.training.steps
+    if job.config.control:
+        train_control(job, bench, (steps,))
+    for each in begun:
+        console.print(f"training on: {each.name}", markup=False)
+        subject = trained(job, bench.out / "recovery" / each.name, each.subject, None, steps)
+        told = {**each.told, **each.quality, **_above(each, bench.controls.get(steps))}
+        bench.point(each.name, subject, level=each.level, step=steps, told=told)
 
 
-def _build(model: Model, variant: Variant, found: Mapping[str, Decomposition]) -> tuple[Arch, Params]:
-    params = model.params
-    for path, rank in variant.ranks.items():
-        if rank is not None:
-            params = factorise(params, found[path], rank)
-    return describe(model.arch, params), params
+def _above(each: Begun, control: HeldOut | None) -> dict[str, float]:
+    """Compare a model that has not been trained yet with the control, paired by utterance, where there is one."""
+    if control is None or each.heard is None:
+        return {}
+    found = each.heard.above(control)
+    return {f"difference_before{end}": found[f"loss_difference{end}"] for end in ("", "_low", "_high")}
 
 
-def _recover(
-    config: Config, model: Model, built: Mapping[str, tuple[Arch, Params]]
-) -> tuple[dict[str, tuple[Arch, Params]], dict[str, dict[str, float]]]:
-    """Train each factorised model on; return them, and the quality of all before and after.
-
-    The dense model is trained as long, as a control: it has not heard this speech either.
-    """
-    with tempfile.TemporaryDirectory(dir=config.out) as runs:
-        recovery = open_recovery(
-            model,
-            corpus=config.corpus,
-            labels=config.labels,
-            steps=config.steps,
-            batch=config.batch,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-            out=Path(runs),
-        )
-        recovered, quality = {}, {}
-        for name, (arch, params) in {"dense": (model.arch, model.params), **built}.items():
-            before = recovery.quality(arch, params)
-            console.print(f"training on: {name}", markup=False)
-            recovered[name] = arch, recovery(name, arch, params)
-            after = recovery.quality(*recovered[name])
-            quality[name] = {"loss_before": before["valid_loss"], "accuracy_before": before["masked_accuracy"], **after}
-        del recovered["dense"]
-    return recovered, quality
+def _schedule(config: Config) -> Schedule:
+    return Schedule(Calendar((), config.steps), ())
 
 
-def _row(
-    name: str,
-    method: str,
-    model: Model,
-    built: tuple[Arch, Params],
-    timings: Mapping[str, Timing],
-    config: Config,
-    speech: Speech,
-) -> dict[str, Any]:
-    arch, params = built
-    ratio = speedup(timings["dense"], timings[name])
-    with progress(f"error of {name}", len(speech.held_out)) as tick:
-        far = distance(
-            (model.arch, model.params),
-            built,
-            speech.held_out,
-            stats=model.stats,
-            dtype=jnp.dtype(config.dtype),
-            tick=tick,
-        )
-    parts = cost.macs_per_second(arch)
-    return {
-        "name": name,
-        "method": method,
-        "parameters": cost.parameters(arch),
-        "nonzero": cost.nonzero(params),
-        "macs_g_per_s": parts.total / 1e9,
-        "real_time_factor": timings[name].real_time_factor,
-        "median_s": timings[name].median,
-        "p90_s": timings[name].p90,
-        "speedup": ratio.median,
-        "speedup_low": ratio.low,
-        "speedup_high": ratio.high,
-        "output_error": far.relative[-1],
-        "output_cosine": far.cosine[-1],
-        "layer_errors": far.relative,
-        "layer_cosines": far.cosine,
-        "macs_by_part": dataclasses.asdict(parts),
-    }
+def _report(config: Config, bench: Bench, speech: Speech, maps: Sequence[Row]) -> None:
+    rows = bench.rows()
+    layers = [
+        {"name": row["name"], "layer": number, "relative_error": error, "cosine": cosine}
+        for row in rows
+        for number, (error, cosine) in enumerate(zip(row["layer_errors"], row["layer_cosines"], strict=True))
+    ]
+    files.write_csv(config.out / "layers.csv", layers)
+    report(bench, speech.notes, {"maps": maps})
+    if config.maps:
+        tables.show("every map", maps, MAP_COLUMNS)
+        tables.show("relative error by layer (0: input of the first)", *_by_layer(rows, "layer_errors"))
+        tables.show("cosine by layer", *_by_layer(rows, "layer_cosines"))
+    else:
+        console.print("every map: maps.csv, every layer: layers.csv; --maps prints both", markup=False)
 
 
 def _by_layer(rows: Sequence[Row], key: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Turn per-layer lists into table rows, and the columns to show them by."""
     flat = [{"name": row["name"], **{str(i): x for i, x in enumerate(row[key])}} for row in rows[1:]]
-    return flat, {"name": "model", **{f"{i}:.3f": str(i) for i in range(len(rows[0][key]))}}
-
-
-def _save(config: Config, name: str, model: Model, built: tuple[Arch, Params]) -> int:
-    """Save a variant under the run, or the dense model just to weigh it; return its bytes on disk."""
-    if name == "dense":
-        with tempfile.TemporaryDirectory(dir=config.out) as temporary:
-            checkpoint.save(Path(temporary) / "dense", *built)
-            return checkpoint.size_on_disk(Path(temporary) / "dense")
-    folder = config.out / "models" / name.replace(", ", "-").replace(" ", "-")
-    origin = {"made_from": model.name, "by": name, "where": config.where, "command": shlex.join(sys.argv)}
-    origin |= {"targets": model.targets} if model.targets else {}
-    extra = {} if model.stats is None else {"stats.npy": stats_bytes(model.stats)}
-    checkpoint.save(folder, *built, provenance=origin, extra=extra, overwrite=True)
-    return checkpoint.size_on_disk(folder)
-
-
-def _write(config: Config, model: Model, notes: Sequence[str], maps: Sequence[Row], rows: Sequence[Row]) -> None:
-    out = config.out
-    files.write_csv(out / "maps.csv", maps)
-    files.write_csv(out / "tradeoff.csv", rows)
-    caption = notes[0] if not model.trained else f"{config.dtype}, {config.seconds:g} s × 1"
-    runs: dict[str, list[Row]] = {
-        method: [rows[0], *(row for row in rows[1:] if row["method"] == method)] for method in config.method
-    }
-    quality = [key for key in ("valid_loss", "output_error") if key in rows[-1]]
-    title = f"Low rank: {model.name}"
-    pictures.draw_curves(out / "tradeoff.png", runs, quality=quality, before=True, title=title, caption=caption)
-    values = {"notes": notes, "model": model.name, "machine": machine(jnp.dtype(config.dtype))}
-    files.write_json(out / "report.json", {**values, "models": rows, "maps": maps})
-    console.print(f"wrote {out}: report.json, tradeoff.csv, maps.csv, tradeoff.png, models/", markup=False)
+    return flat, {"name": "point", **{f"{i}:.3f": str(i) for i in range(len(rows[0][key]))}}
 
 
 if __name__ == "__main__":

@@ -305,7 +305,7 @@ def differences(curves: Sequence[Curve]) -> list[str]:
     steps = dict.fromkeys(f"{last:g}" for c in curves if (last := number(c.rows[-1], "step", "steps")) is not None)
     if len(steps) > 1:
         notes.append(f"the runs' last points were trained for different numbers of updates: {', '.join(steps)}")
-    folders = [curve.label for curve in curves if curve.technique == "lowrank"]
+    folders = [c.label for c in curves if c.technique == "lowrank" and number(c.rows[0], "step") is None]  # of before
     if 0 < len(folders) < len(curves):
         notes.append(f"bytes of {' and '.join(folders)} are of the model's folder, else of the smallest encoding")
     return notes

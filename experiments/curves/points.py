@@ -96,7 +96,7 @@ class Bench:
     Attributes:
         out: the run's folder.
         model: before pruning.
-        data: labelled speech.
+        data: labelled speech; None: no point is asked what it predicts.
         training: settings of the batches that evaluate.
         load: what is timed.
         dtype: of the computation.
@@ -107,11 +107,12 @@ class Bench:
         fast: puts a point into the form that is timed.
         controls: what the dense model trained as long made of each held-out utterance, by update.
         programs: compiled forward passes by shape.
+        draw: makes curve.png, called as `pictures.draw_curve`, which None stands for.
     """
 
     out: Path
     model: Model
-    data: Data
+    data: Data | None
     training: Training
     load: Load
     dtype: Any
@@ -122,6 +123,7 @@ class Bench:
     fast: Callable[[Subject], Fast] = lambda subject: Fast(subject.arch, subject.seen)
     controls: dict[int, HeldOut] = field(default_factory=dict)
     programs: dict[Arch, Program] = field(default_factory=dict)
+    draw: Callable[..., None] | None = None
 
     def quality(self, subject: Subject) -> dict[str, float]:
         """Return `valid_loss` (nats, masked frames) and `masked_accuracy` on held-out speech, with intervals."""
@@ -129,6 +131,7 @@ class Bench:
 
     def hear(self, subject: Subject) -> HeldOut:
         """Return what a model makes of each held-out utterance."""
+        assert self.data is not None  # whoever asks has labels
         return hear(subject.arch, subject.seen, self.data, self.training)
 
     def rows(self) -> list[Row]:
@@ -157,10 +160,8 @@ class Bench:
         if self.has(name):
             return
         console.print(f"measuring {name}", markup=False)
-        heard = self.hear(subject)
-        files.write_arrays(self._heard(name), vars(heard))
-        row = {"name": name, "level": level, "step": step, **_sizes(subject), **heard.summary(), **told}
-        row |= self._beside_dense(heard, step)
+        row = {"name": name, "level": level, "step": step, **sizes(subject)}
+        row |= {**self._predicted(name, subject, step), **told}
         fast = self.fast(subject)
         row |= self._time(name, fast)
         row |= {"packed_maps": sum(bool(found["packed"]) for found in fast.rows), "packed_error": fast.error}
@@ -180,6 +181,14 @@ class Bench:
     def _heard(self, name: str) -> Path:
         return self.out / "held-out" / f"{name}.npz"
 
+    def _predicted(self, name: str, subject: Subject, step: int) -> Row:
+        """Keep what a model makes of each held-out utterance, and return its quality, where there are labels."""
+        if self.data is None:
+            return {}
+        heard = self.hear(subject)
+        files.write_arrays(self._heard(name), vars(heard))
+        return {**heard.summary(), **self._beside_dense(heard, step)}
+
     def _beside_dense(self, heard: HeldOut, step: int) -> Row:
         """Compare with the dense model trained as long, where that is known; before any update that is the dense one.
 
@@ -196,7 +205,7 @@ class Bench:
         dense = self.model.arch, self.model.params
         programs = {"dense": self.program(*dense), "bare": self.program(*_bare(*dense))}
         if name != "dense":
-            programs["point"] = compile_forward(fast.arch, fast.params, self.load, dtype=self.dtype)
+            programs["point"] = self._own_program(fast)
         with progress("timing side by side", self.rounds + 2) as tick:
             timings = race(programs, rounds=self.rounds, tick=tick)
         timings.setdefault("point", timings["dense"])
@@ -212,8 +221,17 @@ class Bench:
             **{f"{each}_ms": timing.median * 1e3 for each, timing in timings.items()},
         }
 
+    def _own_program(self, fast: Fast) -> Program:
+        """Compile a point, unless the one before had its shape, as maps of one rank have, however they were found."""
+        beside = (self.model.arch, _bare_arch(self.model.arch))
+        if fast.arch in beside:  # the dense shape with other weights: zeros, or fewer bits
+            return compile_forward(fast.arch, fast.params, self.load, dtype=self.dtype)
+        for arch in [arch for arch in self.programs if arch not in (*beside, fast.arch)]:
+            del self.programs[arch]
+        return self.program(fast.arch, fast.params)
+
     def program(self, arch: Arch, params: Params) -> Program:
-        """Compile what every point is timed beside once."""
+        """Compile a shape once, as what every point is timed beside."""
         if arch not in self.programs:
             self.programs[arch] = compile_forward(arch, params, self.load, dtype=self.dtype)
         return self.programs[arch]
@@ -239,7 +257,8 @@ class Bench:
         rows = [*self.rows(), row]
         files.write_json(self.out / "points.json", rows)
         files.write_csv(self.out / "curve.csv", rows)
-        pictures.draw_curve(self.out / "curve.png", rows, level=self.technique, title=self.title, caption=self.caption)
+        draw = self.draw or pictures.draw_curve
+        draw(self.out / "curve.png", rows, level=self.technique, title=self.title, caption=self.caption)
         show(rows[-1:] if len(rows) > 1 else rows, self.title)
 
     @property
@@ -264,12 +283,15 @@ QUALITY = {
     "valid_loss_low:.3f": "from",
     "valid_loss_high:.3f": "to",
     "control_loss:.3f": "dense, as long",
+    "accuracy_before:.1%": "masked accuracy before training",
     "masked_accuracy:.1%": "masked accuracy",
     "control_accuracy:.1%": "dense, as long",
     "phone_accuracy:.3f": "phones",
     "phone_low:.3f": "from",
     "phone_high:.3f": "to",
     "speaker_accuracy:.3f": "speakers",
+    "output_error:.4f": "output error",
+    "output_cosine:.4f": "cosine",
 }
 COSTS = {
     "name": "point",
@@ -318,7 +340,8 @@ def where_the_rest_went(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _sizes(subject: Subject) -> Row:
+def sizes(subject: Subject) -> Row:
+    """Return the columns of a point that its shapes and zeros tell."""
     parts = cost.macs_per_second(subject.arch)
     return {
         "parameters": cost.parameters(subject.arch),

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -183,22 +184,25 @@ def draw(
 
     `ends` are the updates that the points are trained with, rising; the other arguments are as `prune`'s.
     """
-    bench = _bench(job, out, technique, label, fast)
+    bench = open_bench(job.config, job.model, job.data, job.training, out=out, technique=technique, label=label)
+    bench = replace(bench, fast=fast or bench.fast)
     if any(ends):
         check_batches(job.data, job.training)
     own(out, job.config, free=())
     bench.point("dense", job.subject, level=now, step=0, told={})
     if job.config.control and any(ends):
-        _control(job, bench, ends)
+        train_control(job, bench, ends)
     points(bench)
     conclude(job, bench, notes)
 
 
-def _bench(job: Job, out: Path, technique: str, label: str, fast: Callable[[Subject], Fast] | None) -> Bench:
-    config, dtype = job.config, jnp.dtype(job.config.dtype)
-    probes = open_probes(log_mel(job.model.arch), speakers=config.speakers) if config.probes else None
-    bench = Bench(out, job.model, job.data, job.training, Load(config.seconds), dtype, config.rounds, probes, technique)
-    return replace(bench, label=label, fast=fast or bench.fast)
+def open_bench(
+    config: Curve, model: Model, data: Data | None, training: Training, *, out: Path, technique: str, label: str
+) -> Bench:
+    """Get ready to measure points as the settings say; the arguments are as `Bench` has them."""
+    probes = open_probes(log_mel(model.arch), speakers=config.speakers) if config.probes else None
+    load, dtype = Load(config.seconds), jnp.dtype(config.dtype)
+    return Bench(out, model, data, training, load, dtype, config.rounds, probes, technique, label)
 
 
 def _telling(act: Act, bench: Bench) -> Act:
@@ -211,7 +215,7 @@ def _telling(act: Act, bench: Bench) -> Act:
     return acting
 
 
-def _control(job: Job, bench: Bench, ends: Sequence[int]) -> None:
+def train_control(job: Job, bench: Bench, ends: Sequence[int]) -> None:
     """Train the dense model as long as every point was, and remember what it made of each held-out utterance by then.
 
     Runs of one place with the same model, speech, settings and updates share it. control-*/quality.json sums it up.
@@ -275,17 +279,29 @@ def trained(job: Job, folder: Path, subject: Subject, lesson: Lesson | None, ste
 
 
 def conclude(job: Job, bench: Bench, notes: Sequence[str] = ()) -> None:
-    """Show all points of a finished curve, say which gained less time than promised, and write report.json."""
+    """Report a finished curve, with what its speech has to tell."""
+    report(bench, [*job.speech.notes, *notes])
+
+
+def report(bench: Bench, notes: Sequence[str], more: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Show all points of a finished curve, say which gained less time than promised, and write report.json.
+
+    Args:
+        bench: that measured them.
+        notes: lines a reader should see, besides the model's.
+        more: further values of report.json.
+    """
     rows, out = bench.rows(), bench.out
     show(rows, bench.title)
     lines = where_the_rest_went([row for row in rows if row["name"] != "dense"])
     for line in lines:
         console.print(line, markup=False)
-    values: dict[str, Any] = {"technique": bench.technique, "label": bench.label, "model": job.model.name}
+    values: dict[str, Any] = {"technique": bench.technique, "label": bench.label, "model": bench.model.name}
     values |= {
         "machine": machine(bench.dtype),
-        "notes": [*job.model.notes, *job.speech.notes, *notes, *lines],
+        "notes": [*bench.model.notes, *notes, *lines],
         "points": rows,
+        **more,
     }
     files.write_json(out / "report.json", values)
     console.print(f"wrote {out}: report.json, curve.csv, curve.png, models/", markup=False)

@@ -1,41 +1,14 @@
-"""Training after compression: the speech it needs, and quality before and after."""
+"""Speech with the labels that a model was trained on, and a model's quality on it."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.errors import InputError
 from jaxssl.inference.source import Model
-from jaxssl.models.arch import Arch
-from jaxssl.models.model import Params
-from jaxssl.training.corpus import Data, evaluate, hear, load_data, predicted
-from jaxssl.training.fit import fit
+from jaxssl.training.corpus import Data, evaluate, load_data, predicted
 from jaxssl.training.preparation import Preparation, prepare
 from jaxssl.training.settings import Training
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """Labelled speech, and how to train on it.
-
-    Attributes:
-        data: to train and to validate on.
-        training: settings.
-        folder: of the runs, one each model.
-    """
-
-    data: Data
-    training: Training
-    folder: Path
-
-    def quality(self, arch: Arch, params: Params) -> dict[str, float]:
-        """Return `valid_loss` (nats) and `masked_accuracy` on held-out speech, with their intervals."""
-        return hear(arch, params, self.data, self.training).summary()
-
-    def __call__(self, name: str, arch: Arch, params: Params) -> Params:
-        """Train a compressed model on, and return its new parameters."""
-        return fit(self.folder / name, arch, params, self.data, self.training).params
 
 
 def own_quality(model: Model, audio: Path | None, *, out: Path) -> dict[str, float]:
@@ -54,40 +27,6 @@ def own_quality(model: Model, audio: Path | None, *, out: Path) -> dict[str, flo
     data = load_data(out, model.arch.front, labels="own", valid=out, stats=model.stats)
     found = evaluate(model.arch, model.params, data, Training())
     return {"loss": found["masked_loss"], "masked_accuracy": found["masked_accuracy"], "entropy": data.entropy}
-
-
-def open_recovery(
-    model: Model,
-    *,
-    corpus: Path | None,
-    labels: str | None,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    seed: int,
-    out: Path,
-) -> Recovery:
-    """Find speech with the labels that the model was trained on.
-
-    Args:
-        model: before it is compressed.
-        corpus: folder of `experiments.prepare`; None: the embedded corpus, with the model's own targets.
-        labels: name of the labels in it; None: the only ones.
-        steps: updates.
-        batch: utterances of a batch.
-        learning_rate: the highest one.
-        seed: of order, crops, masks and dropout.
-        out: folder for the prepared corpus and the runs.
-
-    Raises:
-        InputError: the model cannot label speech itself and no corpus is named, or the labels do not fit its output.
-    """
-    data = speech_with_targets(model, corpus=corpus, labels=labels, out=out)
-    training = Training(
-        steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, valid_every=steps, save_every=steps
-    )
-    training = replace(training, log_every=max(steps // 5, 1), buckets=1)  # a short run: one program to compile
-    return Recovery(data, training, out / "recovery")
 
 
 def speech_with_targets(

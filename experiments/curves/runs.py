@@ -1,7 +1,8 @@
 """Finished and growing runs of compression, read back as curves of points, whichever experiment wrote them.
 
-report.json with `points`   of weights, heads, rows and whatever writes the same form: one curve
-report.json with `models`   of lowrank: a curve for each method
+report.json with `points`   of weights, heads, rows and whatever writes the same form: one curve; of lowrank, whose
+                            points have a `method`, a curve for each
+report.json with `models`   of lowrank as it was before it wrote points: a curve for each method
 curve.csv                   of a run that still goes on
 """
 
@@ -145,13 +146,18 @@ def _read_report(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]
     """Return what a finished run's report says, and its points by label; "" where the report itself has the label."""
     told = json.loads((folder / "report.json").read_text())
     if told.get("models"):
-        return {"technique": "lowrank", **told}, _by_method(told["models"])
-    return told, {"": [row for row in told.get("points") or () if "name" in row]}
+        return {"technique": "lowrank", **told}, _parts(told["models"])
+    return told, _parts(told.get("points") or ())
+
+
+def _parts(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the points as one curve, or one for each method."""
+    rows = [row for row in rows if "name" in row]
+    return _by_method(rows) if any(row.get("method") for row in rows) else {"": rows}
 
 
 def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Split factorised models into a curve for each method, the dense model first and the smallest last."""
-    rows = [row for row in rows if "name" in row]
     dense = [row for row in rows if row["method"] == "dense"]
     if dense and number(dense[0], "loss_before") is not None:  # it was trained as long as all others
         rows = [{**row, **{name: dense[0].get(key) for key, name in CONTROL.items()}} for row in rows]
@@ -171,7 +177,8 @@ def _read_table(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]:
         table = [row for row in csv.DictReader(file) if row.get("name")]
     rows: list[Row] = [{**{key: _plain(value) for key, value in row.items()}, "name": row["name"]} for row in table]
     kinds = [row["name"].split("-")[0] for row in rows if row["name"] not in ("dense", "control")]
-    return {"technique": kinds[0] if kinds else None, "label": folder.name}, {"": rows}
+    kinds = ["lowrank"] if any(row.get("method") for row in rows) else kinds
+    return {"technique": kinds[0] if kinds else None, "label": folder.name}, _parts(rows)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a low-rank experiment aims at: a rank, a share of energy, or a budget, and the ranks that follow."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,7 @@ import numpy as np
 
 from compress.address import Matrix
 from compress.errors import InputError
-from compress.lowrank import Decomposition, allocate, check_rank, rank_for_energy
+from compress.lowrank import Decomposition, allocate, check_budget, check_rank, rank_for_energy
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 
@@ -28,10 +29,10 @@ class Target:
 
 
 def parse(rank: Sequence[int], energy: Sequence[float], budget: Sequence[str]) -> list[Target]:
-    """Read what is asked for off the command line; rank 128 when nothing is.
+    """Read what is asked for off the command line, each once; rank 128 when nothing is.
 
     Raises:
-        InputError: a budget is not written as params=N or macs=N.
+        InputError: a budget is not written as params=N or macs=N, or two would have one name.
     """
     targets = [Target("rank", r) for r in rank] + [Target("energy", e) for e in energy]
     for text in budget:
@@ -42,17 +43,32 @@ def parse(rank: Sequence[int], energy: Sequence[float], budget: Sequence[str]) -
             targets.append(Target("params" if kind == "params" else "macs", float(value)))
         except ValueError:
             raise InputError(f"--budget {text}: write params=40e6 or macs=3e9 (per second of speech)") from None
-    return targets or [Target("rank", 128)]
+    targets = list(dict.fromkeys(targets)) or [Target("rank", 128)]
+    if twice := [str(t) for t, count in Counter(map(str, targets)).items() if count > 1]:
+        raise InputError(f"{twice[0]}: two targets are that to six digits, and models go by it; give one of them")
+    return targets
 
 
-def check(targets: Sequence[Target], chosen: Sequence[Matrix]) -> None:
-    """Refuse impossible ranks and energies before any work is done."""
+def check(targets: Sequence[Target], arch: Arch, chosen: Sequence[Matrix]) -> None:
+    """Refuse ranks, energies and budgets that cannot be before any work is done.
+
+    Args:
+        targets: what is asked for.
+        arch: the model's, as it is.
+        chosen: the maps to factorise.
+
+    Raises:
+        InputError: a rank that a map cannot have, a share that is none, a budget below what stays or below rank 1.
+    """
     for target in targets:
-        if target.kind == "rank":
-            for matrix in chosen:
-                check_rank(matrix, int(target.value))
-        if target.kind == "energy":
-            rank_for_energy(np.ones(1), target.value)
+        match target.kind:
+            case "rank":
+                for matrix in chosen:
+                    check_rank(matrix, int(target.value))
+            case "energy":
+                rank_for_energy(np.ones(1), target.value)
+            case "params" | "macs":
+                check_budget(chosen, _entries(target, arch, chosen))
 
 
 def ranks_for(target: Target, arch: Arch, found: Mapping[str, Decomposition]) -> Ranks:
@@ -72,13 +88,13 @@ def ranks_for(target: Target, arch: Arch, found: Mapping[str, Decomposition]) ->
         case "energy":
             wanted = {path: rank_for_energy(d.spectrum, target.value) for path, d in found.items()}
         case "params" | "macs":
-            return allocate(list(found.values()), _entries(target, arch, found))
+            return allocate(list(found.values()), _entries(target, arch, [d.matrix for d in found.values()]))
     return {path: rank if found[path].matrix.pays(rank) else None for path, rank in wanted.items()}
 
 
-def _entries(target: Target, arch: Arch, found: Mapping[str, Decomposition]) -> float:
+def _entries(target: Target, arch: Arch, chosen: Sequence[Matrix]) -> float:
     """Turn a budget for the whole model into entries to spend on the chosen maps."""
-    mine = sum(d.matrix.size for d in found.values())
+    mine = sum(matrix.size for matrix in chosen)
     if target.kind == "params":
         rest, unit = cost.parameters(arch) - mine, 1.0
     else:

@@ -1,0 +1,142 @@
+"""Ways to factorise a model, a target and a method each: what they do to every map, and how far from dense they are."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from compress.address import Matrix, flatten
+from compress.errors import InputError
+from compress.lowrank import PLAIN, Decomposition, decompose_maps, factorise_maps, fit
+from compress.plan import match_paths
+from experiments.curves.points import Subject
+from experiments.curves.targets import Ranks, Target, ranks_for
+from jaxssl.analysis.calibration import distance, moments
+from jaxssl.inference.source import Model, Speech
+from jaxssl.models import cost
+from jaxssl.models.arch import Arch
+from jaxssl.models.describe import describe
+from jaxssl.models.model import Params
+from jaxssl.models.sites import matrices
+from jaxssl.runtime.cli import follow, progress
+
+Method = Literal["svd", "activation"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to factorise the model.
+
+    Attributes:
+        target: what it aims at.
+        method: svd, the least error of the weights; activation, the least error of the outputs on speech.
+        ranks: of each map; None where it stays as it is.
+    """
+
+    target: Target
+    method: Method
+    ranks: Ranks
+
+    @property
+    def name(self) -> str:
+        """Of the point and of its model's folder, as `rank-64-activation`."""
+        return f"{self.target}-{self.method}".replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a model's maps.
+
+    Attributes:
+        seen: second moments of the inputs of the chosen maps, by path.
+        found: decompositions by method and path.
+    """
+
+    seen: Mapping[str, np.ndarray]
+    found: Mapping[Method, Mapping[str, Decomposition]]
+
+
+def choose(arch: Arch, where: str) -> tuple[Matrix, ...]:
+    """Return the maps that a glob names; those without inputs or outputs are no maps to factorise.
+
+    Raises:
+        InputError: it names none.
+    """
+    paths = match_paths(where, matrices(arch))
+    chosen = tuple(matrix for matrix in matrices(arch) if matrix.path in paths and matrix.max_rank)
+    if not chosen:
+        raise InputError(f"--where {where}: all {len(paths)} maps are empty; name some that have heads or units left")
+    return chosen
+
+
+def analyse(
+    model: Model, subject: Subject, chosen: Sequence[Matrix], speech: Speech, methods: Sequence[Method]
+) -> Known:
+    """Listen to the calibration speech, then decompose every chosen map once per method."""
+    params = subject.seen
+    with progress("listening", len(speech.calibration)) as tick:
+        heard = moments(subject.arch, params, speech.calibration, stats=model.stats, tick=tick)
+    seen, found = {matrix.path: heard[matrix.path] for matrix in chosen}, dict[Method, dict[str, Decomposition]]()
+    for method in methods:
+        bar = follow(chosen, f"decomposing ({method})", total=len(chosen))
+        found[method] = decompose_maps(params, bar, seen if method == "activation" else PLAIN)
+    return Known(seen, found)
+
+
+def variants_of(targets: Sequence[Target], methods: Sequence[Method], arch: Arch, known: Known) -> list[Variant]:
+    """List every target with every method; those of one target follow each other, for they may have one shape."""
+    return [Variant(t, method, ranks_for(t, arch, known.found[method])) for t in targets for method in methods]
+
+
+def build(subject: Subject, variant: Variant, known: Known) -> Subject:
+    """Factorise the model; masks of maps that are stored otherwise now are gone."""
+    params = factorise_maps(subject.seen, known.found[variant.method], variant.ranks)
+    left = flatten(params)
+    masks = {path: mask for path, mask in subject.masks.items() if path in left and mask.shape == left[path].shape}
+    return Subject(describe(subject.arch, params), params, masks)
+
+
+def map_rows(params: Params, variant: Variant, known: Known) -> list[dict[str, Any]]:
+    """Describe what a variant does to each map, one row each; a map that would grow is left as it is."""
+    rows = []
+    for path, rank in variant.ranks.items():
+        found = known.found[variant.method][path]
+        row = {"variant": variant.name, "path": path, "shape": f"{found.matrix.fan_in} × {found.matrix.fan_out}"}
+        if rank is None:
+            rows.append({**row, "rank": found.matrix.rank or "dense", "energy": 1.0, "error": 0.0, "speech_error": 0.0})
+        else:
+            rows.append({**row, "rank": rank, **vars(fit(params, found, rank, known.seen[path]))})
+    return rows
+
+
+def itself(arch: Arch) -> dict[str, Any]:
+    """Return the columns of the dense model, which is no distance from itself."""
+    depth = len(arch.layers) + 1
+    far = {"output_error": 0.0, "output_cosine": 1.0, "layer_errors": [0.0] * depth, "layer_cosines": [1.0] * depth}
+    return {"method": "dense", **far, "macs_by_part": _macs(arch)}
+
+
+def apart(model: Model, dense: Subject, other: Subject, speech: Speech, *, dtype: str, what: str) -> dict[str, Any]:
+    """Return the columns that say how far a variant is from the dense model on held-out speech, layer by layer.
+
+    Args:
+        model: of which both are.
+        dense: the reference.
+        other: factorised, before any training.
+        speech: that both hear.
+        dtype: of the computation.
+        what: the variant's name, for the progress bar.
+    """
+    pair = (dense.arch, dense.seen), (other.arch, other.seen)
+    with progress(f"error of {what}", len(speech.held_out)) as tick:
+        far = distance(*pair, speech.held_out, stats=model.stats, dtype=jnp.dtype(dtype), tick=tick)
+    layers = {"layer_errors": list(far.relative), "layer_cosines": list(far.cosine)}
+    last = {"output_error": far.relative[-1], "output_cosine": far.cosine[-1]}
+    return {**last, **layers, "macs_by_part": _macs(other.arch)}
+
+
+def _macs(arch: Arch) -> dict[str, float]:
+    return dataclasses.asdict(cost.macs_per_second(arch))
