@@ -2,7 +2,8 @@
 
     python -m benchmarks.updates scan '{"front": …}' 15 4 float32
 
-The model is its arch as JSON. Says `ready`, then for every line it is given, as JSON: seconds of an update and bytes held at most so far.
+The model is its arch as JSON. Says `ready`, then for every line it is given, as JSON: seconds of an update and bytes
+held at most so far.
 """
 
 import json
