@@ -12,7 +12,7 @@ from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.describe import describe
-from jaxssl.models.model import _skeleton, shapes
+from jaxssl.models.model import _skeleton, apply, init, shapes
 from tests.archs import ARCHS, forward, noise, weights
 
 
@@ -51,7 +51,7 @@ def test_other_devices_keep_the_kernel(key, monkeypatch):
 @pytest.mark.parametrize("name", ["base", "mel", "uneven"])
 def test_in_bfloat16_weights_are_rounded_once_and_norms_are_not(key, name):
     arch = ARCHS[name]
-    params, x = weights(arch), noise(arch, key)
+    params, x = init(arch, key), noise(arch, key)
     ready, arrays = prepared(arch, params, dtype=jnp.bfloat16)
     layer = arrays["layers"]["0"]
     assert layer["attention"]["v"]["kernel"].dtype == jnp.bfloat16
@@ -68,7 +68,7 @@ def test_in_bfloat16_weights_are_rounded_once_and_norms_are_not(key, name):
 def test_graphics_cards_take_the_kernel_as_bands(key, monkeypatch, dtype):
     arch = ARCHS["mel"]
     params, x = weights(arch), noise(arch, key)
-    plain = forward(arch, params, x).last
+    plain = apply(arch, params, x).last
     for name in ("positions", "prepared_positions"):
         monkeypatch.setattr(choice, name, lambda *_: "banded")
     forget()
@@ -76,7 +76,7 @@ def test_graphics_cards_take_the_kernel_as_bands(key, monkeypatch, dtype):
         ready, arrays = prepared(arch, params, dtype=dtype)
         assert arrays["position"]["filters"].dtype == dtype
         atol = {"float32": 2e-5, "bfloat16": 0.05}[dtype]
-        for found in (forward(arch, params, x, dtype=dtype).last, forward(ready, arrays, x, dtype=dtype).last):
+        for found in (apply(arch, params, x, dtype=dtype).last, apply(ready, arrays, x, dtype=dtype).last):
             np.testing.assert_allclose(found.astype(jnp.float32), plain, atol=atol)
     finally:
         forget()

@@ -23,7 +23,7 @@ from jaxssl.models.model import apply, apply_gated, init, map_inputs, predict, s
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import start
-from tests.archs import ARCHS, BASE, MEL, beside_noise, forward, noise, transformer_layer, weights
+from tests.archs import ARCHS, BASE, MEL, beside_noise, noise, transformer_layer
 from tools import export
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
@@ -109,7 +109,7 @@ def test_a_frame_that_is_not_finite_stays_so_and_alone(bad):
 @every_arch
 def test_fresh_weights_are_quantised_fresh_weights(arch, key):
     wanted, params = int8(arch), init(int8(arch), key)
-    found = quantized(arch, weights(arch))
+    found = quantized(arch, init(arch, key))
     assert found[0] == wanted == describe(wanted, params)
     assert describe(replace(arch, layers=()), params) == wanted
     assert_same(params, found[1])
@@ -127,7 +127,7 @@ def test_fresh_weights_are_quantised_fresh_weights(arch, key):
 def test_costs_count_scales_and_nothing_else(arch, key):
     wide = int8(arch)
     assert cost.macs_per_second(wide) == cost.macs_per_second(arch)
-    params = weights(wide)
+    params = init(wide, key)
     scales = sum(leaf.size for path, leaf in flatten(params).items() if path.endswith("_scale"))
     assert cost.parameters(wide) == cost.parameters(arch) + scales == sum(x.size for x in jax.tree.leaves(params))
     some = {path: jnp.ones_like(leaf) for path, leaf in flatten(params).items()}
@@ -136,9 +136,9 @@ def test_costs_count_scales_and_nothing_else(arch, key):
 
 @every_arch
 def test_the_whole_model_is_that_of_plain_numpy(arch, key, monkeypatch):
-    wide, params = quantized(arch, weights(arch))
+    wide, params = quantized(arch, init(arch, key))
     inputs = noise(arch, key)
-    found = forward(wide, params, inputs)
+    found = apply(wide, params, inputs)
     heard = []
 
     def instead(*given):
@@ -146,7 +146,7 @@ def test_the_whole_model_is_that_of_plain_numpy(arch, key, monkeypatch):
         return by_hand(*given)
 
     monkeypatch.setattr(layers, "int8_product", instead)
-    expected = forward(wide, params, inputs)
+    expected = apply(wide, params, inputs)
     ran = [m for m in matrices(wide) if m.int8 and m.max_rank]
     assert len(heard) == sum(1 if m.rank is None else 2 for m in ran)
     for one, two in zip((*found.hidden, found.last), (*expected.hidden, expected.last), strict=True):
@@ -155,9 +155,9 @@ def test_the_whole_model_is_that_of_plain_numpy(arch, key, monkeypatch):
 
 @every_arch
 def test_int8_stays_near_float(arch, key):
-    params, inputs = weights(arch), noise(arch, key)
+    params, inputs = init(arch, key), noise(arch, key)
     wide, whole = quantized(arch, params)
-    high, low = forward(arch, params, inputs).last, forward(wide, whole, inputs).last
+    high, low = apply(arch, params, inputs).last, apply(wide, whole, inputs).last
     far = float(jnp.linalg.norm(low - high) / jnp.linalg.norm(high))
     assert far < 0.05
     assert far > 0 or not any(layer.mixer.heads or layer.ffn.size for layer in arch.layers)
@@ -166,7 +166,7 @@ def test_int8_stays_near_float(arch, key):
 @pytest.mark.parametrize("arch", [MEL, ARCHS["wave-uneven"]], ids=["mel", "wave-uneven"])
 def test_padding_beside_an_utterance_changes_nothing(arch, key):
     arch = int8(arch)
-    alone, together, frames = beside_noise(arch, weights(arch), key)
+    alone, together, frames = beside_noise(arch, init(arch, key), key)
     # A sum in another order may round an input to the next step, which float32 alone would not show.
     np.testing.assert_allclose(together.last[0, :frames], alone.last[0], atol=2e-3)
 
@@ -174,30 +174,30 @@ def test_padding_beside_an_utterance_changes_nothing(arch, key):
 @pytest.mark.parametrize("stack", ["scan", "remat"])
 def test_layers_run_scanned_compiled_and_in_bfloat16(stack, key):
     arch = int8(MEL)
-    params, inputs = weights(arch), noise(arch, key)
-    plain = forward(arch, params, inputs).last
+    params, inputs = init(arch, key), noise(arch, key)
+    plain = apply(arch, params, inputs).last
     scanned = jax.jit(lambda p, x: apply(arch, p, x, stack=stack).last)(params, inputs)
     np.testing.assert_allclose(scanned, plain, atol=2e-3 * float(jnp.abs(plain).max()))
-    low = forward(arch, params, inputs, dtype=jnp.bfloat16, stack=stack).last
+    low = apply(arch, params, inputs, dtype=jnp.bfloat16, stack=stack).last
     assert low.dtype == jnp.bfloat16
     assert float(jnp.linalg.norm(low.astype(jnp.float32) - plain) / jnp.linalg.norm(plain)) < 0.05
 
 
 @every_arch
 def test_bfloat16_is_used_as_the_numbers_it_stands_for(arch, key):
-    params, inputs = weights(arch), noise(arch, key)
+    params, inputs = init(arch, key), noise(arch, key)
     low = bfloat16(params)
     assert describe(arch, low) == arch
-    np.testing.assert_array_equal(forward(arch, low, inputs).last, forward(arch, float32(low), inputs).last)
+    np.testing.assert_array_equal(apply(arch, low, inputs).last, apply(arch, float32(low), inputs).last)
     wide, whole = quantized(arch, params)
     np.testing.assert_array_equal(
-        forward(wide, bfloat16(whole), inputs).last, forward(wide, float32(bfloat16(whole)), inputs).last
+        apply(wide, bfloat16(whole), inputs).last, apply(wide, float32(bfloat16(whole)), inputs).last
     )
 
 
 @every_arch
 def test_back_in_float_it_is_what_was_simulated(arch, key):
-    params = weights(arch)
+    params = init(arch, key)
     expected = params
     for matrix in matrices(arch):
         expected = simulate(expected, matrix) if matrix.path.startswith("layers/") else expected
@@ -213,7 +213,7 @@ def test_back_in_float_it_is_what_was_simulated(arch, key):
 @pytest.mark.parametrize("form", ["int8", "bfloat16", "both"])
 @pytest.mark.parametrize("arch", [MEL, ARCHS["uneven"]], ids=["mel", "uneven"])
 def test_what_is_saved_is_what_is_loaded(arch, form, key, tmp_path):
-    params = weights(arch)
+    params = init(arch, key)
     if form != "bfloat16":
         arch, params = quantized(arch, params)
     if form != "int8":
@@ -225,7 +225,7 @@ def test_what_is_saved_is_what_is_loaded(arch, form, key, tmp_path):
     assert_same(unflatten(one), unflatten(two))
     inputs = noise(arch, key)
     # The arrays are the same to the bit; how they lie in memory may change the order of a sum.
-    np.testing.assert_allclose(forward(arch, params, inputs).last, forward(again, loaded, inputs).last, atol=1e-6)
+    np.testing.assert_allclose(apply(arch, params, inputs).last, apply(again, loaded, inputs).last, atol=1e-6)
 
 
 @pytest.mark.parametrize("base", [BASE, MEL], ids=["hubert", "melhubert"])
@@ -233,7 +233,7 @@ def test_int8_comes_after_everything_else(base, key):
     def sites(params):
         return Sites(axes(describe(base, params)), matrices(describe(base, params)))
 
-    params = run((LowRank("layers/*/ffn/*", 4), Heads(2), Rows(16), Weights(0.5)), weights(base), sites=sites)
+    params = run((LowRank("layers/*/ffn/*", 4), Heads(2), Rows(16), Weights(0.5)), init(base, key), sites=sites)
     arch = describe(base, params)
     wide, whole = quantized(arch, params)
     assert wide == int8(arch)
@@ -241,13 +241,13 @@ def test_int8_comes_after_everything_else(base, key):
         zero = np.asarray(leaf) == 0
         assert not np.asarray(get(whole, path))[zero].any(), f"{path}: what was pruned stays zero"
     inputs = noise(base, key)
-    high, low = forward(arch, params, inputs).last, forward(wide, whole, inputs).last
+    high, low = apply(arch, params, inputs).last, apply(wide, whole, inputs).last
     assert float(jnp.linalg.norm(low - high) / jnp.linalg.norm(high)) < 0.05
 
 
 def test_nothing_is_learned_through_int8_in_silence(key):
     arch = int8(replace(MEL, mask_embedding=True))
-    params, inputs = weights(arch), noise(arch, key)
+    params, inputs = init(arch, key), noise(arch, key)
 
     def loss(part, *, name, stack="unroll"):
         return (apply(arch, {**params, name: part}, inputs, mask=jnp.ones((2, 30), bool), stack=stack).last ** 2).sum()
@@ -262,21 +262,21 @@ def test_nothing_is_learned_through_int8_in_silence(key):
         jax.grad(lambda gates: apply_gated(arch, params, gates, inputs).last.sum())(gates)
     with pytest.raises(InputError, match=r"kernel: int8 has no gradient; of an int8 map\? dequantize the model"):
         start(params, Optimizer().build(), seed=0)
-    last = jax.lax.stop_gradient(forward(arch, params, inputs).last)
+    last = jax.lax.stop_gradient(apply(arch, params, inputs).last)
     learned = jax.grad(lambda head: (predict(arch, {**params, "head": head}, last) ** 2).sum())(params["head"])
     assert all(bool(leaf.any()) for leaf in jax.tree.leaves(learned)), "what is above can still learn"
 
 
 def test_calibration_hears_int8_maps(key):
     arch = int8(MEL)
-    params, inputs = weights(arch), noise(arch, key)
+    params, inputs = init(arch, key), noise(arch, key)
     heard, _ = map_inputs(arch, params, inputs)
     assert set(heard) == {"head/project", *(matrix.path for matrix in matrices(arch))}
 
 
 def test_what_cannot_be_pruned_or_packed_is_refused(key):
     arch = int8(MEL)
-    params = weights(arch)
+    params = init(arch, key)
     for look in (axes, entries):
         with pytest.raises(InputError, match=r"layers/0: its maps are int8.*dequantize first \(compress.quantize"):
             look(arch)
@@ -297,7 +297,7 @@ def test_what_cannot_be_pruned_or_packed_is_refused(key):
 
 def test_arrays_that_are_half_int8_are_refused(key):
     arch, params = int8(MEL), init(int8(MEL), key)
-    plain = weights(MEL)
+    plain = init(MEL, key)
     with pytest.raises(InputError, match=r"layers/1: 1 of its 6 maps are int8 \(fc1\)"):
         describe(MEL, quantize(plain, next(m for m in matrices(MEL) if m.path == "layers/1/ffn/fc1")))
     path = "layers/0/ffn/fc1/kernel"
@@ -312,7 +312,7 @@ def test_arrays_that_are_half_int8_are_refused(key):
 @pytest.mark.parametrize("form", ["int8", "bfloat16"])
 def test_other_programs_get_floats(form, key, tmp_path):
     base = replace(BASE, head=None)
-    arch, params = quantized(base, weights(base)) if form == "int8" else (base, bfloat16(weights(base)))
+    arch, params = quantized(base, init(base, key)) if form == "int8" else (base, bfloat16(init(base, key)))
     plain = dequantized(arch, params)
     checkpoint.save(tmp_path / "model", arch, params)
     given = export.read(str(tmp_path / "model"))

@@ -80,7 +80,7 @@ def test_jit_changes_nothing(arch, key):
 
 @every_arch
 def test_bfloat16_stays_near_float32(arch, key):
-    params, inputs = weights(arch), noise(arch, key)
+    params, inputs = init(arch, key), noise(arch, key)
     low = forward(arch, params, inputs, dtype=jnp.bfloat16).last
     assert low.dtype == jnp.bfloat16
     high = forward(arch, params, inputs).last
