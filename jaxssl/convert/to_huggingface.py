@@ -7,7 +7,7 @@ import numpy as np
 from compress.errors import InputError
 from jaxssl.convert.naming import named
 from jaxssl.inference.specialise import dequantized, unpacked
-from jaxssl.models.arch import Arch, Waveform
+from jaxssl.models.arch import Arch, PositionalConvolution, Waveform
 from jaxssl.models.model import Params
 from jaxssl.models.sites import matrices
 
@@ -19,7 +19,7 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
         InputError: `HubertModel` cannot be such a model; the message names the first reason.
     """
     arch, params = dequantized(*unpacked(arch, params))
-    front = _check(arch)
+    front, position = _check(arch)
     layer, dropout = arch.layers[0], arch.dropout
     config = {
         "model_type": "hubert",
@@ -37,8 +37,8 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
         "conv_bias": front.bias,
         "feat_extract_norm": front.norm,
         "feat_proj_layer_norm": front.feature_norm,
-        "num_conv_pos_embeddings": arch.position.kernel,
-        "num_conv_pos_embedding_groups": arch.position.groups,
+        "num_conv_pos_embeddings": position.kernel,
+        "num_conv_pos_embedding_groups": position.groups,
         "mask_time_prob": 0.05 if arch.mask_embedding else 0.0,  # without it transformers has no mask embedding
         "hidden_dropout": dropout.hidden,
         "attention_dropout": dropout.attention,
@@ -56,14 +56,14 @@ def _body(params: Params) -> Params:
     return {name: part for name, part in params.items() if name != "head"}
 
 
-def _check(arch: Arch) -> Waveform:
+def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
     reasons = {
         "it takes log-Mel frames": not isinstance(arch.front, Waveform),
         "it has no layers": not arch.layers,
         "its layers differ": len(set(arch.layers)) > 1,
         "blocks were emptied": any(block.empty for layer in arch.layers for block in layer.blocks),
         "heads were cut": any(layer.mixer.heads * layer.mixer.head_dim != arch.width for layer in arch.layers),
-        "its positions are no convolution": arch.position.kind != "convolution",
+        "its positions are no convolution": not isinstance(arch.position, PositionalConvolution),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
         "attention maps are reused": any(layer.mixer.reuse for layer in arch.layers),
         "it has no projection, or reduces time": arch.project is None or arch.time_reduction > 1,
@@ -72,4 +72,5 @@ def _check(arch: Arch) -> Waveform:
         if true:
             raise InputError(f"HubertModel cannot be this model: {reason}; export it as torch, onnx or stablehlo")
     assert isinstance(arch.front, Waveform)
-    return arch.front
+    assert isinstance(arch.position, PositionalConvolution)
+    return arch.front, arch.position

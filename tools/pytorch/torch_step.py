@@ -17,7 +17,7 @@ from torch.nn import functional
 from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.inference.latency import Load, Program
-from jaxssl.models.arch import FULL, Arch, CosineHead, Waveform
+from jaxssl.models.arch import FULL, Arch, CosineHead, PositionalConvolution, Waveform
 from jaxssl.models.layers import NORM_EPSILON
 from jaxssl.models.model import Params
 from jaxssl.models.part import formed
@@ -194,9 +194,11 @@ def _embed(arch: Arch, p: Weights, x: Tensor, mask: Tensor, valid: Tensor | None
 
 
 def _position(arch: Arch, p: Weights, x: Tensor) -> Tensor:
-    taps = arch.position.kernel
+    position = arch.position
+    assert isinstance(position, PositionalConvolution)  # as `_check` saw
+    taps = position.kernel
     kernel = torch._weight_norm(p["position/kernel"], p["position/gain"].reshape(1, 1, taps), 2)
-    y = functional.conv1d(x.transpose(1, 2), kernel, p["position/bias"], padding=taps // 2, groups=arch.position.groups)
+    y = functional.conv1d(x.transpose(1, 2), kernel, p["position/bias"], padding=taps // 2, groups=position.groups)
     return functional.gelu(y[..., : x.shape[1]]).transpose(1, 2)
 
 
@@ -261,7 +263,7 @@ def _tensors(arch: Arch, batch: Mapping[str, np.ndarray], device: str) -> dict[s
 def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
     blocks = [block for layer in arch.layers for block in layer.blocks]
     plain = all(block == formed(block, FULL) and not block.empty for block in blocks)
-    if arch.position.kind != "convolution":
+    if not isinstance(arch.position, PositionalConvolution):
         raise InputError(f"the PyTorch step has positions by convolution only, not by {arch.position.kind}")
     if arch.project not in (FULL, None) or not plain or any(layer.mixer.reuse for layer in arch.layers):
         raise InputError("the PyTorch step is for dense layers only; this arch has ranks, packed maps or empty blocks")
