@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import rivals, variants
+from benchmarks import rivals, timed_forms
 from compress.errors import InputError
 from experiments.reports import canvas, tables
 from jaxssl.inference.latency import Load, Timing, grid, machine, matmul_peak, race, speedup
@@ -151,7 +151,7 @@ def _grid(name: str, arch: Arch, config: Config, peak: float) -> list[dict[str, 
 
 def _forms(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
     """Time ours in every compressed form, in turns with the dense one."""
-    archs = variants.compressed(arch)
+    archs = timed_forms.compressed(arch)
     programs = {form: _ours(each, config) for form, each in archs.items()}
     if "exported" in config.system:
         programs |= {INT8: rivals.starts(_model(arch, config), ("int8",))["int8"](SHORT)}
@@ -171,10 +171,10 @@ def _parts(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
     rows = []
     for system in [s for s in dict.fromkeys(("ours", *config.system)) if s in ("ours", "pytorch")]:
         only = Config(**{**vars(config), "system": (system,)})
-        programs = {form: _start(each, only)[system](SHORT) for form, each in variants.without(arch).items()}
+        programs = {form: _start(each, only)[system](SHORT) for form, each in timed_forms.without(arch).items()}
         timings = race(programs, rounds=2 * config.rounds, settle=True)
         medians = {form: 1e3 * timing.median for form, timing in timings.items()}
-        rows.append({"model": name, "system": system, "whole": medians["whole"], **variants.parts(medians)})
+        rows.append({"model": name, "system": system, "whole": medians["whole"], **timed_forms.parts(medians)})
     return rows
 
 

@@ -1,7 +1,9 @@
-"""Who may import whom, and how long a file may be."""
+"""Who may import whom, what a file may be called, and how long it may be."""
 
 import ast
 import sys
+from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,13 @@ ROOMS = ("compress", "jaxssl", "experiments", "tools", "benchmarks")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 SCRIPTS = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.js"))
 COMPRESS = ("compress", "jax", "numpy")
-FLAX = tuple(f"jaxssl/models/{name}.py" for name in ("extractor", "layers", "logits", "model"))
 COMMANDS = {path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__"}
+UPPER = ("jaxssl.convert", "jaxssl.inference", "jaxssl.analysis", "jaxssl.training")
 FORBIDDEN = {
     "jaxssl": ("experiments", "tools", "torch", "matplotlib", "transformers"),
-    "jaxssl/models": ("jaxssl.data", "jaxssl.training"),
-    "jaxssl/data": ("jaxssl.models", "jaxssl.training", "flax"),
+    "jaxssl/runtime": ("jaxssl.models", "jaxssl.data", "jaxssl.pretrained", *UPPER),
+    "jaxssl/models": ("jaxssl.data", "jaxssl.pretrained", *UPPER),
+    "jaxssl/data": ("jaxssl.models", "jaxssl.pretrained", "flax", *UPPER),
     "experiments": ("torch", "transformers", "flax"),
     "tools": ("experiments", "matplotlib"),
 }
@@ -42,7 +45,7 @@ def test_arrows_and_length(path):
             broken.append("anything but jax and numpy")
         if found.startswith("matplotlib") and name != "experiments/reports/canvas.py":
             broken.append("matplotlib")
-        if found.startswith("flax") and name not in FLAX:
+        if found.startswith("flax") and not name.startswith("jaxssl/models/"):
             broken.append("flax")
         if f"{found}.".split(".")[1] in COMMANDS and found.startswith("experiments."):
             broken.append("a command of experiments; what several use lives in its packages")
@@ -53,3 +56,30 @@ def test_arrows_and_length(path):
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_scripts_are_short_too(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_top_levels_hold_commands_and_packages_only():
+    assert [path.name for path in (ROOT / "jaxssl").glob("*.py")] == ["__init__.py"]
+    for name in COMMANDS:
+        text = (ROOT / f"experiments/{name}.py").read_text()
+        assert 'if __name__ == "__main__":' in text, f"experiments/{name}.py is no command; move it into a package"
+
+
+def test_no_module_imports_itself_round_a_circle():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    graph = {name: {_module(found, modules) for found in imports(path)} - {None} for name, path in modules.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_a_file_name_means_one_thing():
+    """A command may be called as the module that does its work; what is copied out with a model is apart."""
+    places = defaultdict(list)
+    for path in FILES:
+        if path.stem != "__init__" and path.parent != ROOT / "experiments" and path.parent.name != "standalone":
+            places[path.stem].append(path.relative_to(ROOT).as_posix())
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def _module(found, modules):
+    """Return the module that an import reads: the named one, or that which the name is taken from."""
+    return found if found in modules else found.rpartition(".")[0] if found.rpartition(".")[0] in modules else None

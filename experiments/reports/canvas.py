@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from experiments.curves.measures import Span
-from experiments.reports import labels
-from experiments.reports.labels import Label
+from experiments.reports import direct_labels
+from experiments.reports.direct_labels import Label
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#8c564b")  # Okabe and Ito
 MARKERS = "osD^vPX<"
@@ -80,7 +80,7 @@ def finish(figure: Any, path: Path, title: str, caption: str, direct: Sequence[L
         room = int(figure.get_figwidth() / (0.6 + 0.075 * max(map(len, names))))  # inches; of a letter about 0.075
         style = {"loc": "outside lower center", "fontsize": 9, "frameon": False}
         figure.legend(names.values(), names.keys(), ncols=min(max(room, 1), 5), **style)
-    labels.write(figure, direct, size=SMALL)
+    direct_labels.write(figure, direct, size=SMALL)
     save(figure, path)
 
 

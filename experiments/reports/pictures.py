@@ -28,7 +28,7 @@ from experiments.curves.measures import (
 )
 from experiments.reports import canvas
 from experiments.reports.canvas import COLOURS, MARKERS
-from experiments.reports.labels import Label
+from experiments.reports.direct_labels import Label
 from experiments.reports.published import Published
 
 LEVELS = {

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.curves.measures import PARAMETERS, QUALITY, TIME, Cost, Row, Span, measured, number
 from experiments.reports import canvas
 from experiments.reports.canvas import COLOURS
-from experiments.reports.labels import Label
+from experiments.reports.direct_labels import Label
 
 METHODS = {"svd": "plain SVD", "activation": "activation-aware"}
 SHAPES = {"dense": ("D", "0.35"), "svd": ("o", COLOURS[0]), "activation": ("s", COLOURS[1])}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compress.errors import InputError
 from jaxssl.data.manifest import Segment
-from jaxssl.data.tables import read_rows
+from jaxssl.data.tab_separated import read_rows
 
 ID = ("id", "utt", "path")  # names a column may have, the first one there is taken
 START, END, DURATION = ("start", "start_s"), ("end", "end_s"), ("duration", "dur_s")

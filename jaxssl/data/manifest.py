@@ -19,7 +19,7 @@ import soundfile
 from compress.errors import InputError
 from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.decode import UNKNOWN_LENGTH
-from jaxssl.data.tables import read_rows, write_rows
+from jaxssl.data.tab_separated import read_rows, write_rows
 
 COLUMNS = ("id", "path", "samples", "speaker", "split", "text")
 

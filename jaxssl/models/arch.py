@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxssl.models.feed_forward import FeedForward
-from jaxssl.models.fronts.logmel import LogMel
+from jaxssl.models.fronts.mel_frames import LogMel
 from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
 from jaxssl.models.mixers.attention import Attention
 from jaxssl.models.names import FLAT, Rule, dense_rules, norm_rules

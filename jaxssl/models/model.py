@@ -25,8 +25,8 @@ from jaxssl.models.dense import Dense
 from jaxssl.models.encoder_layer import EncoderLayer
 from jaxssl.models.fronts.waveform import StridedConv
 from jaxssl.models.layers import KEPT, LayerNorm, dropout, frame_mask, uniform_init
+from jaxssl.models.one_by_one import one_by_one
 from jaxssl.models.part import Featured, Map, Padding
-from jaxssl.models.rows import one_by_one
 
 Params = dict[str, Any]
 Stack = Literal["unroll", "scan", "remat"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import forward, rivals, variants
+from benchmarks import forward, rivals, timed_forms
 from experiments.reports import canvas
 from jaxssl.inference.latency import Load, compile_forward
 from jaxssl.models import cost
@@ -21,7 +21,7 @@ BIG = replace(MEL, layers=(transformer_layer(4, 24),) * 4)
 
 
 def test_compressed_forms_are_what_they_are_called():
-    found = variants.compressed(melhubert(20))
+    found = timed_forms.compressed(melhubert(20))
     assert list(found) == ["dense", "6 heads", "1024 units", "rank 128", "6 layers", "all of these"]
     sizes = {name: cost.parameters(arch) for name, arch in found.items()}
     assert sizes["dense"] == 90_231_424
@@ -43,9 +43,9 @@ def test_parts_add_up_to_the_whole():
         "no layers": 7.0,
         "no layers, no positions": 5.0,
     }
-    assert variants.parts(times) == parts
-    assert set(variants.without(BIG)) == set(times)
-    assert all(layer.mixer.heads == layer.ffn.size == 0 for layer in variants.without(BIG)["no blocks"].layers)
+    assert timed_forms.parts(times) == parts
+    assert set(timed_forms.without(BIG)) == set(times)
+    assert all(layer.mixer.heads == layer.ffn.size == 0 for layer in timed_forms.without(BIG)["no blocks"].layers)
 
 
 def test_every_system_computes_the_same(torch, key):
@@ -93,7 +93,7 @@ def test_the_command_end_to_end(torch, tmp_path, monkeypatch, capsys):
     for point in told["points"]:
         assert point["gmacs_per_s"] == pytest.approx(point["of_peak"] * told["peak"] / 1e9)
         assert point["ratio_low"] <= point["ratio"] <= point["ratio_high"]
-    assert [form["form"] for form in told["forms"]] == list(variants.compressed(BIG))
+    assert [form["form"] for form in told["forms"]] == list(timed_forms.compressed(BIG))
     assert told["forms"][0]["promised"] == 1
     assert [part["system"] for part in told["parts"]] == ["ours", "pytorch"]
     with (tmp_path / "out/forward.csv").open() as file:

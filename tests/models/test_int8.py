@@ -15,7 +15,7 @@ from jaxssl.analysis.attention_maps import attention_maps
 from jaxssl.convert import to_huggingface
 from jaxssl.convert.to_torch import state
 from jaxssl.inference.specialise import dequantized, groups, quantized
-from jaxssl.models import checkpoint, cost, layers
+from jaxssl.models import checkpoint, cost, dense
 from jaxssl.models.arch import Blocks, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.int8_product import int8_product
@@ -145,7 +145,7 @@ def test_the_whole_model_is_that_of_plain_numpy(arch, key, monkeypatch):
         heard.append(given[1].shape)
         return by_hand(*given)
 
-    monkeypatch.setattr(layers, "int8_product", instead)
+    monkeypatch.setattr(dense, "int8_product", instead)
     expected = apply(wide, params, inputs)
     ran = [m for m in matrices(wide) if m.int8 and m.max_rank]
     assert len(heard) == sum(1 if m.rank is None else 2 for m in ran)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxssl.convert.to_torch import state
+from jaxssl.convert.to_torch import POSITIONS, state
 from jaxssl.data.logmel import hamming, triangles
 from jaxssl.models.arch_json import to_json
 from tests.archs import ARCHS, weights
@@ -28,7 +28,10 @@ def standalone(torch, plain, arch, key):
     return model.eval()
 
 
-@pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
+KNOWN = {name: arch for name, arch in ARCHS.items() if arch.position.kind in POSITIONS}
+
+
+@pytest.mark.parametrize("arch", KNOWN.values(), ids=KNOWN.keys())
 def test_every_layer_is_the_same_whatever_pads_it(torch, plain, fast, key, arch):
     model, faster = standalone(torch, plain, arch, key), fast.faster(standalone(torch, plain, arch, key))
     for count in (560, 561, 1000, 1041, 1080, 2003):
