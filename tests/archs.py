@@ -18,6 +18,7 @@ from jaxssl.models.arch import (
     LogMel,
     PositionalConvolution,
     Rank,
+    Sinusoids,
     Waveform,
 )
 from jaxssl.models.model import apply, shapes
@@ -98,6 +99,7 @@ ARCHS = {
     "wave-uneven": WAVE_UNEVEN,
     "student": STUDENT,
     "reusing": REUSING,
+    "sinusoid": replace(MEL, position=Sinusoids()),
 }
 
 

@@ -1,0 +1,76 @@
+"""Positions by fixed sines and cosines of each frame's number, which no training changes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from compress.errors import InputError
+from jaxssl.models.part import Arrays, Names
+
+LONGEST = 10_000  # the longest wave, in frames over 2π
+
+
+@dataclass(frozen=True)
+class Sinusoids:
+    """x + sinusoids(frame), wave lengths in geometric steps from 2π to 2π · 10000 (Vaswani et al. 2017, §3.5).
+
+    Attributes:
+        layout: "interleaved": sine and cosine of a wave side by side, steps of 10000^(2 / width), as the paper and
+            SummaryMixing's encoder have them; "halves": all sines, then all cosines, steps of
+            10000^(2 / (width - 2)), so that the last wave is the longest one, as Whisper has them.
+    """
+
+    layout: Literal["interleaved", "halves"] = "interleaved"
+    kind: Literal["sinusoid"] = "sinusoid"
+
+    names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
+
+    def macs(self, width: int, frames: int) -> int:
+        """Count nothing: nothing is multiplied by weights."""
+        return 0
+
+    def check(self, width: int) -> None:
+        """Refuse a width that is no whole number of waves.
+
+        Raises:
+            InputError: it is odd, or below 4.
+        """
+        if width % 2 or width < 4:
+            raise InputError(f"sinusoidal positions take two numbers a wave: width {width} is odd or below 4")
+
+    def read(self, arrays: Arrays) -> "Sinusoids":
+        """Return itself: it has no arrays."""
+        return self
+
+    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
+        """Tell what is told: there is nothing to prepare."""
+        return otherwise
+
+    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
+        """Return no arrays, as given."""
+        return arrays
+
+    def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "Waves":
+        """Make the module."""
+        return Waves(self, width)
+
+
+class Waves(nnx.Module):
+    """Computes what `Sinusoids` adds."""
+
+    def __init__(self, part: Sinusoids, width: int):
+        self.layout, self.width = part.layout, width
+
+    def __call__(self, x: Array) -> Array:
+        """Return what is added to `x: (batch, time, width)`: (1, time, width)."""
+        waves = self.width // 2
+        steps = waves - 1 if self.layout == "halves" else waves
+        rates = jnp.exp(jnp.arange(waves, dtype=jnp.float32) * jnp.float32(-math.log(LONGEST) / steps))
+        angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * rates[None]
+        both = jnp.sin(angles), jnp.cos(angles)
+        table = jnp.concatenate(both, 1) if self.layout == "halves" else jnp.stack(both, 2).reshape(-1, self.width)
+        return table.astype(x.dtype)[None]
