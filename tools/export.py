@@ -44,7 +44,7 @@ from jaxssl.inference.latency import Load, Program, race, speedup
 from jaxssl.inference.prepack import prepared
 from jaxssl.inference.specialise import dequantized
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import SAMPLE_RATE, LogMel
+from jaxssl.models.arch import SAMPLE_RATE
 from jaxssl.runtime.cli import command
 from tools.pytorch.formats import FORMATS, Given, Run, check_installed
 
@@ -122,7 +122,7 @@ def read(place: str) -> Given:
         return Given(found.arch, found.params, found.stats)
     arch, params = dequantized(*checkpoint.load(place))
     path = Path(place) / "stats.npy"
-    if isinstance(arch.front, LogMel) and not path.is_file():
+    if arch.front.features and not path.is_file():
         raise InputError(f"{path}: missing; a log-Mel model is deployed with the statistics of its features")
     return Given(arch, params, load_stats(path) if path.is_file() else None)
 

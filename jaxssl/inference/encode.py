@@ -244,7 +244,7 @@ def _joined(ran: Iterator[tuple[int, np.ndarray]], owners: Sequence[int]) -> Ite
 
 
 def _check(arch: Arch, i: int, utterance: np.ndarray) -> None:
-    if utterance.ndim == 2 and isinstance(arch.front, LogMel) and utterance.shape[1] == arch.front.size:
+    if utterance.ndim == 2 and utterance.shape[1:] == arch.front.shape(SHORTEST)[1:]:
         short = len(utterance) < arch.time_reduction
     else:
         short = utterance.ndim != 1 or len(utterance) < SHORTEST

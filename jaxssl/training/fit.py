@@ -22,7 +22,7 @@ from jaxssl.data.batches import Loader
 from jaxssl.data.buckets import Watch
 from jaxssl.inference.latency import matmul_peak
 from jaxssl.models import cost
-from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
+from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import Params
 from jaxssl.runtime.cli import Preempted, console, updates
@@ -361,7 +361,7 @@ def _draw(run: Run, number: int, arch: Arch, params: Params) -> None:
     assert run.journal is not None
     batch = held_out(run.data, replace(run.training, batch=1))[0]
     length = int(batch.lengths[0])
-    if isinstance(arch.front, LogMel):
+    if arch.front.features:
         shown = images.masked_features(batch.inputs[0, :length], batch.mask[0, :length])
         run.journal.picture(number, "masked", shown)
     for i, layer in enumerate(arch.layers):

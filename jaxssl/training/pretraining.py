@@ -14,7 +14,7 @@ from compress.errors import InputError
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.inference.source import in_float, load_model
 from jaxssl.models import checkpoint, cost
-from jaxssl.models.arch import Arch, CosineHead, LogMel
+from jaxssl.models.arch import Arch, CosineHead
 from jaxssl.models.model import Params, init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files
@@ -131,7 +131,7 @@ def _fitting(arch: Arch, params: Params | None, data: Data, *, seed: int) -> tup
 
 def _finish(config: Pretraining, trained: Trained, show: Callable[[Trained], None]) -> None:
     arch, data, fitted = trained.arch, trained.data, trained.fitted
-    extra = {"stats.npy": stats_bytes(data.stats)} if isinstance(arch.front, LogMel) and data.stats else {}
+    extra = {"stats.npy": stats_bytes(data.stats)} if data.stats else {}
     origin = {"made_by": shlex.join(["python", "-m", "experiments.pretrain", *sys.argv[1:]]), **fitted.valid}
     checkpoint.save(config.out / "models/final", arch, fitted.params, provenance=origin, extra=extra, overwrite=True)
     show(trained)

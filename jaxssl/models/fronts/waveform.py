@@ -59,6 +59,7 @@ class Waveform:
     feature_norm: bool = True
     kind: Literal["waveform"] = "waveform"
 
+    features: ClassVar = False  # whether inputs are features, normalised by a corpus's statistics
     rate: ClassVar = 16_000  # inputs (samples) a second
     penalty: ClassVar = 10.0  # weight of the mean square of its output in pre-training (Hsu et al. 2021)
     spans: ClassVar = (0.8, 10)  # masked in pre-training: share of frames, frames of a span
