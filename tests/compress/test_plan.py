@@ -86,8 +86,8 @@ def test_what_is_simulated_is_what_is_run(key):
     small = run(plan, params, sites=sites_of(MEL), evidence=KNOWN)
     arch, x = describe(MEL, small), noise(MEL, key)
     np.testing.assert_allclose(apply(MEL, seen, x).last, apply(arch, small, x).last, atol=2e-5)
-    assert sum(layer.heads for layer in arch.layers[:2]) == 4
-    assert sum(layer.ffn for layer in arch.layers[:2]) == 12  # two parameters each, of a budget of 24
+    assert sum(layer.mixer.heads for layer in arch.layers[:2]) == 4
+    assert sum(layer.ffn.size for layer in arch.layers[:2]) == 12  # two parameters each, of a budget of 24
 
 
 def test_what_weights_do_not_tell_is_asked_for(key):

@@ -72,7 +72,7 @@ def test_both_norms(torch, hubert, tmp_path, variant):
     model = hubert(**TINY, **variant)
     model.save_pretrained(tmp_path)
     converted = compare(torch, model, tmp_path)
-    assert converted.arch.layers == (transformer_layer(4, 48),) * 2
+    assert converted.arch.layers == (transformer_layer(4, 48, head_dim=8),) * 2
     assert converted.arch.head is None
     assert converted.arch.mask_embedding
     assert converted.arch.front.normalize is False

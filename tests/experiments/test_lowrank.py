@@ -67,7 +67,7 @@ def settings(model, audio, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(settings, compiled_quickly):
+def finished(settings):
     lowrank.run(settings)
     return settings.out
 
@@ -98,7 +98,7 @@ def test_the_report_is_complete(finished):
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_models_of_one_shape_are_compiled_once(settings, tmp_path, monkeypatch, compiled_quickly):
+def test_models_of_one_shape_are_compiled_once(settings, tmp_path, monkeypatch):
     compiled, real = [], curve_points.compile_forward
     monkeypatch.setattr(curve_points, "compile_forward", lambda *a, **k: (compiled.append(a[0]), real(*a, **k))[1])
     lowrank.run(replace(settings, rank=(4,), budget=(), energy=(), out=tmp_path / "run", rounds=1))
@@ -175,7 +175,7 @@ def test_a_run_may_be_repeated_and_its_models_timed(finished, model, tmp_path):
     assert {p["speedup"] for p in points[::2]} == {1.0}
 
 
-def test_waveform_models_work_too(tmp_path, audio, key, compiled_quickly):
+def test_waveform_models_work_too(tmp_path, audio, key):
     checkpoint.save(tmp_path / "base", BASE, init(BASE, key))
     config = lowrank.Config(
         rank=(4,),
@@ -307,7 +307,7 @@ def test_the_default_is_trained():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, compiled_quickly):
+def place(tmp_path_factory):
     return make(tmp_path_factory.mktemp("place"), layers=1)
 
 

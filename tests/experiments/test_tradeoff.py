@@ -442,7 +442,11 @@ def test_the_papers_points_are_grey_and_on_axes_of_their_own(tmp_path, monkeypat
 def test_published_sizes_are_those_of_the_structures(curve):
     for point in curve.points:
         number = int(point.name.split()[0])
-        layer = transformer_layer(number, 3072) if curve is published.HEADS else transformer_layer(12, number)
+        layer = (
+            transformer_layer(number, 3072, head_dim=64)
+            if curve is published.HEADS
+            else transformer_layer(12, number, head_dim=64)
+        )
         arch = replace(melhubert(20), layers=(layer,) * 12)
         assert point.parameters_m == pytest.approx(cost.parameters(arch) / 1e6, rel=5e-3)
         assert point.macs_g_per_s == pytest.approx(cost.macs_per_second(arch).total / 1e9, rel=5e-3)

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 PROGRAM = """
 import sys, jax, jax.numpy as jnp
-from jaxssl import compiled
+from jaxssl.runtime import compiled
 compiled.WORTH = 0.0
 print(compiled.remember())
 print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((8, 8))))

@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import ctypes, resource, jaxssl
-from jaxssl import memory
+from jaxssl.runtime import memory
 kept = memory.keep()
 piece = 100 << 20
 libc = ctypes.CDLL(None)

@@ -173,7 +173,7 @@ def test_other_numbers_are_left_to_xla(key):
 
 
 PROGRAM = """
-from jaxssl import native
+from jaxssl.runtime import native
 from jaxssl.models import choice
 print(native.ready(), choice.kernels())
 """

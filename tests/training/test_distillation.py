@@ -203,7 +203,7 @@ def test_a_student_of_half_the_frames_is_upsampled(speech):
     heads = loss.heads(student, STILL, jax.random.key(0))
     taught = teach(STILL, loss.wanted)(params, batch, None)
     x = jax.random.normal(jax.random.key(5), (2, 15, STILL.width))
-    output = replace(forward(STILL, params, batch["inputs"]), hidden=(x, x), lengths=jnp.array([15, 10]))
+    output = replace(forward(STILL, params, batch["inputs"]), hidden=(x, x), lengths=(jnp.array([15, 10]),) * 2)
     found, _ = loss(heads, output, taught, batch["labels"], batch["mask"])
     up, outer = heads["0"]["up"], heads["0"]["outer"]
     spread_ = np.einsum("btw,wkv->btkv", x, up["kernel"]).reshape(2, 30, -1) + np.asarray(up["bias"])
