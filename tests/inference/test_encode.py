@@ -1,5 +1,8 @@
 """Utterances of any length give what each gives alone, in their own order, by a few programs."""
 
+from functools import cache
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +12,7 @@ from jaxssl.data.logmel import Stats
 from jaxssl.inference import encode as encode_module
 from jaxssl.inference.encode import encode, encode_all, front_inputs, hear, pieces, timing
 from jaxssl.models.arch import LogMel
-from jaxssl.models.model import init
-from tests.archs import ARCHS
+from tests.archs import ARCHS, weights
 
 LENGTHS = (4000, 400, 1234, 4000, 2500, 2499, 800, 3999, 1235)
 
@@ -20,16 +22,24 @@ def speech(lengths=LENGTHS):
     return [rng.normal(size=n).astype(np.float32) for n in lengths]
 
 
+MEL_STATS = Stats(np.full(5, 3.0, np.float32), np.full(5, 2.0, np.float32))
+
+
+@cache
+def alone(name):
+    """What each utterance gives by itself, unpadded; one program a length serves all batches."""
+    arch, stats = ARCHS[name], MEL_STATS if name == "mel" else None
+    run = jax.jit(lambda params, samples: encode(arch, params, samples, stats=stats).last[0])
+    return [np.asarray(run(weights(arch), samples[None])) for samples in speech()]
+
+
 @pytest.mark.parametrize("batch", [None, 2, 4])
 @pytest.mark.parametrize("name", ["base", "large", "mel"])
-def test_each_gives_what_it_gives_alone(key, name, batch):
-    arch = ARCHS[name]
-    params = init(arch, key)
-    stats = Stats(np.full(5, 3.0, np.float32), np.full(5, 2.0, np.float32)) if name == "mel" else None
-    found = dict(encode_all(arch, params, speech(), stats=stats, batch=batch, programs=3))
+def test_each_gives_what_it_gives_alone(name, batch):
+    arch, stats = ARCHS[name], MEL_STATS if name == "mel" else None
+    found = dict(encode_all(arch, weights(arch), speech(), stats=stats, batch=batch, programs=3))
     assert sorted(found) == list(range(len(LENGTHS)))
-    for i, samples in enumerate(speech()):
-        wanted = encode(arch, params, jnp.asarray(samples[None]), stats=stats).last[0]
+    for i, wanted in enumerate(alone(name)):
         np.testing.assert_allclose(found[i], wanted, atol=5e-5)
 
 
@@ -43,18 +53,18 @@ def test_few_programs(key, monkeypatch, programs, waste, most):
 
     monkeypatch.setattr(encode_module, "hear", told)
     arch = ARCHS["mel"]
-    list(encode_all(arch, init(arch, key), speech(), batch=2, programs=programs, waste=waste))
+    list(encode_all(arch, weights(arch), speech(), batch=2, programs=programs, waste=waste))
     assert 1 <= len(shapes) <= most
     assert max(shapes) == (2, 4000)
 
 
 def test_nothing_gives_nothing(key):
-    assert list(encode_all(ARCHS["mel"], init(ARCHS["mel"], key), [])) == []
+    assert list(encode_all(ARCHS["mel"], weights(ARCHS["mel"]), [])) == []
 
 
 def test_in_bfloat16(key):
     arch = ARCHS["base"]
-    found = dict(encode_all(arch, init(arch, key), speech((900, 4000)), dtype=jnp.bfloat16))
+    found = dict(encode_all(arch, weights(arch), speech((900, 4000)), dtype=jnp.bfloat16))
     assert all(np.isfinite(each.astype(np.float32)).all() for each in found.values())
     assert found[0].dtype == jnp.bfloat16
 
@@ -80,7 +90,7 @@ def test_an_impossible_batch():
 def test_layers_features_and_pieces(key):
     """A layer is one of all; features give what their waveform gives; pieces are what each gives alone, joined."""
     arch = ARCHS["mel"]
-    params, stats = init(arch, key), Stats(np.full(5, 3.0, np.float32), np.full(5, 2.0, np.float32))
+    params, stats = weights(arch), Stats(np.full(5, 3.0, np.float32), np.full(5, 2.0, np.float32))
     waves = speech((4000, 2500))
     every = dict(encode_all(arch, params, waves, stats=stats, layers="all", prepare=False))
     first = dict(encode_all(arch, params, waves, stats=stats, layers=1, prepare=False))
