@@ -17,13 +17,12 @@ import numpy as np
 from jax import Array
 
 from compress.errors import InputError
-from jaxssl.data.audio import SAMPLE_RATE, SHORTEST
 from jaxssl.data.buckets import choose, plan
-from jaxssl.data.logmel import Stats, logmel, normalize, stack, windows
+from jaxssl.data.logmel import WINDOW, Stats, logmel, normalize, stack, windows
 from jaxssl.data.padding import pad
 from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
-from jaxssl.models.arch import Arch, LogMel
+from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
 from jaxssl.models.model import Output, Params, apply
 
 LONGEST = 30  # seconds of a piece: attention's memory grows with the square of the frames, and few models heard more
@@ -244,13 +243,13 @@ def _joined(ran: Iterator[tuple[int, np.ndarray]], owners: Sequence[int]) -> Ite
 
 
 def _check(arch: Arch, i: int, utterance: np.ndarray) -> None:
-    if utterance.ndim == 2 and utterance.shape[1:] == arch.front.shape(SHORTEST)[1:]:
+    if utterance.ndim == 2 and utterance.shape[1:] == arch.front.shape(WINDOW)[1:]:
         short = len(utterance) < arch.time_reduction
     else:
-        short = utterance.ndim != 1 or len(utterance) < SHORTEST
+        short = utterance.ndim != 1 or len(utterance) < WINDOW
     if short:
         raise InputError(
-            f"utterance {i}: {utterance.shape}, not a waveform of {SHORTEST} samples (25 ms at 16 kHz) or more"
+            f"utterance {i}: {utterance.shape}, not a waveform of {WINDOW} samples (25 ms at 16 kHz) or more"
         )
     if bad := int(np.count_nonzero(~np.isfinite(utterance))):
         raise InputError(

@@ -12,6 +12,7 @@ from compress.errors import InputError
 from jaxssl.convert.conversion import read
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.models import checkpoint
+from jaxssl.models.model import init
 from tests.archs import ARCHS, MEL, STUDENT, UNEVEN, forward, weights
 from tools import export
 from tools.pytorch import formats
@@ -26,7 +27,7 @@ def saved(tmp_path_factory):
     place = tmp_path_factory.mktemp("models")
     for name, arch in ARCHS.items():
         mel = arch.front.kind == "logmel"
-        params = weights(arch, 1)
+        params = init(arch, jax.random.key(1, impl="rbg"))  # of which int8 takes as little as of real ones
         checkpoint.save(place / name, arch, params, extra={"stats.npy": stats_bytes(STATS)} if mel else {})
     return place
 
