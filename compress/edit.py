@@ -7,6 +7,7 @@ same paths, so an optimiser's moments are cut with the parameters.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,7 +30,11 @@ def cut(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
             says.
     """
     indices = _checked(axis, keep)
-    return _over(tree, axis, lambda array, at: jnp.take(array, indices, axis=at))
+
+    def take(array: Any, at: int) -> Any:
+        return jnp.asarray(_library(array).take(array, indices, axis=at))
+
+    return _over(tree, axis, take)
 
 
 def mask(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
@@ -37,10 +42,16 @@ def mask(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
     stays = np.isin(np.arange(axis.size), _checked(axis, keep))
 
     def zero(array: Any, at: int) -> Any:
-        wide = stays.reshape([-1 if i == at else 1 for i in range(array.ndim)])
-        return jnp.where(wide, array, jnp.zeros_like(array))
+        wide, library = stays.reshape([-1 if i == at else 1 for i in range(array.ndim)]), _library(array)
+        return jnp.asarray(library.where(wide, array, library.zeros_like(array)))
 
     return _over(tree, axis, zero)
+
+
+def _library(array: Any) -> Any:
+    """Choose NumPy where the numbers are at hand: JAX would compile a program for every shape."""
+    at_hand = not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+    return np if at_hand else jnp
 
 
 def _checked(axis: Axis, keep: Sequence[int]) -> np.ndarray:
