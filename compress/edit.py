@@ -32,7 +32,8 @@ def cut(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
     indices = _checked(axis, keep)
 
     def take(array: Any, at: int) -> Any:
-        return jnp.asarray(_library(array).take(array, indices, axis=at))
+        library, array = _at_hand(array)
+        return jnp.asarray(library.take(array, indices, axis=at))
 
     return _over(tree, axis, take)
 
@@ -42,16 +43,18 @@ def mask(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
     stays = np.isin(np.arange(axis.size), _checked(axis, keep))
 
     def zero(array: Any, at: int) -> Any:
-        wide, library = stays.reshape([-1 if i == at else 1 for i in range(array.ndim)]), _library(array)
+        wide = stays.reshape([-1 if i == at else 1 for i in range(array.ndim)])
+        library, array = _at_hand(array)
         return jnp.asarray(library.where(wide, array, library.zeros_like(array)))
 
     return _over(tree, axis, zero)
 
 
-def _library(array: Any) -> Any:
-    """Choose NumPy where the numbers are at hand: JAX would compile a program for every shape."""
-    at_hand = not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
-    return np if at_hand else jnp
+def _at_hand(array: Any) -> tuple[Any, Any]:
+    """Return NumPy and an array of it where the numbers are at hand: JAX would compile a program for every shape."""
+    if isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True):
+        return jnp, array
+    return np, np.asarray(array)
 
 
 def _checked(axis: Axis, keep: Sequence[int]) -> np.ndarray:

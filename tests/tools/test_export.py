@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +19,9 @@ from tools import export
 from tools.pytorch import formats
 
 STATS = Stats(np.full(5, 3, np.float32), np.full(5, 2, np.float32))
+# Without VNNI, ONNX Runtime adds pairs of products in 16 bits, which saturate: it is further off there.
+CPU = Path("/proc/cpuinfo")
+INT8 = 0.1 if not CPU.is_file() or "vnni" in CPU.read_text() else 0.3
 QUICK = {"seconds": 0.2, "rounds": 1}
 
 
@@ -68,7 +72,7 @@ def test_onnx_agrees_at_any_length(onnx, saved, tmp_path, name):
     out, rows = exported(saved, tmp_path, name, "onnx", "onnx-int8")
     assert rows["onnx"]["error"] <= 1e-4
     given = export.read(str(saved / name))
-    for form, tolerance in (("onnx", 1e-4), ("onnx-int8", 0.1)):
+    for form, tolerance in (("onnx", 1e-4), ("onnx-int8", INT8)):
         session = onnxruntime.InferenceSession(out / form / "model.onnx")
         for batch, count in ((3, 1600), (1, 560), (2, 2041)):
             samples = (0.1 * np.random.default_rng(count).normal(size=(batch, count))).astype(np.float32)
@@ -97,7 +101,7 @@ def test_onnx_runtime_keeps_norms_apart(onnx, tmp_path):
 def test_int8_is_smaller_and_close(onnx, tmp_path):
     rows = export.run(export.Options("melhubert-mini", tmp_path / "out", ("onnx-int8",), seconds=0.5, rounds=1))
     assert rows[1]["bytes"] < 0.35 * rows[0]["bytes"]
-    assert 1e-4 < rows[1]["error"] < 0.1
+    assert 1e-4 < rows[1]["error"] < INT8
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
