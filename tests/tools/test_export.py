@@ -21,7 +21,7 @@ from tools.pytorch import formats
 STATS = Stats(np.full(5, 3, np.float32), np.full(5, 2, np.float32))
 # Without VNNI, ONNX Runtime adds pairs of products in 16 bits, which saturate: it is further off there.
 CPU = Path("/proc/cpuinfo")
-INT8 = 0.1 if not CPU.is_file() or "vnni" in CPU.read_text() else 0.3
+INT8 = 0.1 if not CPU.is_file() or "vnni" in CPU.read_text() else 0.6
 QUICK = {"seconds": 0.2, "rounds": 1}
 
 
