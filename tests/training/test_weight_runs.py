@@ -52,7 +52,7 @@ def program(source):
 
 def replay(folder, source, program, calendar, rate):
     """Train as they did: Adam goes on over events; only what the loss sees of the parameters changes."""
-    params, _ = build(source.arch, source.tensors, source.rules)
+    params, _ = build(source.arch, source.tensors, source.dialect)
     paths = [path for group in entries(source.arch) for path in group]
     masks = {path: np.ones(leaf.shape, bool) for path, leaf in flatten(params).items() if path in paths}
     optimizer, step = program
@@ -110,7 +110,7 @@ def golden_masks(source, path):
     for name, tensor in source.tensors.items():
         mask = stored[f"{name}_mask"] if f"{name}_mask" in stored else np.ones(tensor.shape)
         arrays[name] = golden.Array(mask.astype(np.float32))
-    return {path: leaf != 0 for path, leaf in flatten(build(source.arch, arrays, source.rules)[0]).items()}
+    return {path: leaf != 0 for path, leaf in flatten(build(source.arch, arrays, source.dialect)[0]).items()}
 
 
 def test_the_studys_pruning_run_is_followed(shared, source, program):
