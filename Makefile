@@ -45,7 +45,7 @@ quick: lint  ## check style, format, types, the laws of compression and of the m
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(LAWS) $(ARGS)
 
 slow: $(VENV)/.tested  ## run the tests of full-size models
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --numprocesses 2 $(ARGS)
 
 lint: $(VENV)/.tested  ## check style, format and types
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from experiments.curves.points import Subject, read_heard
 from experiments.curves.units import schedule_of
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint, cost
-from jaxssl.models.arch import melhubert
+from jaxssl.models.arch import Rank, melhubert
 from jaxssl.models.model import shapes
 from jaxssl.training.study_schedules import PAPER_SPARSITIES, PAPER_WEIGHTS
 from jaxssl.training.telemetry import read_journal
@@ -249,7 +249,7 @@ def test_any_technique_goes_on_from_any_other(place, tmp_path):
         experiment.run(replace(config(experiment, place, out, control=False, **levels), model=str(last)))
         last = out / "models" / name
     arch, params = checkpoint.load(last)
-    assert {(layer.mixer.heads, layer.ffn.size, layer.ffn.fc1) for layer in arch.layers} == {(1, 12, 8)}
+    assert {(layer.mixer.heads, layer.ffn.size, layer.ffn.fc1) for layer in arch.layers} == {(1, 12, Rank(8))}
     zeros = [np.mean(np.asarray(flatten(params)[f"layers/0/ffn/fc1/{side}"]) == 0) for side in ("down", "up")]
     assert min(zeros) > 0.2  # what weight pruning took stayed away while heads went
 
