@@ -38,11 +38,11 @@ bench: $(VENV)/.tested  ## time forward passes and a training step beside PyTorc
 
 # Workers share compiled programs; a file's tests stay together, for they share what it prepares.
 test: $(VENV)/.tested  ## run the test suite, two files and more at a time
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 LAWS := compress jaxssl tests/compress tests/test_imports.py tests/test_golden.py tests/models/test_model.py
 quick: lint  ## check style, format, types, the laws of compression and of the model, and the docstrings' examples
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(LAWS) $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(LAWS) $(ARGS)
 
 slow: $(VENV)/.tested  ## run the tests of full-size models
 	$(BIN)/python -m pytest -m slow --numprocesses 2 $(ARGS)

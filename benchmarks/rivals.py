@@ -22,7 +22,7 @@ from jaxssl.inference.latency import Load, Program, compile_forward
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import Params
-from tools.pytorch.formats import Given, onnx_int8, onnx_session, write_onnx
+from tools.pytorch.formats import Given, export_onnx, onnx_int8, onnx_session
 
 Start = Callable[[Load], Program]
 
@@ -79,7 +79,7 @@ def _onnx(model: Model, *, form: str) -> Start:
         if form == "int8":
             run = onnx_int8(given, Path(folder))
         else:
-            write_onnx(given, Path(folder) / "model.onnx", apart=True, tuned=form == "float32")
+            export_onnx(given, tuned=form == "float32").save(Path(folder) / "model.onnx", external_data=True)
             run = onnx_session(Path(folder) / "model.onnx")
 
     def start(load: Load) -> Program:

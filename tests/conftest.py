@@ -5,6 +5,8 @@ import os
 import signal
 from pathlib import Path
 
+from tests.processes import QUICKLY
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is XLA compiling small programs, many of them alike: what one test, or a command that it
 # starts, compiled, all others read.
@@ -13,7 +15,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; PyTorch's threads would wait for each other's
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 " + os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=4 {QUICKLY} {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 import pytest
@@ -44,6 +46,11 @@ def pytest_runtest_setup(item):
     """Compile small programs quickly rather than well; only full-size models, and what is marked so, repay the time."""
     well = any(item.iter_markers("slow")) or any(item.iter_markers("optimised"))
     jax.config.update("jax_disable_most_optimizations", not well)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/experiments/", "tests/tools/")))
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from docs.commands import GROUPS, PAGE, page, summary
+from tests.processes import finish
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTED_BY_OTHERS = {"benchmarks.updates"}  # a process of benchmarks.training, without a help of its own
@@ -21,7 +20,7 @@ COMMAND = re.compile(r"\b((?:experiments|tools|benchmarks)\.\w+)((?:[ \t]+[^\s`#
 def texts():
     """What every command says of itself, asked in one process that is not this one."""
     code = "import json; from docs.commands import helps; print(json.dumps(helps()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = finish("-c", code)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -1,21 +1,17 @@
 """The README is short and does what it says; the pages that it leads to name what is there."""
 
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import ROOT, finish
+
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "jaxssl").rglob("*.md")])
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}  # a user's machine has one CPU device
-ENVIRONMENT["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # whether a command works does not depend on how fast
 GIVEN = {"checkpoint.pt": "fairseq/hubert_base_tiny.pt", "speech": "speech/librispeech_examples_3"}  # what a user has
 
 
@@ -44,6 +40,7 @@ def test_make_targets_exist(page):
         assert {"lowrank", "test"} <= named
 
 
+@pytest.mark.slow  # they compress, train and export the model of the package
 def test_commands_run(shared, tmp_path):
     for called, there in GIVEN.items():
         (tmp_path / called).symlink_to(shared / there)
@@ -52,9 +49,8 @@ def test_commands_run(shared, tmp_path):
         if "tools.export" in line and not importlib.util.find_spec("onnxruntime"):
             continue  # it needs `make torch`, as the text says
         if line.startswith("python "):
-            words = [sys.executable, *shlex.split(line)[1:]]
-            done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=False)
-            assert done.returncode == 0, f"{line}\n{done.stderr.decode()}"
+            done = finish(*shlex.split(line)[1:], cwd=tmp_path)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
             ran += 1
         else:
             assert not line or line.startswith("make "), f"a command nobody tests: {line}"
@@ -63,8 +59,8 @@ def test_commands_run(shared, tmp_path):
 
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
 def test_python_runs(text, tmp_path):
-    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
+    done = finish("-c", text, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

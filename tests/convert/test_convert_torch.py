@@ -1,7 +1,6 @@
 """The command: what it writes, prints and returns."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from jaxssl.convert.conversion import convert, read
 from jaxssl.models import checkpoint
 from tests.convert import files
 from tests.convert.test_pickle_reader import Call, program, save_zip
+from tests.processes import finish
 from tools.convert_torch import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,8 +195,6 @@ def test_time_first_layers_of_fairseq_are_watched(torch, source, tmp_path, speec
 def test_it_starts_as_a_file_and_as_a_module(source, tmp_path):
     for i, command in enumerate((["tools/convert_torch.py"], ["-m", "tools.convert_torch"])):
         out = tmp_path / str(i)
-        done = subprocess.run(
-            [sys.executable, *command, str(source), str(out)], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        done = finish(*command, source, out)
         assert done.returncode == 0, done.stderr
         assert checkpoint.is_model(out)

@@ -32,7 +32,7 @@ def test_batches_have_few_shapes_and_every_row_once():
     found = list(batches(rows, lengths=(4, 10), size=lambda length: 8 // length or 1))
     assert {padded.shape for _, (padded, _) in found} == {(2, 4), (1, 10)}
     assert sorted(i for named, _ in found for i in named) == list(range(7))
-    for named, (padded, lengths) in found:
+    for named, (padded, lengths) in ((named, map(np.asarray, batch)) for named, batch in found):
         for place, i in enumerate([*named, *[named[0]] * (len(padded) - len(named))]):
             assert lengths[place] == len(rows[i])
             assert (padded[place, : len(rows[i])] == i).all()

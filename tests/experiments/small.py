@@ -1,9 +1,6 @@
 """A small labelled corpus and a small model with weights that matter, for runs of seconds."""
 
-import os
 import random
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,33 +16,21 @@ from jaxssl.models.arch import ClusterHead, Dropout, LogMel
 from jaxssl.models.model import shapes
 from jaxssl.training.preparation import Preparation, prepare
 from tests.archs import MEL, transformer_layer
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import start
 
 
 @dataclass(frozen=True)
 class Small:
-    """Folders: of audio, of the prepared corpus, of the model, of what XLA compiled."""
+    """Folders: of audio, of the prepared corpus, of the model."""
 
     audio: Path
     corpus: Path
     model: Path
-    cache: Path
 
     def start(self, module, out, **changes):
-        """Start a command on them, compiled quickly rather than well."""
-        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        environment |= {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        """Start a command on them."""
         words = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", *_words(value))]
-        command = [sys.executable, "-m", module, "--corpus", self.corpus, "--model", self.model, "--out", out, *words]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(list(map(str, command)), env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        return start("-m", module, "--corpus", self.corpus, "--model", self.model, "--out", out, *words)
 
     def finish(self, module, out, **changes):
         """Run to the end; standard output and error."""
@@ -88,7 +73,7 @@ def make(folder, *, layers, dropout=0.1):
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes(arch))
     checkpoint.save(folder / "model", arch, params)
-    return Small(folder / "audio", folder / "prepared", folder / "model", folder / "cache")
+    return Small(folder / "audio", folder / "prepared", folder / "model")
 
 
 def _words(value):

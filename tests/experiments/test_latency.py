@@ -1,7 +1,6 @@
 """Timing pre-training from the command line."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxssl.models.arch import Dropout
 from jaxssl.runtime import cli
 from jaxssl.training import speed
 from tests.archs import MEL
+from tests.processes import finish
 
 ARCH = replace(MEL, layers=MEL.layers[:1], dropout=Dropout(0.0, 0.0))
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +96,7 @@ def test_train_is_a_flag(words, train, monkeypatch):
 
 def test_training_is_timed_where_nothing_reads_audio():
     """A machine with a GPU may have jax and PyTorch and little else."""
-    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = finish("-c", BARE)
     assert done.returncode == 0, done.stderr
 
 

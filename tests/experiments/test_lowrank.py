@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
@@ -31,8 +29,8 @@ from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
 from tests.archs import BASE, MEL
 from tests.experiments.small import make
+from tests.processes import finish, start
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = {**vars(MEL), "front": LogMel(40, 2)}
 
 
@@ -50,13 +48,6 @@ def audio(tmp_path_factory):
     for i, samples in enumerate(utterances(4)):
         soundfile.write(folder / f"{i}.flac", samples[:24000], 16000)
     return folder
-
-
-def command(*words, cwd=ROOT):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, words)], capture_output=True, text=True, cwd=cwd, env=environment, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -231,12 +222,12 @@ def test_someone_else_s_folder_is_left_alone(model, audio, tmp_path):
 
 
 def test_the_command_line_prints_one_line_and_fails(model, tmp_path):
-    done = command("experiments.lowrank", "--rank", "0", "--model", model, "--out", tmp_path / "run")
+    done = finish("-m", "experiments.lowrank", "--rank", "0", "--model", model, "--out", tmp_path / "run")
     assert done.returncode == 2
     assert done.stderr.startswith("error: layers/0/attention/q: rank 0 is impossible for 16 × 16; use 1 to 16")
     assert len(done.stderr.strip().splitlines()) == 1
     (tmp_path / "file").touch()
-    done = command("experiments.lowrank", "--rank", 4, "--model", model, "--out", tmp_path / "file/run")
+    done = finish("-m", "experiments.lowrank", "--rank", 4, "--model", model, "--out", tmp_path / "file/run")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
@@ -257,7 +248,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_model(model, tmp_path, monke
 
 
 def test_help_shows_defaults_and_units():
-    done = command("experiments.lowrank", "--help")
+    done = finish("-m", "experiments.lowrank", "--help")
     assert done.returncode == 0
     for expected in ("--rank", "per second of speech", "runs/lowrank", "default: 5.0", "in seconds"):
         assert expected in done.stdout
@@ -274,22 +265,21 @@ def test_ctrl_c_leaves_nothing_half_written(model, audio, tmp_path):
         "--out",
         str(tmp_path / "run"),
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.lowrank", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    )
+    process = start("-m", "experiments.lowrank", *words)
     assert process.stdout is not None
     process.stdout.readline()  # the first note: work has begun
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert b"interrupted" in errors
+    assert "interrupted" in errors
     assert not (tmp_path / "run/report.json").exists()
     for file in (tmp_path / "run").rglob("arch.json"):
         checkpoint.load(file.parent)
     assert not [p for p in (tmp_path / "run").rglob(".*") if p.is_dir()]
 
 
+@pytest.mark.slow
 def test_random_weights_are_confessed_first():
     loaded = load_model("melhubert-20ms", seed=3)
     assert not loaded.trained

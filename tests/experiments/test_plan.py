@@ -71,10 +71,25 @@ def test_what_was_measured_is_read_again(planned, place, monkeypatch):
     assert jax.tree.all(jax.tree.map(np.array_equal, after[1], before[1]))
 
 
-def test_a_measured_budget_is_met_by_the_timing(place, tmp_path):
+def test_a_measured_budget_is_met_by_the_timing(place, tmp_path, monkeypatch, capsys):
+    """By a clock that counts: whole models take half as long again as their options promise."""
+
+    def takes(arch):
+        return 1e-12 * cost.macs_per_second(arch).total
+
+    def promised(arch, groups, _):
+        rows = [np.array([takes(options.with_option(arch, g.block, o, (g.layer,))) for o in g.options]) for g in groups]
+        rest = takes(arch) - sum(takes(arch) - row.min() for row in rows)
+        return [row - row.min() for row in rows], rest, takes(arch)
+
+    monkeypatch.setattr(search, "latency", promised)
+    monkeypatch.setattr(search.Search, "_time", lambda _, found: 1.5 * takes(found.arch))
     out = tmp_path / "plan"
     plan.run(config(place, out, budget=("rtf=90%",), uniform=False))
-    assert [row["name"] for row in json.loads((out / "report.json").read_text())["points"]][1] == "auto-rtf=90%"
+    dense, auto = json.loads((out / "report.json").read_text())["points"]
+    assert auto["name"] == "auto-rtf=90%"
+    assert 1.5 * auto["macs_g_per_s"] <= search.ENOUGH * 0.9 * dense["macs_g_per_s"]
+    assert "wanted; tightening" in capsys.readouterr().out
 
 
 def test_settings_are_read_off_a_run(place, tmp_path):

@@ -27,6 +27,7 @@ from jaxssl.training import label_source
 from jaxssl.training.label_source import layer_source
 from jaxssl.training.preparation import Preparation, prepare
 from tests.archs import BASE, MEL
+from tests.processes import finish
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -226,8 +227,7 @@ def test_what_cannot_be_is_refused(audio, models, done, tmp_path, words, message
 
 def test_the_command_line(audio, tmp_path):
     words = ["--audio", audio, "--out", tmp_path / "out", "--clusters", "5", "--period", "10", "--split-by", "speaker"]
-    command = [sys.executable, "-m", "experiments.prepare", *map(str, words)]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    found = finish("-m", "experiments.prepare", *words)
     assert found.returncode == 0, found.stderr
     assert "features: 0.1 MB" in found.stdout
     assert "inertia" in found.stdout
@@ -236,7 +236,7 @@ def test_the_command_line(audio, tmp_path):
     assert (info["clusters"], info["period_ms"], info["size"], info["pnmi"]) == (5, 10, 40, None)
     assert load(tmp_path / "out").labels().lengths.tolist() == load(tmp_path / "out").lengths.tolist()
     bad = subprocess.run(
-        [*command[:3], "--audio", "gone"],
+        [sys.executable, "-m", "experiments.prepare", "--audio", "gone"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -1,7 +1,6 @@
 """The block-sparse product in all its forms, and models with packed maps."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -27,6 +26,7 @@ from jaxssl.models.model import apply, init, map_inputs, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.step import start
 from tests.archs import LARGE, MEL, noise, transformer_layer
+from tests.processes import finish
 
 ROOT = Path(__file__).resolve().parents[2]
 SOME = transformer_layer(4, 24, q=Blocks(4, 2), out=Blocks(8, 1), fc1=Blocks(8, 2), fc2=Blocks(4, 3))
@@ -155,7 +155,7 @@ def test_a_gpu_without_the_triton_backend_gathers(monkeypatch):
 
 
 def test_nothing_on_cpus_needs_pallas():
-    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = finish("-c", BARE)
     assert done.returncode == 0, done.stderr
 
 

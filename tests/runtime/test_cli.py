@@ -2,11 +2,12 @@
 
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import finish
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [f"experiments.{path.stem}" for path in sorted((ROOT / "experiments").glob("[a-z]*.py"))]
@@ -29,8 +30,7 @@ def test_help_says_how_to_start_it_and_what_a_flag_does(name, monkeypatch, capsy
 
 def test_ctrl_c_in_a_garbage_collector_callback_still_interrupts():
     """Python prints and drops what is raised there; XLA has such a callback."""
-    words = [sys.executable, "-c", INTERRUPTED]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = finish("-c", INTERRUPTED)
     assert done.returncode == 130, done.stderr
     assert "interrupted" in done.stderr
 

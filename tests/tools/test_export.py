@@ -29,7 +29,8 @@ QUICK = {"seconds": 0.2, "rounds": 1}
 def saved(tmp_path_factory):
     """Folders of small models, log-Mel ones with statistics."""
     place = tmp_path_factory.mktemp("models")
-    for name, arch in ARCHS.items():
+    for name in ("base", "large", "mel", "uneven", "student", "reusing"):
+        arch = ARCHS[name]
         mel = arch.front.kind == "logmel"
         params = init(arch, jax.random.key(1, impl="rbg"))  # of which int8 takes as little as of real ones
         checkpoint.save(place / name, arch, params, extra={"stats.npy": stats_bytes(STATS)} if mel else {})
@@ -41,7 +42,7 @@ def exported(saved, tmp_path, name, *forms):
     return out, {row["form"]: row for row in export.run(export.Options(str(saved / name), out, forms, **QUICK))}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def onnx(torch):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
@@ -65,7 +66,10 @@ def test_stablehlo_takes_any_batch_and_length(saved, tmp_path, key):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["large", "uneven", "student"])
+# PyTorch's exporter takes half a minute for each.
+@pytest.mark.parametrize(
+    "name", ["uneven", *(pytest.param(name, marks=pytest.mark.slow) for name in ("large", "student"))]
+)
 def test_onnx_agrees_at_any_length(onnx, saved, tmp_path, name):
     import onnxruntime
 
@@ -83,25 +87,31 @@ def test_onnx_agrees_at_any_length(onnx, saved, tmp_path, name):
             assert export.difference(last, np.asarray(expected), frames) <= tolerance
 
 
-def test_onnx_runtime_keeps_norms_apart(onnx, tmp_path):
+@pytest.fixture(scope="module")
+def mini(onnx, tmp_path_factory):
+    """The model of the package in both forms, and what was told of them."""
+    out = tmp_path_factory.mktemp("mini") / "out"
+    return out, export.run(export.Options("melhubert-mini", out, ("onnx", "onnx-int8"), seconds=0.5, rounds=1))
+
+
+def test_onnx_runtime_keeps_norms_apart(mini, tmp_path):
     """What was measured to be slow is not in the graph that runs: sums fused into norms, and the transform."""
     import onnx as library
     import onnxruntime
 
-    export.run(export.Options("melhubert-mini", tmp_path / "out", ("onnx",), **QUICK))
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(tmp_path / "out/onnx/model.onnx", options)
+    onnxruntime.InferenceSession(mini[0] / "onnx/model.onnx", options)
     graph = library.load(options.optimized_model_filepath, load_external_data=False).graph
     made = {node.op_type for node in graph.node}
     assert "LayerNormalization" in made
     assert not made & {"SkipLayerNormalization", "DFT"}
 
 
-def test_int8_is_smaller_and_close(onnx, tmp_path):
-    rows = export.run(export.Options("melhubert-mini", tmp_path / "out", ("onnx-int8",), seconds=0.5, rounds=1))
-    assert rows[1]["bytes"] < 0.35 * rows[0]["bytes"]
-    assert 1e-4 < rows[1]["error"] < INT8
+def test_int8_is_smaller_and_close(mini):
+    _, (ours, _, int8) = mini
+    assert int8["bytes"] < 0.35 * ours["bytes"]
+    assert 1e-4 < int8["error"] < INT8
 
 
 @pytest.mark.parametrize("name", ["base", "large"])

@@ -1,14 +1,10 @@
 """Processes that train as one: who is missing has a name, and when one goes the others stop."""
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +12,8 @@ from compress.errors import InputError
 from jaxssl.training import distributed
 from jaxssl.training.lifeline import LOST
 from jaxssl.training.rollcall import Place, call_roll, connect
+from tests.processes import start
 
-ROOT = Path(__file__).resolve().parents[2]
 SILENCE_S = 2.0
 START = """
 import sys, time
@@ -77,11 +73,7 @@ def launch(port):
     started = []
 
     def launch(program, process, *, processes=2, timeout=20, **settings):
-        words = (process, processes, port, timeout)
-        command = [sys.executable, "-c", START + program, *map(str, words)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **settings}
-        pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT))
+        started.append(start("-c", START + program, process, processes, port, timeout, devices=4, **settings))
         return started[-1]
 
     yield launch

@@ -1,15 +1,12 @@
 """Eight devices, however parameters are spread over them, train as one does; what they save, one resumes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import finish
+
 UPDATES = 3
 MESHES = ("1x1", "2x4", "1x8")  # data x fsdp
 # Updates of two accumulated batches, dropout and LayerDrop on. The second argument is the folder that the run over
@@ -84,16 +81,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    words = [" ".join(MESHES), str(folder / "checkpoints"), str(UPDATES)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    command = [sys.executable, "-c", PROGRAM, *words]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = finish("-c", PROGRAM, " ".join(MESHES), folder / "checkpoints", UPDATES, devices=8)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ class Given:
     params: Params
     stats: Stats | None
 
+    @cached_property
+    def graph(self) -> Any:
+        """The model as PyTorch's exporter writes it, in what ONNX Runtime runs faster; made once for all forms."""
+        return export_onnx(self)
+
     def forward(self, samples: Array, lengths: Array) -> tuple[Array, Array]:
         """Return the encoder's output, (batch, frames, width), and the valid frames of each row."""
         out = encode(self.arch, self.params, samples, lengths, stats=self.stats)
@@ -62,17 +68,19 @@ def torch(given: Given, folder: Path) -> Run:
 
 def onnx(given: Given, folder: Path) -> Run:
     """Write an ONNX graph of samples and lengths, both of any size, in float32."""
-    write_onnx(given, folder / "model.onnx", apart=True)
+    given.graph.save(folder / "model.onnx", external_data=True)
     return onnx_session(folder / "model.onnx")
 
 
 def onnx_int8(given: Given, folder: Path) -> Run:
     """Write an ONNX graph whose linear maps are int8: weights by output channel, activations as they come."""
+    import onnx as library
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     whole = folder / "float32.onnx"
-    graph = write_onnx(given, whole, apart=False)
-    kept = [node.name for node in graph.node if any(name.startswith("model.front.") for name in node.input)]
+    given.graph.save(whole, external_data=False)
+    nodes = library.load(whole, load_external_data=False).graph.node
+    kept = [node.name for node in nodes if any(name.startswith("model.front.") for name in node.input)]
     with _quiet():
         quantize_dynamic(
             whole,
@@ -138,12 +146,11 @@ def _write_tensors(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)
 
 
-def write_onnx(given: Given, path: Path, *, apart: bool, tuned: bool = True) -> Any:
-    """Write a graph by PyTorch's exporter, its weights in a file `apart` or not; return it.
+def export_onnx(given: Given, *, tuned: bool = True) -> Any:
+    """Make an ONNX graph by PyTorch's exporter; its `save` writes it.
 
     `tuned`: in what ONNX Runtime runs faster (`tools.pytorch.onnx_model`), else as the exporter makes it.
     """
-    import onnx
     import torch
 
     from tools.pytorch.onnx_model import faster, unfused
@@ -177,12 +184,11 @@ def write_onnx(given: Given, path: Path, *, apart: bool, tuned: bool = True) -> 
         )
     if tuned:
         unfused(program.model.graph)
-    program.save(path, external_data=apart)
-    return onnx.load(path, load_external_data=False).graph
+    return program
 
 
 def onnx_session(path: Path) -> Run:
-    """Read a graph that `write_onnx` wrote, to run on the CPU."""
+    """Read a graph of `export_onnx`, once saved, to run on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

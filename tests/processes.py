@@ -1,0 +1,34 @@
+"""Programs in processes of their own, as users start them, compiled quickly rather than well."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKLY = "--xla_cpu_use_fusion_emitters=false"  # XLA's older emitters compile a small program in half the time
+
+
+def start(*words, cwd=ROOT, devices=1, **settings):
+    """Start Python with these words: this checkout, what others compiled, one device as a user's machine has."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICKLY}",
+        **settings,
+    }
+    words, pipe = [sys.executable, *map(str, words)], subprocess.PIPE
+    return subprocess.Popen(words, env=environment, cwd=cwd, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(*words, timeout=300, **settings):
+    """Run Python with these words to the end; exit code, standard output and error."""
+    with start(*words, **settings) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
