@@ -34,8 +34,8 @@ from compress.plan import Heads, Layers, LowRank, Rows, Step, Weights
 from compress.sparse import check_sparsity
 from experiments.curves.curve import Curve
 from experiments.curves.events import compressed
+from experiments.curves.job import Job, dense_teaches, draw, open_job, open_model, trained
 from experiments.curves.points import Bench, Subject
-from experiments.curves.pruning import Job, dense_teaches, draw, open_job, open_model, trained
 from experiments.curves.schedule import Schedule
 from jaxssl.models.arch import Arch
 from jaxssl.models.sites import matrices

@@ -34,8 +34,8 @@ from compress.plan import Heads, Layers, LowRank, Rows, Step
 from compress.plan import run as run_plan
 from experiments.curves.curve import Curve
 from experiments.curves.evidence import sites_below
+from experiments.curves.job import Job, open_job, open_model, prune
 from experiments.curves.points import Subject
-from experiments.curves.pruning import Job, open_job, open_model, prune
 from experiments.curves.schedule import Schedule
 from experiments.curves.sweep import Event
 from jaxssl.inference.source import Model, in_float, load_model

@@ -26,8 +26,8 @@ from typing import Any
 
 from compress.quantize import bfloat16
 from experiments.curves.curve import Curve
+from experiments.curves.job import draw, open_job, open_model
 from experiments.curves.points import Bench, Subject
-from experiments.curves.pruning import draw, open_job, open_model
 from experiments.curves.schedule import Schedule
 from jaxssl.inference.specialise import quantized
 from jaxssl.runtime.cli import console, main

@@ -32,8 +32,8 @@ from compress.address import Axis, Tree
 from compress.edit import cut
 from compress.errors import InputError
 from experiments.curves.curve import Curve
+from experiments.curves.job import Job, draw, open_job, open_model, trained
 from experiments.curves.points import Bench, Subject
-from experiments.curves.pruning import Job, draw, open_job, open_model, trained
 from experiments.curves.schedule import Schedule
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch

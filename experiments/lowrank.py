@@ -32,8 +32,8 @@ from typing import Any, Literal
 
 from compress.errors import InputError
 from experiments.curves.curve import Curve
+from experiments.curves.job import Job, open_bench, open_model, report, train_control, trained
 from experiments.curves.points import Bench, Row, Subject, sizes
-from experiments.curves.pruning import Job, open_bench, open_model, report, train_control, trained
 from experiments.curves.recovery import speech_with_targets
 from experiments.curves.schedule import Schedule
 from experiments.curves.targets import Target, check, parse

@@ -35,8 +35,8 @@ from compress.sparse import Masks, check_sparsity
 from experiments.curves.curve import Pruning
 from experiments.curves.events import mask_event
 from experiments.curves.evidence import sites_of
+from experiments.curves.job import Job, open_model, open_pruning, prune
 from experiments.curves.points import Fast, Subject
-from experiments.curves.pruning import Job, open_model, open_pruning, prune
 from experiments.curves.schedule import Schedule, arrange
 from jaxssl.analysis.calibration import distance
 from jaxssl.inference.latency import Load, compile_forward, race, speedup

@@ -19,8 +19,8 @@ from compress.plan import run as run_plan
 from compress.select import Keep
 from compress.sparse import Masks
 from experiments.curves.evidence import evidence, sites_below, sites_of
+from experiments.curves.job import Job
 from experiments.curves.points import Subject
-from experiments.curves.pruning import Job
 from experiments.curves.sweep import Event
 from jaxssl.analysis.calibration import distance
 from jaxssl.models.describe import describe

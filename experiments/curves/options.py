@@ -19,8 +19,8 @@ from compress.lowrank import Decomposition, decompose_maps
 from compress.plan import Evidence, Heads, Layers, LowRank, Rows, Score, Step
 from compress.score import contributions
 from experiments.curves.evidence import sites_below, sites_of
+from experiments.curves.job import Job
 from experiments.curves.points import Bench, Subject
-from experiments.curves.pruning import Job
 from jaxssl.analysis.calibration import moments
 from jaxssl.inference.latency import compile_forward, race
 from jaxssl.models.arch import Arch, Layer, Rank

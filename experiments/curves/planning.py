@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from compress.errors import InputError
 from experiments.curves.curve import Curve
+from experiments.curves.job import Job, conclude, dense_teaches, draw, open_job, open_model, trained
 from experiments.curves.options import FAMILIES
 from experiments.curves.points import Bench, Subject
-from experiments.curves.pruning import Job, conclude, dense_teaches, draw, open_job, open_model, trained
 from experiments.curves.schedule import Schedule
 from experiments.curves.search import Budget, Search
 from jaxssl.models import cost

@@ -13,6 +13,7 @@ import numpy as np
 from compress.descent import Choice, better, descend, total
 from compress.errors import InputError
 from compress.plan import LowRank
+from experiments.curves.job import Job
 from experiments.curves.options import (
     Group,
     Known,
@@ -25,7 +26,6 @@ from experiments.curves.options import (
     with_option,
 )
 from experiments.curves.points import Bench, Subject
-from experiments.curves.pruning import Job
 from experiments.reports import tables
 from jaxssl.inference.latency import race
 from jaxssl.models import cost

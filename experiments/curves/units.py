@@ -19,8 +19,8 @@ from compress.plan import Evidence, Heads, Rows
 from experiments.curves.curve import Pruning
 from experiments.curves.events import unit_event
 from experiments.curves.evidence import Labelled, evidence
+from experiments.curves.job import Job, open_model, open_pruning, prune
 from experiments.curves.points import Subject
-from experiments.curves.pruning import Job, open_model, open_pruning, prune
 from experiments.curves.schedule import Schedule, arrange
 from experiments.curves.sweep import Event
 from experiments.curves.targets import parse

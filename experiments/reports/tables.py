@@ -18,8 +18,9 @@ def show(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
         columns: key → heading; a key may carry a format, as `macs:.3f`.
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, heading in enumerate(columns.values()):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    for i, (column, heading) in enumerate(columns.items()):
+        whole = [*heading.split(), *(_cell(row, column) for row in rows)]  # a heading may break at blanks, a cell not
+        table.add_column(heading, justify="right" if i else "left", min_width=max(map(len, whole)))
     for row in rows:
         table.add_row(*(_cell(row, column) for column in columns))
     console.print(table)

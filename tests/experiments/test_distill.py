@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on_to_the_bit(place, distilled, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit.Run, "train", broken)
-        patch.setattr("experiments.curves.pruning.subject_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("experiments.curves.job.subject_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             distill.run(config(place, out, **changes))
     distill.run(config(place, out, **changes))

@@ -16,8 +16,8 @@ from compress.errors import InputError
 from compress.plan import Heads
 from experiments import heads, heads_atlas
 from experiments.curves.events import unit_event
+from experiments.curves.job import Job
 from experiments.curves.points import Subject
-from experiments.curves.pruning import Job
 from experiments.curves.survivors import by_chance, head_axes, nearest, read_points
 from experiments.reports import canvas, pictures, tables
 from jaxssl.analysis.attention_maps import attention_maps, measure

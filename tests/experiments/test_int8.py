@@ -11,7 +11,7 @@ from compress.address import flatten, get
 from compress.quantize import bfloat16
 from compress.sparse import apply_masks, entry_masks
 from experiments import int8, rows
-from experiments.curves.pruning import open_model
+from experiments.curves.job import open_model
 from jaxssl.inference.source import in_float, load_model
 from jaxssl.inference.specialise import dequantized, quantized
 from jaxssl.models import checkpoint, cost
