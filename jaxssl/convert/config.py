@@ -99,7 +99,7 @@ class Settings:
         """Refuse, by name, settings whose model ours is not: each must be absent or one of its values."""
         for name, values in wanted.items():
             if (value := self.given.get(name)) is not None and value not in values:
-                raise InputError(f"{self.path}: {name} is {value!r}; only {values[0]!r} is supported")
+                raise InputError(f"{self.path}: {name} is {value!r}; what is supported: {', '.join(map(repr, values))}")
 
 
 def size(tensors: Mapping[str, Tensor], name: str, axis: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Folders that `save_pretrained` of Hugging Face's HubertModel or HubertForCTC wrote."""
+"""Folders that `save_pretrained` of Hugging Face wrote: HuBERT, and relatives that only training tells from it."""
 
 import json
 from collections.abc import Mapping
@@ -28,19 +28,26 @@ from jaxssl.models.arch import (
 from jaxssl.models.names import Shape
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order transformers looks
-PREFIX = "hubert."  # of everything but the output layer in HubertForCTC
+# By model_type, what the names of transformers' classes begin with.
+FAMILIES = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "unispeech": "UniSpeech", "unispeech-sat": "UniSpeechSat"}
 OUTPUT = ("lm_head.weight", "lm_head.bias")
-LEFT = (r"(projector|classifier)\.(weight|bias)", r"layer_weights")  # HubertForSequenceClassification's
+# What classes around the encoder add, whose inputs are hidden states.
+LEFT = (
+    r"layer_weights|(projector|classifier)\.(weight|bias)",  # …ForSequenceClassification, …ForAudioFrameClassification
+    r"(tdnn\.\d+\.kernel|feature_extractor|objective)\.(weight|bias)|objective\.weight",  # …ForXVector
+    r"quantizer\.codevectors|(quantizer\.weight_proj|project_hid|project_q)\.(weight|bias)",  # …ForPreTraining
+    r"ctc_proj\.(weight|bias)|(speaker_proj|layer_norm_for_extract)\.(weight|bias)|label_embeddings_concat",
+)
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SUPPORTED = {
-    "model_type": ("hubert",),
+    "model_type": tuple(FAMILIES),
     "hidden_act": ("gelu",),
     "feat_extract_activation": ("gelu",),
     "feat_extract_norm": ("group", "layer"),
     "layer_norm_eps": (1e-5,),
     "conv_pos_batch_norm": (False,),
-    "feat_proj_layer_norm": (True,),
     "adapter_attn_dim": (None,),
+    "add_adapter": (False,),
 }
 DEFAULT_CONVS = {
     "conv_dim": [512] * 7,
@@ -74,7 +81,9 @@ def describe(folder: Path) -> Source:
         raise InputError(f"{folder}: not a Hugging Face folder, config.json is missing; give a file or such a folder")
     config = _json(folder / "config.json")
     files, everything = _weights(folder)
-    tensors = strip({name: tensor for name, tensor in everything.items() if name not in OUTPUT}, PREFIX)
+    family = str(config.get("model_type", "hubert"))
+    encoder = {name: tensor for name, tensor in everything.items() if name not in OUTPUT}
+    tensors = strip(encoder, f"{family.replace('-', '_')}.")
     settings = Settings(folder, config, _measure(tensors))
     settings.require(SUPPORTED)
     normalize, notes = _normalize(folder)
@@ -82,7 +91,7 @@ def describe(folder: Path) -> Source:
     if "masked_spec_embed" not in tensors:
         notes.append("no masked_spec_embed: masked frames will be zeros")
     return Source(
-        kind="Hugging Face HubertForCTC" if ctc else "Hugging Face HubertModel",
+        kind=f"Hugging Face {FAMILIES[family]}{'ForCTC' if ctc else 'Model'}",
         arch=_arch(settings, tensors, normalize),
         tensors=tensors,
         dialect="huggingface",
@@ -117,6 +126,7 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) ->
             norm="layer" if norm == "layer" else "group",
             bias=settings.get("conv_bias", bool),
             normalize=normalize,
+            feature_norm=settings.get("feat_proj_layer_norm", bool, True),
         ),
         width=settings.positive("hidden_size"),
         layers=(layer,) * settings.positive("num_hidden_layers"),

@@ -262,7 +262,7 @@ def test_ctc_from_the_time_of_args(torch, tmp_path, plain):
             {"extractor_mode": "layer_norm"},
             "extractor_mode is layer_norm in the configuration and default in the arrays",
         ),
-        ({"activation_fn": "relu"}, "activation_fn is 'relu'; only 'gelu' is supported"),
+        ({"activation_fn": "relu"}, "activation_fn is 'relu'; what is supported: 'gelu'"),
         ({"layer_type": "conformer"}, "layer_type is 'conformer'"),
         ({"pos_conv_depth": 5}, "pos_conv_depth is 5"),
         ({"pos_enc_type": "rope"}, "pos_enc_type is 'rope'"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def hubert(torch, transformers):
 
     def build(kind="HubertModel", **config):
         torch.manual_seed(0)
-        model = getattr(transformers, kind)(transformers.HubertConfig(**config)).eval()
+        family = re.match("Hubert|Wav2Vec2|UniSpeechSat|UniSpeech", kind)[0]
+        model = getattr(transformers, kind)(getattr(transformers, f"{family}Config")(**config)).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("bias") or "norm.weight" in name:
@@ -134,6 +136,36 @@ def test_a_classifier_is_left_behind(torch, hubert, tmp_path):
     assert set(left) == {"projector.weight", "projector.bias", "classifier.weight", "classifier.bias"}
 
 
+RELATIVES = (
+    "Wav2Vec2Model",
+    "Wav2Vec2ForPreTraining",
+    "Wav2Vec2ForSequenceClassification",
+    "Wav2Vec2ForAudioFrameClassification",
+    "Wav2Vec2ForXVector",
+    "UniSpeechModel",
+    "UniSpeechForPreTraining",
+    "UniSpeechSatModel",
+    "UniSpeechSatForPreTraining",
+)
+
+
+@pytest.mark.parametrize("kind", RELATIVES)
+def test_relatives_are_encoders_alike_whatever_stands_around_them(torch, hubert, tmp_path, kind):
+    """With a layer norm at each convolution and before each block, as wav2vec 2.0 Large and XLS-R have them."""
+    model = hubert(kind, **TINY, **LARGE)
+    model.save_pretrained(tmp_path)
+    converted = compare(torch, model.base_model, tmp_path)
+    assert converted.kind == f"Hugging Face {re.split('Model|For', kind)[0]}Model"
+    inside = f"{model.base_model_prefix}." if not kind.endswith("Model") else ""
+    assert set(converted.left_behind) == {name for name in model.state_dict() if not name.startswith(inside)}
+
+
+def test_distilhuberts_projection_has_no_norm(torch, hubert, tmp_path):
+    model = hubert(**TINY, feat_proj_layer_norm=False)
+    model.save_pretrained(tmp_path)
+    assert not compare(torch, model, tmp_path).arch.front.feature_norm
+
+
 @pytest.mark.parametrize("do_normalize", [True, False])
 def test_the_preprocessor_says_whether_to_normalise(hubert, tmp_path, do_normalize):
     hubert(**TINY).save_pretrained(tmp_path)
@@ -149,10 +181,11 @@ def test_without_a_mask_embedding(hubert, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm is True; only False is supported"),
-        ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'"),
+        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm is True; what is supported: False"),
+        ({"model_type": "wavlm"}, "model_type is 'wavlm'; what is supported: 'hubert', 'wav2vec2'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
-        ({"feat_proj_layer_norm": False}, "feat_proj_layer_norm is False"),
+        ({"feat_proj_layer_norm": False}, r"unknown.*feature_projection\.layer_norm"),
+        ({"add_adapter": True}, "add_adapter is True"),
         ({"layer_norm_eps": 1e-12}, "layer_norm_eps is 1e-12"),
         ({"adapter_attn_dim": 16}, "adapter_attn_dim is 16"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3 in the configuration and 2 in the arrays"),

@@ -106,7 +106,7 @@ def _import(name: str, framework: str) -> Any:
 
 
 def _huggingface(path: Path) -> Reference:
-    model = _import("transformers", "transformers (with PyTorch)").HubertModel.from_pretrained(path).eval()
+    model = _import("transformers", "transformers (with PyTorch)").AutoModel.from_pretrained(path).eval()
     return Reference(model.encoder, model)
 
 

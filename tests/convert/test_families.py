@@ -1,0 +1,88 @@
+"""Folders that transformers wrote of HuBERT's relatives give, layer by layer, what transformers computed."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxssl.convert.conversion import read
+from tests.archs import forward
+from tests.golden import meets
+
+FOLDERS = {
+    "hf_wav2vec2_base": "Wav2Vec2Model",
+    "hf_wav2vec2_base_ctc": "Wav2Vec2ForCTC",
+    "hf_wav2vec2_base_pretraining": "Wav2Vec2Model",
+    "hf_unispeech_sat_base": "UniSpeechSatModel",
+    "hf_distilhubert": "HubertModel",
+}
+ATOL = 1e-4
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def folder(shared, request):
+    return shared / "encoders" / request.param
+
+
+@pytest.fixture(scope="module")
+def golden(folder):
+    arrays = dict(np.load(folder / "golden.npz"))
+    aliases = json.loads(str(arrays.pop("aliases_json")))
+    return arrays | {missing: arrays[kept] for missing, kept in aliases.items() if kept in arrays}
+
+
+@pytest.fixture(scope="module")
+def waves(shared, folder):
+    """The utterances as transformers' own extractor prepares them: each by itself, its variance plus 1e-7."""
+    arrays = np.load(shared / "encoders/inputs.npz")
+    rows = [arrays["raw_0"], arrays["raw_1"]]
+    if json.loads((folder / "preprocessor_config.json").read_text())["do_normalize"]:
+        rows = [(row - row.mean()) / np.sqrt(row.var() + 1e-7) for row in rows]
+    return [row.astype(np.float32) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def converted(folder):
+    found = read(folder)
+    return replace(found, arch=replace(found.arch, front=replace(found.arch.front, normalize=False)))
+
+
+def test_its_class_is_told_and_what_is_no_encoder_stays_behind(folder, converted):
+    assert converted.kind == f"Hugging Face {FOLDERS[folder.name]}"
+    trained_with = r"(quantizer|project_hid|project_q)\..*"
+    assert all(re.fullmatch(trained_with, name) for name in converted.left_behind)
+    assert len(converted.left_behind) == (7 if folder.name.endswith("pretraining") else 0)
+    assert ("ctc/ctc.safetensors" in converted.extra) is folder.name.endswith("ctc")
+
+
+def test_alone(converted, golden, waves):
+    ours = forward(converted.arch, converted.params, waves[1][None])
+    found = {"layer_1": ours.hidden[1], "last_hidden_state": ours.last}
+    wanted = {name: golden[f"single_1_{name}"] for name in found if f"single_1_{name}" in golden}
+    meets({name: found[name] for name in wanted}, wanted, atol=ATOL)
+    assert "layer_1" in wanted
+
+
+def test_every_layer_of_a_batch(converted, golden, waves):
+    """Without a mask padding is silence like any other, as transformers has it for models with a group norm."""
+    padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
+    ours = forward(converted.arch, converted.params, padded)
+    found = {f"layer_{i}": hidden for i, hidden in enumerate(ours.hidden)}
+    wanted = {name: golden[f"batch_nomask_{name}"] for name in found if f"batch_nomask_{name}" in golden}
+    meets({name: found[name] for name in wanted}, wanted, atol=ATOL)
+    assert f"layer_{len(converted.arch.layers)}" in wanted
+
+
+def test_a_masked_batch(converted, golden, waves):
+    padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
+    lengths = np.array([len(wave) for wave in waves], np.int32)
+    ours = forward(converted.arch, converted.params, padded, lengths, padding="transformers")
+    frames = int(ours.lengths[-1][1])
+    assert frames == golden["frame_mask"][1].sum()
+    meets(
+        {"last_hidden_state": ours.last[1, :frames]},
+        {"last_hidden_state": golden["batch_mask_row1_last_hidden_state"][:frames]},
+        atol=ATOL,
+    )
