@@ -1,8 +1,8 @@
 """What every command line shares, of experiments and tools: parsing, one-line errors, exit codes, progress."""
 
-import _thread
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -120,7 +120,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 def _interrupt_again(lost: Any) -> None:
     """Repeat a Ctrl-C that fell into a callback of the garbage collector, where Python prints and drops it."""
     if lost.exc_type is KeyboardInterrupt:
-        threading.Timer(0.05, _thread.interrupt_main).start()
+        main = threading.main_thread().ident or 0
+        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()  # a signal wakes what sleeps or waits
     else:
         sys.__unraisablehook__(lost)
 
