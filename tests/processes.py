@@ -23,7 +23,7 @@ def start(*words, cwd=ROOT, devices=1, **settings):
     return subprocess.Popen(words, env=environment, cwd=cwd, stdout=pipe, stderr=pipe, text=True)
 
 
-def finish(*words, timeout=300, **settings):
+def finish(*words, timeout=600, **settings):
     """Run Python with these words to the end; exit code, standard output and error."""
     with start(*words, **settings) as process:
         try:
