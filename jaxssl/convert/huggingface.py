@@ -34,9 +34,9 @@ OUTPUT = ("lm_head.weight", "lm_head.bias")
 # What classes around the encoder add, whose inputs are hidden states.
 LEFT = (
     r"layer_weights|(projector|classifier)\.(weight|bias)",  # …ForSequenceClassification, …ForAudioFrameClassification
-    r"(tdnn\.\d+\.kernel|feature_extractor|objective)\.(weight|bias)|objective\.weight",  # …ForXVector
+    r"(tdnn\.\d+\.kernel|feature_extractor|objective)\.(weight|bias)",  # …ForXVector
     r"quantizer\.codevectors|(quantizer\.weight_proj|project_hid|project_q)\.(weight|bias)",  # …ForPreTraining
-    r"ctc_proj\.(weight|bias)|(speaker_proj|layer_norm_for_extract)\.(weight|bias)|label_embeddings_concat",
+    r"label_embeddings_concat|(ctc_proj|speaker_proj|layer_norm_for_extract)\.(weight|bias)",  # UniSpeech's and SAT's
 )
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SUPPORTED = {
@@ -81,7 +81,7 @@ def describe(folder: Path) -> Source:
         raise InputError(f"{folder}: not a Hugging Face folder, config.json is missing; give a file or such a folder")
     config = _json(folder / "config.json")
     files, everything = _weights(folder)
-    family = str(config.get("model_type", "hubert"))
+    family = str(config.get("model_type") or "hubert")
     encoder = {name: tensor for name, tensor in everything.items() if name not in OUTPUT}
     tensors = strip(encoder, f"{family.replace('-', '_')}.")
     settings = Settings(folder, config, _measure(tensors))

@@ -160,6 +160,13 @@ def test_relatives_are_encoders_alike_whatever_stands_around_them(torch, hubert,
     assert set(converted.left_behind) == {name for name in model.state_dict() if not name.startswith(inside)}
 
 
+def test_a_folder_that_names_no_model_type_is_huberts(hubert, tmp_path):
+    hubert(**TINY).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": None}))
+    assert read(tmp_path).kind == "Hugging Face HubertModel"
+
+
 def test_distilhuberts_projection_has_no_norm(torch, hubert, tmp_path):
     model = hubert(**TINY, feat_proj_layer_norm=False)
     model.save_pretrained(tmp_path)
@@ -183,6 +190,7 @@ def test_without_a_mask_embedding(hubert, tmp_path):
     [
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm is True; what is supported: False"),
         ({"model_type": "wavlm"}, "model_type is 'wavlm'; what is supported: 'hubert', 'wav2vec2'"),
+        ({"model_type": ["hubert"]}, r"model_type is \['hubert'\]"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"feat_proj_layer_norm": False}, r"unknown.*feature_projection\.layer_norm"),
         ({"add_adapter": True}, "add_adapter is True"),
