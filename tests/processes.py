@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICKLY = "--xla_cpu_use_fusion_emitters=false"  # XLA's older emitters compile a small program in half the time
+# XLA's older emitters compile a small program in half the time. Later versions have them no more, and end a process
+# that sets a flag which they do not know.
+OLD = tuple(map(int, version("jax").split(".")[:2])) < (0, 11)
+QUICKLY = "--xla_cpu_use_fusion_emitters=false" if OLD else ""
 
 
 def start(*words, cwd=ROOT, devices=1, **settings):

@@ -19,8 +19,6 @@ from tests.convert.test_pickle_reader import Call, program, save_zip
 from tests.processes import finish
 from tools.convert_torch import main
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
 def source(torch, tmp_path):

@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,6 @@ from tests.archs import MEL
 from tests.processes import finish
 
 ARCH = replace(MEL, layers=MEL.layers[:1], dropout=Dropout(0.0, 0.0))
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,6 @@ from jaxssl.training.step import start
 from tests.archs import LARGE, MEL, noise, transformer_layer
 from tests.processes import finish
 
-ROOT = Path(__file__).resolve().parents[2]
 SOME = transformer_layer(4, 24, q=Blocks(4, 2), out=Blocks(8, 1), fc1=Blocks(8, 2), fc2=Blocks(4, 3))
 ARCH = replace(MEL, layers=(SOME, SOME, transformer_layer(4, 24, q=Rank(2), k=Blocks(16, 1), v=Blocks(2, 8))))
 WAVE = replace(LARGE, layers=(SOME, transformer_layer(2, 0, out=Blocks(8, 1))))
