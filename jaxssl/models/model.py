@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import jax
@@ -193,7 +194,8 @@ def init(arch: Arch, key: Array) -> Params:
 def shapes(arch: Arch) -> Params:
     """Return the parameters' tree with a `jax.ShapeDtypeStruct` for each array; nothing is computed."""
     if not arch.layers:
-        return jax.eval_shape(lambda: init(arch, jax.random.key(0)))
+        check_arch(arch)
+        return jax.eval_shape(lambda: _arrays(Model(arch, rngs=_one_key())))
     check_arch(arch)
     bare = replace(arch, layers=())  # layer by layer: the time to trace a model grows with the square of its depth
     layers = {str(i): _layer_shapes(bare, layer) for i, layer in enumerate(arch.layers)}
@@ -308,14 +310,23 @@ def check_params(arch: Arch, params: Params) -> None:
     check_arrays(shapes(arch), params)
 
 
+def _one_key() -> Any:
+    """Return what modules take for `nnx.Rngs` where only shapes are asked for.
+
+    A key of its own for every array, counted in a variable under a trace, took most of the time of building a module.
+    """
+    key = jax.random.key(0)
+    return SimpleNamespace(params=lambda: key)
+
+
 @lru_cache(maxsize=256)
 def _layer_shapes(arch: Arch, layer: Layer) -> Params:
-    return jax.eval_shape(lambda: _arrays(EncoderLayer(arch, layer, rngs=nnx.Rngs(0))))
+    return jax.eval_shape(lambda: _arrays(EncoderLayer(arch, layer, rngs=_one_key())))
 
 
 @lru_cache(maxsize=64)
 def _skeleton(arch: Arch) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: Model(arch, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Model(arch, rngs=_one_key())))
 
 
 def _restore(arch: Arch, params: Params) -> Model:
