@@ -1,7 +1,7 @@
 """Small architectures that between them have everything a model can have; the laws are tested on all of them."""
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from jaxssl.models.arch import (
     Sinusoids,
     Waveform,
 )
-from jaxssl.models.model import apply, shapes
+from jaxssl.models.model import apply, init, shapes
 
 MAPS = ("q", "k", "v", "out", "fc1", "fc2")
 CONVS = (Conv(12, 10, 5), *(Conv(12, 3, 2),) * 2, Conv(12, 2, 2))
@@ -113,6 +113,16 @@ def weights(arch, seed=0):
         return (centre + 0.1 * draw.standard_normal(leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(one, shapes(arch))
+
+
+def fresh(arch):
+    """Parameters as `init` draws them, drawn once."""
+    return jax.tree.map(lambda leaf: leaf, _fresh(arch))  # a copy: tests may put other arrays into the tree
+
+
+@lru_cache
+def _fresh(arch):
+    return init(arch, jax.random.key(0, impl="rbg"))
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("dtype", "padding", "stack"))

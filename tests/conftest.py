@@ -43,9 +43,8 @@ def key():
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture compiles
 def pytest_runtest_setup(item):
-    """Compile small programs quickly rather than well; only full-size models, and what is marked so, repay the time."""
-    well = any(item.iter_markers("slow")) or any(item.iter_markers("optimised"))
-    jax.config.update("jax_disable_most_optimizations", not well)
+    """Compile small programs quickly rather than well; only what is marked so repays the time."""
+    jax.config.update("jax_disable_most_optimizations", not any(item.iter_markers("optimised")))
 
 
 def pytest_collection_modifyitems(items):

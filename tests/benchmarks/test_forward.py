@@ -72,6 +72,7 @@ def test_the_lead_is_over_the_fastest_of_the_others():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "exported", "int8"])
 def test_what_onnx_runtime_times_is_the_model(torch, key, name):
     for need in ("onnx", "onnxscript", "onnxruntime"):
@@ -80,6 +81,7 @@ def test_what_onnx_runtime_times_is_the_model(torch, key, name):
     rivals.starts(rivals.Model(arch, weights(arch)), (name,))[name](Load(0.2, 2)).run()
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end(torch, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "small", lambda: BIG)
     words = ["--arch", "small", "--seconds", "0.2", "--batch", "1", "2", "--system", "pytorch", "--rounds", "1"]

@@ -41,6 +41,7 @@ def _small(monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end(torch, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["training", *WORDS, "--out", str(tmp_path / "out")])
     main(training.run, training.Config, "", remember=False)

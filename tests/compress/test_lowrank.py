@@ -21,9 +21,8 @@ from compress.lowrank import (
 )
 from jaxssl.models import cost
 from jaxssl.models.describe import describe
-from jaxssl.models.model import init
 from jaxssl.models.sites import matrices
-from tests.archs import ARCHS, MEL, forward, noise, weights
+from tests.archs import ARCHS, MEL, forward, fresh, noise, weights
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 
@@ -59,7 +58,7 @@ def test_plain_is_the_best_approximation(shape):
 @every_arch
 def test_a_set_of_maps_is_factorised_as_each_alone(arch, key):
     """Where it pays; None and maps that are not named stay as they are."""
-    params, maps = init(arch, key), working(arch)
+    params, maps = fresh(arch), working(arch)
     found = decompose_maps(params, maps)
     ranks = {matrix.path: (None, 2, matrix.max_rank)[i % 3] for i, matrix in enumerate(maps[:-1])}
     expected = params

@@ -12,9 +12,9 @@ from compress.plan import Evidence, Heads, Layers, LowRank, Rows, Sites, Weights
 from jaxssl.models import cost
 from jaxssl.models.arch import FULL, Rank
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, init
+from jaxssl.models.model import apply
 from jaxssl.models.sites import axes, matrices
-from tests.archs import BASE, LARGE, MEL, noise
+from tests.archs import BASE, LARGE, MEL, fresh, noise
 
 STEPS = (LowRank("layers/*/ffn/*", 3), Heads(3), Rows(10), Layers((0, 1)))
 
@@ -30,28 +30,28 @@ def sites_of(base):
 @pytest.mark.parametrize("arch", [BASE, LARGE, MEL])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_any_order_gives_a_model_of_the_same_shape(arch, order, key):
-    params = run([STEPS[i] for i in order], init(arch, key), sites=sites_of(arch))
+    params = run([STEPS[i] for i in order], fresh(arch), sites=sites_of(arch))
     small = describe(arch, params)
     assert [(layer.mixer.heads, layer.ffn.size, layer.ffn.fc1) for layer in small.layers] == [(3, 10, Rank(3))] * 2
     assert cost.parameters(small) < cost.parameters(arch)
 
 
 def test_a_plan_in_parts_is_the_whole_plan(key):
-    params, sites = init(MEL, key), sites_of(MEL)
+    params, sites = fresh(MEL), sites_of(MEL)
     whole, parts = run(STEPS, params, sites=sites), run(STEPS[2:], run(STEPS[:2], params, sites=sites), sites=sites)
     for path, leaf in flatten(whole).items():
         np.testing.assert_array_equal(flatten(parts)[path], leaf)
 
 
 def test_an_empty_plan_and_a_kept_all_plan_change_nothing(key):
-    params, sites = init(MEL, key), sites_of(MEL)
+    params, sites = fresh(MEL), sites_of(MEL)
     for plan in ((), (Heads(4), Rows(24), Layers((0, 1, 2)))):
         out = apply(MEL, run(plan, params, sites=sites), noise(MEL, key))
         np.testing.assert_array_equal(out.last, apply(MEL, params, noise(MEL, key)).last)
 
 
 def test_what_would_grow_stays_dense(key):
-    small = describe(MEL, run([LowRank("layers/0/*", 8)], init(MEL, key), sites=sites_of(MEL)))
+    small = describe(MEL, run([LowRank("layers/0/*", 8)], fresh(MEL), sites=sites_of(MEL)))
     assert small.layers[0].mixer.q == FULL
     assert small.layers[0].ffn.fc1 == Rank(8)
 
@@ -59,7 +59,7 @@ def test_what_would_grow_stays_dense(key):
 def test_a_factorised_map_never_grows(key):
     """A later, greater rank leaves it as it is; a lesser one lowers it."""
     sites = sites_of(MEL)
-    small = run([LowRank("layers/*/ffn/fc1", 4)], init(MEL, key), sites=sites)
+    small = run([LowRank("layers/*/ffn/fc1", 4)], fresh(MEL), sites=sites)
     for rank, expected in ((8, 4), (4, 4), (2, 2)):
         again = describe(MEL, run([LowRank("layers/*/ffn/fc1", rank)], small, sites=sites))
         assert {layer.ffn.fc1 for layer in again.layers} == {Rank(expected)}
@@ -74,7 +74,7 @@ KNOWN = Evidence(
 
 def test_what_is_simulated_is_what_is_run(key):
     """Steps that act each on maps of its own, in the shapes of before: one function."""
-    params = init(MEL, key)
+    params = fresh(MEL)
     plan = (
         Heads(2, where="layers/[01]/*", score="gradient", select="model"),
         Rows(24, where="layers/[01]/*", score="activation", select="budget", multiple=2),
@@ -91,7 +91,7 @@ def test_what_is_simulated_is_what_is_run(key):
 
 
 def test_what_weights_do_not_tell_is_asked_for(key):
-    params, at = init(MEL, key), sites_of(MEL)
+    params, at = fresh(MEL), sites_of(MEL)
     for step, words in (
         (Heads(2, score="activation"), "activation: weights do not tell this score"),
         (LowRank("layers/*", 3, aware=True), "need `evidence` with decompositions"),
@@ -107,7 +107,7 @@ def test_what_weights_do_not_tell_is_asked_for(key):
 
 @pytest.mark.parametrize("select", ["model", "layer"])
 def test_weights_have_a_threshold_each_or_together(select, key):
-    tree = run([Weights(0.5, select=select, biases=False)], init(MEL, key), sites=sites_of(MEL))
+    tree = run([Weights(0.5, select=select, biases=False)], fresh(MEL), sites=sites_of(MEL))
     shares = {}
     for path, leaf in flatten(tree["layers"]).items():
         if path.endswith("/kernel"):
@@ -130,4 +130,4 @@ def test_weights_have_a_threshold_each_or_together(select, key):
 )
 def test_impossible_steps_are_named(step, message, key):
     with pytest.raises(InputError, match=message):
-        run([step], init(MEL, key), sites=sites_of(MEL))
+        run([step], fresh(MEL), sites=sites_of(MEL))

@@ -243,6 +243,7 @@ def test_incomplete_and_damaged_folders(tmp_path, hubert):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "config",
     [{}, LARGE | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}],

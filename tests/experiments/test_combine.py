@@ -34,6 +34,7 @@ def points(out):
     return json.loads((out / "report.json").read_text())["points"]
 
 
+@pytest.mark.slow
 def test_stages_follow_each_other(place, tmp_path):
     """Half the layers by distillation, then heads; the control is as old as each point."""
     out = tmp_path / "combine"

@@ -102,6 +102,7 @@ def test_what_does_not_pay_is_said_plainly():
     assert not any("tools.export" in line for line in told("bfloat16", 20 + noise, (0.4, 0.5, 0.6)))
 
 
+@pytest.mark.slow
 def test_what_prunes_takes_it_up_in_float(finished, place, tmp_path):
     """From the int8 point, whose weights that were only small are zero, and are not taken for pruned."""
     model = finished / "models/int8"

@@ -12,10 +12,10 @@ from compress.errors import InputError
 from experiments import joint
 from experiments.curves.points import Subject
 from jaxssl.models import checkpoint, cost
-from jaxssl.models.model import apply, init
+from jaxssl.models.model import apply
 from jaxssl.models.sites import axes, channels
 from jaxssl.training import gates
-from tests.archs import BASE, noise
+from tests.archs import BASE, fresh, noise
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -32,6 +32,7 @@ def config(place, out, **changes):
     return joint.Config(model=str(place.model), corpus=place.corpus, out=out, **{**QUICK, **changes})
 
 
+@pytest.mark.slow
 def test_a_point_is_slim_and_learned(place, tmp_path):
     out = tmp_path / "joint"
     joint.run(config(place, out, target=(0.4,)))
@@ -47,7 +48,7 @@ def test_a_point_is_slim_and_learned(place, tmp_path):
 
 def test_the_cut_model_computes_what_the_gated_one_did(key):
     """Heads, units and channels at once, some gates half open; of a convolution one channel stays at least."""
-    params, x, found = init(BASE, key), noise(BASE, key), (*channels(BASE), *axes(BASE))
+    params, x, found = fresh(BASE), noise(BASE, key), (*channels(BASE), *axes(BASE))
     draw = np.random.default_rng(0)
     logits = {axis.name: jnp.asarray(draw.normal(0, 3, axis.size), jnp.float32) for axis in found}
     slim = joint.slim(Subject(BASE, params, {}), found, logits, 0.4)

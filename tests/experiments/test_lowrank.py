@@ -147,6 +147,7 @@ def test_knowing_the_inputs_lowers_their_error(finished):
         assert aware["error"] >= plain["error"] * (1 - 1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_repeated_and_its_models_timed(finished, model, tmp_path):
     with pytest.raises(InputError, match="holds 9 models"):
         latency.run(latency.Config(model=str(finished), out=tmp_path / "latency"))
@@ -166,6 +167,7 @@ def test_a_run_may_be_repeated_and_its_models_timed(finished, model, tmp_path):
     assert {p["speedup"] for p in points[::2]} == {1.0}
 
 
+@pytest.mark.slow
 def test_waveform_models_work_too(tmp_path, audio, key):
     checkpoint.save(tmp_path / "base", BASE, init(BASE, key))
     config = lowrank.Config(
@@ -387,6 +389,7 @@ def test_the_picture_has_time_first_and_both_states_of_every_point(recovered, fi
     assert not any(line.get_markerfacecolor() == "w" for line in plain.axes[0].lines)
 
 
+@pytest.mark.slow
 def test_killed_in_mid_run_it_goes_on_and_ends_the_same(place, tmp_path):
     module, settings = "experiments.lowrank", {"rank": (2,), "steps": 40, "save_every": 8, "batch": 4, "rounds": 1}
     settings |= {"audio": place.audio, "limit": 2, "seconds": 0.2, "shortest": 0.3, "no_control": True}
@@ -423,6 +426,7 @@ def arrays_of(out, name):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_recovery_tells_quality_before_and_after(tmp_path, capsys):
     """On the embedded corpus, with the default model's own targets: a few updates bring back some of what was lost."""
     pytest.importorskip("espeakng_loader")

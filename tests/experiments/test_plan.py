@@ -71,6 +71,7 @@ def test_what_was_measured_is_read_again(planned, place, monkeypatch):
     assert jax.tree.all(jax.tree.map(np.array_equal, after[1], before[1]))
 
 
+@pytest.mark.slow
 def test_a_measured_budget_is_met_by_the_timing(place, tmp_path, monkeypatch, capsys):
     """By a clock that counts: whole models take half as long again as their options promise."""
 

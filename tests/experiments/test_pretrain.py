@@ -110,6 +110,7 @@ def resumed(output):
     return int(line.split()[-1])
 
 
+@pytest.mark.slow
 def test_it_learned(unbroken):
     rows = told(unbroken)
     assert [row["step"] for row in rows if row["part"] == "train"] == list(range(1, 61))
@@ -119,6 +120,7 @@ def test_it_learned(unbroken):
     assert saved(unbroken) == [54, 57, 60]
 
 
+@pytest.mark.slow
 def test_a_run_broken_off_in_every_way_ends_the_same(place, unbroken, tmp_path):
     """Killed twice, interrupted, preempted, its newest checkpoint truncated: to the bit, with dropout on."""
     out, rng = tmp_path / "run", random.Random(3)
@@ -166,6 +168,7 @@ def test_five_kills_at_random_moments(place, unbroken, tmp_path, seed):
     assert_same(out, unbroken)
 
 
+@pytest.mark.slow
 def test_a_training_run_does_not_depend_on_the_devices(place, unbroken, tmp_path):
     """The same global batches on four devices, parameters spread over two, as on one."""
     arch, params = checkpoint.load(place.model)

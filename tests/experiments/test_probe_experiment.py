@@ -248,6 +248,7 @@ def finished(folder, corpus, tmp_path_factory):
     return json.loads((out / "report.json").read_text()), out
 
 
+@pytest.mark.slow
 def test_a_model_that_hears_beats_one_that_is_deaf(finished):
     told, out = finished
     rows = {(r["task"], r["measure"], r["model"]): r for r in told["probes"]}

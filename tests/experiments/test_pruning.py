@@ -99,6 +99,7 @@ def test_the_control_keeps_what_differences_are_paired_by(headless):
         assert mine.above(kept).items() <= row.items()
 
 
+@pytest.mark.slow
 def test_without_a_control_no_difference_is_known_but_before_any_update(place, tmp_path):
     heads.run(config(heads, place, tmp_path / "trained", keep=(1,), control=False))
     dense, pruned = points(tmp_path / "trained")
@@ -126,6 +127,7 @@ def test_a_finished_run_is_only_told_again(headless, place, capsys):
         heads.run(config(heads, place, headless, keep=(3, 2)))
 
 
+@pytest.mark.slow
 def test_rows_by_budget_leave_layers_uneven(deep, tmp_path):
     dense = cost.parameters(checkpoint.load(deep.model)[0])
     budgets = tuple(f"params={dense - less}" for less in (500, 1100))
@@ -146,6 +148,7 @@ def test_every_score_prunes_the_whole_model(deep, tmp_path, score):
     assert min(row["heads"]) >= 1
 
 
+@pytest.mark.slow
 def test_rounding_keeps_multiples_and_tells_their_price(place, tmp_path):
     out = tmp_path / "rows"
     rows.run(config(rows, place, out, keep=(19, 9), round=8, schedule="once", every=0))
@@ -172,6 +175,7 @@ def test_weights_say_what_masks_save(place, tmp_path):
     assert any("dense model's" in note for note in json.loads((out / "report.json").read_text())["notes"])
 
 
+@pytest.mark.slow
 def test_masks_hold_while_training_goes_on(place, tmp_path):
     """What one event dropped stays dropped at the next."""
     out = tmp_path / "weights"

@@ -15,6 +15,7 @@ from jaxssl.models import checkpoint
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_both_stages_and_packing(tmp_path, monkeypatch):
     for part, count in (("train", 10), ("valid", 8)):
         for i in range(count):

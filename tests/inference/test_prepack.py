@@ -12,8 +12,8 @@ from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.describe import describe
-from jaxssl.models.model import _skeleton, apply, init, shapes
-from tests.archs import ARCHS, forward, noise, weights
+from jaxssl.models.model import _skeleton, apply, shapes
+from tests.archs import ARCHS, forward, fresh, noise, weights
 
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
@@ -52,7 +52,7 @@ def test_other_devices_keep_the_kernel(key, monkeypatch):
 @pytest.mark.parametrize("name", ["base", "mel", "uneven"])
 def test_in_bfloat16_weights_are_rounded_once_and_norms_are_not(key, name):
     arch = ARCHS[name]
-    params, x = init(arch, key), noise(arch, key)
+    params, x = fresh(arch), noise(arch, key)
     ready, arrays = prepared(arch, params, dtype=jnp.bfloat16)
     layer = arrays["layers"]["0"]
     assert layer["attention"]["v"]["kernel"].dtype == jnp.bfloat16

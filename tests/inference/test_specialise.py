@@ -14,9 +14,8 @@ from compress.sparse import apply_masks, block_masks
 from jaxssl.inference.latency import Load, Timing, race
 from jaxssl.inference.specialise import compiled, groups, specialise, unpacked
 from jaxssl.models.arch import Blocks, LogMel, Rank
-from jaxssl.models.model import init
 from jaxssl.models.sites import matrices
-from tests.archs import MEL, forward, noise, transformer_layer, weights
+from tests.archs import MEL, forward, fresh, noise, transformer_layer, weights
 
 ARCH = replace(
     MEL,
@@ -29,7 +28,7 @@ LOAD = Load(0.5)
 @pytest.fixture
 def pruned(key):
     """Half the blocks of 4 of all feed-forward maps are empty, three quarters of those of the last layer's fc2."""
-    params, maps = init(ARCH, key), {m.path: m for m in matrices(ARCH)}
+    params, maps = fresh(ARCH), {m.path: m for m in matrices(ARCH)}
     params = apply_masks(params, block_masks(params, [maps[f"layers/{i}/ffn/fc1"] for i in (0, 1)], 0.5, 4))
     params = apply_masks(params, block_masks(params, [maps[f"layers/{i}/ffn/fc2"] for i in (0, 1)], 0.5, 4))
     return apply_masks(params, block_masks(params, [maps["layers/2/ffn/fc2"]], 0.75, 4))
@@ -71,7 +70,7 @@ def test_groups_are_maps_of_one_kind_shape_and_occupancy(pruned):
 def test_only_maps_that_an_arch_can_pack_are_tried(key):
     """Not `project`, nor what is empty, factorised or packed already."""
     arch = replace(ARCH, layers=(transformer_layer(0, 24, fc1=Rank(2), fc2=Blocks(4, 1)),))
-    params = jax.tree.map(jnp.zeros_like, init(arch, key))
+    params = jax.tree.map(jnp.zeros_like, fresh(arch))
     assert groups(arch, params, (2, 4)) == ()
 
 

@@ -24,7 +24,7 @@ from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, init, map_inputs, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.step import start
-from tests.archs import LARGE, MEL, noise, transformer_layer
+from tests.archs import LARGE, MEL, fresh, noise, transformer_layer
 from tests.processes import finish
 
 SOME = transformer_layer(4, 24, q=Blocks(4, 2), out=Blocks(8, 1), fc1=Blocks(8, 2), fc2=Blocks(4, 3))
@@ -169,7 +169,7 @@ assert block_product(jnp.ones((1, 3, 8)), jnp.ones((2, 1, 4, 4)), jnp.zeros((2, 
 
 @every_arch
 def test_describe_inverts_init(arch, key):
-    params = init(arch, key)
+    params = fresh(arch)
     assert describe(arch, params) == arch
     assert describe(replace(arch, layers=()), params) == arch
     assert from_json(json.loads(json.dumps(to_json(arch)))) == arch
@@ -178,7 +178,7 @@ def test_describe_inverts_init(arch, key):
 
 
 def test_fresh_blocks_are_ascending_and_read_every_input(key):
-    index = np.asarray(init(ARCH, key)["layers"]["0"]["ffn"]["fc2"]["index"])
+    index = np.asarray(fresh(ARCH)["layers"]["0"]["ffn"]["fc2"]["index"])
     assert index.dtype == np.int32
     assert (np.diff(index) > 0).all()
     assert set(index.ravel()) == set(range(6))
@@ -187,7 +187,7 @@ def test_fresh_blocks_are_ascending_and_read_every_input(key):
 @every_arch
 def test_a_packed_model_is_the_dense_model(arch, key):
     """In a padded batch, under jit, written out and, where layers are equal, scanned."""
-    params, x = init(arch, key), noise(arch, key)
+    params, x = fresh(arch), noise(arch, key)
     dense, weights = unpacked(arch, params)
     assert not any(m.blocks for m in matrices(dense))
     lengths = jnp.array([x.shape[1] * 2 // 3, x.shape[1]])
@@ -200,7 +200,7 @@ def test_a_packed_model_is_the_dense_model(arch, key):
 
 def test_bfloat16_stays_near_float32(key):
     arch = replace(ARCH, layers=(SOME,))
-    params, x = init(arch, key), noise(arch, key)
+    params, x = fresh(arch), noise(arch, key)
     low, high = (jax.jit(lambda p, x, d=d: apply(arch, p, x, dtype=d).last)(params, x) for d in ("bfloat16", "float32"))
     assert low.dtype == jnp.bfloat16
     assert float(jnp.linalg.norm(low.astype(jnp.float32) - high) / jnp.linalg.norm(high)) < 0.05
@@ -208,7 +208,7 @@ def test_bfloat16_stays_near_float32(key):
 
 @every_arch
 def test_a_packed_model_is_saved_and_loaded(arch, key, tmp_path):
-    params = init(arch, key)
+    params = fresh(arch)
     checkpoint.save(tmp_path / "model", arch, params)
     found, read = checkpoint.load(tmp_path / "model")
     assert found == arch
@@ -218,7 +218,7 @@ def test_a_packed_model_is_saved_and_loaded(arch, key, tmp_path):
 
 
 def test_map_inputs_are_those_of_the_dense_model(key):
-    params, x = init(ARCH, key), noise(ARCH, key)
+    params, x = fresh(ARCH), noise(ARCH, key)
     dense, weights = unpacked(ARCH, params)
     heard, _ = jax.jit(lambda p, x: map_inputs(ARCH, p, x))(params, x)
     expected, _ = jax.jit(lambda p, x: map_inputs(dense, p, x))(weights, x)
@@ -229,7 +229,7 @@ def test_map_inputs_are_those_of_the_dense_model(key):
 
 @every_arch
 def test_costs_count_the_blocks_and_not_their_numbers(arch, key):
-    params = init(arch, key)
+    params = fresh(arch)
     dense, _ = unpacked(arch, params)
     maps = [m for m in matrices(arch) if m.blocks]
     saved = sum(m.fan_in * m.fan_out - m.size for m in maps)
@@ -249,7 +249,7 @@ def test_costs_count_the_blocks_and_not_their_numbers(arch, key):
 
 
 def test_what_needs_dense_maps_says_to_unpack(key):
-    params = init(ARCH, key)
+    params = fresh(ARCH)
     for act in (axes, entries):
         with pytest.raises(InputError, match=r"layers/0: 4 of its 6 maps are packed.*unpack"):
             act(ARCH)
@@ -261,7 +261,7 @@ def test_what_needs_dense_maps_says_to_unpack(key):
 
 
 def test_unpacking_one_map_leaves_the_others_packed(key):
-    params = init(ARCH, key)
+    params = fresh(ARCH)
     matrix = next(m for m in matrices(ARCH) if m.path == "layers/1/ffn/fc1")
     arch = describe(ARCH, unpack(params, matrix))
     assert arch.layers[1] == replace(SOME, ffn=replace(SOME.ffn, fc1=FULL))

@@ -19,11 +19,11 @@ from jaxssl.models import checkpoint, cost, dense
 from jaxssl.models.arch import Blocks, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.int8_product import int8_product
-from jaxssl.models.model import apply, apply_gated, init, map_inputs, predict, shapes
+from jaxssl.models.model import apply, apply_gated, map_inputs, predict, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import start
-from tests.archs import ARCHS, BASE, MEL, beside_noise, noise, transformer_layer
+from tests.archs import ARCHS, BASE, MEL, beside_noise, fresh, noise, transformer_layer
 from tools import export
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
@@ -108,8 +108,8 @@ def test_a_frame_that_is_not_finite_stays_so_and_alone(bad):
 
 @every_arch
 def test_fresh_weights_are_quantised_fresh_weights(arch, key):
-    wanted, params = int8(arch), init(int8(arch), key)
-    found = quantized(arch, init(arch, key))
+    wanted, params = int8(arch), fresh(int8(arch))
+    found = quantized(arch, fresh(arch))
     assert found[0] == wanted == describe(wanted, params)
     assert describe(replace(arch, layers=()), params) == wanted
     assert_same(params, found[1])
@@ -127,7 +127,7 @@ def test_fresh_weights_are_quantised_fresh_weights(arch, key):
 def test_costs_count_scales_and_nothing_else(arch, key):
     wide = int8(arch)
     assert cost.macs_per_second(wide) == cost.macs_per_second(arch)
-    params = init(wide, key)
+    params = fresh(wide)
     scales = sum(leaf.size for path, leaf in flatten(params).items() if path.endswith("_scale"))
     assert cost.parameters(wide) == cost.parameters(arch) + scales == sum(x.size for x in jax.tree.leaves(params))
     some = {path: jnp.ones_like(leaf) for path, leaf in flatten(params).items()}
@@ -136,7 +136,7 @@ def test_costs_count_scales_and_nothing_else(arch, key):
 
 @every_arch
 def test_the_whole_model_is_that_of_plain_numpy(arch, key, monkeypatch):
-    wide, params = quantized(arch, init(arch, key))
+    wide, params = quantized(arch, fresh(arch))
     inputs = noise(arch, key)
     found = apply(wide, params, inputs)
     heard = []
@@ -155,7 +155,7 @@ def test_the_whole_model_is_that_of_plain_numpy(arch, key, monkeypatch):
 
 @every_arch
 def test_int8_stays_near_float(arch, key):
-    params, inputs = init(arch, key), noise(arch, key)
+    params, inputs = fresh(arch), noise(arch, key)
     wide, whole = quantized(arch, params)
     high, low = apply(arch, params, inputs).last, apply(wide, whole, inputs).last
     far = float(jnp.linalg.norm(low - high) / jnp.linalg.norm(high))
@@ -166,7 +166,7 @@ def test_int8_stays_near_float(arch, key):
 @pytest.mark.parametrize("arch", [MEL, ARCHS["wave-uneven"]], ids=["mel", "wave-uneven"])
 def test_padding_beside_an_utterance_changes_nothing(arch, key):
     arch = int8(arch)
-    alone, together, frames = beside_noise(arch, init(arch, key), key)
+    alone, together, frames = beside_noise(arch, fresh(arch), key)
     # A sum in another order may round an input to the next step, which float32 alone would not show.
     np.testing.assert_allclose(together.last[0, :frames], alone.last[0], atol=2e-3)
 
@@ -174,7 +174,7 @@ def test_padding_beside_an_utterance_changes_nothing(arch, key):
 @pytest.mark.parametrize("stack", ["scan", "remat"])
 def test_layers_run_scanned_compiled_and_in_bfloat16(stack, key):
     arch = int8(MEL)
-    params, inputs = init(arch, key), noise(arch, key)
+    params, inputs = fresh(arch), noise(arch, key)
     plain = apply(arch, params, inputs).last
     scanned = jax.jit(lambda p, x: apply(arch, p, x, stack=stack).last)(params, inputs)
     np.testing.assert_allclose(scanned, plain, atol=2e-3 * float(jnp.abs(plain).max()))
@@ -185,7 +185,7 @@ def test_layers_run_scanned_compiled_and_in_bfloat16(stack, key):
 
 @every_arch
 def test_bfloat16_is_used_as_the_numbers_it_stands_for(arch, key):
-    params, inputs = init(arch, key), noise(arch, key)
+    params, inputs = fresh(arch), noise(arch, key)
     low = bfloat16(params)
     assert describe(arch, low) == arch
     np.testing.assert_array_equal(apply(arch, low, inputs).last, apply(arch, float32(low), inputs).last)
@@ -197,7 +197,7 @@ def test_bfloat16_is_used_as_the_numbers_it_stands_for(arch, key):
 
 @every_arch
 def test_back_in_float_it_is_what_was_simulated(arch, key):
-    params = init(arch, key)
+    params = fresh(arch)
     expected = params
     for matrix in matrices(arch):
         expected = simulate(expected, matrix) if matrix.path.startswith("layers/") else expected
@@ -213,7 +213,7 @@ def test_back_in_float_it_is_what_was_simulated(arch, key):
 @pytest.mark.parametrize("form", ["int8", "bfloat16", "both"])
 @pytest.mark.parametrize("arch", [MEL, ARCHS["uneven"]], ids=["mel", "uneven"])
 def test_what_is_saved_is_what_is_loaded(arch, form, key, tmp_path):
-    params = init(arch, key)
+    params = fresh(arch)
     if form != "bfloat16":
         arch, params = quantized(arch, params)
     if form != "int8":
@@ -233,7 +233,7 @@ def test_int8_comes_after_everything_else(base, key):
     def sites(params):
         return Sites(axes(describe(base, params)), matrices(describe(base, params)))
 
-    params = run((LowRank("layers/*/ffn/*", 4), Heads(2), Rows(16), Weights(0.5)), init(base, key), sites=sites)
+    params = run((LowRank("layers/*/ffn/*", 4), Heads(2), Rows(16), Weights(0.5)), fresh(base), sites=sites)
     arch = describe(base, params)
     wide, whole = quantized(arch, params)
     assert wide == int8(arch)
@@ -247,7 +247,7 @@ def test_int8_comes_after_everything_else(base, key):
 
 def test_nothing_is_learned_through_int8_in_silence(key):
     arch = int8(replace(MEL, mask_embedding=True))
-    params, inputs = init(arch, key), noise(arch, key)
+    params, inputs = fresh(arch), noise(arch, key)
 
     def loss(part, *, name, stack="unroll"):
         return (apply(arch, {**params, name: part}, inputs, mask=jnp.ones((2, 30), bool), stack=stack).last ** 2).sum()
@@ -269,14 +269,14 @@ def test_nothing_is_learned_through_int8_in_silence(key):
 
 def test_calibration_hears_int8_maps(key):
     arch = int8(MEL)
-    params, inputs = init(arch, key), noise(arch, key)
+    params, inputs = fresh(arch), noise(arch, key)
     heard, _ = map_inputs(arch, params, inputs)
     assert set(heard) == {"head/project", *(matrix.path for matrix in matrices(arch))}
 
 
 def test_what_cannot_be_pruned_or_packed_is_refused(key):
     arch = int8(MEL)
-    params = init(arch, key)
+    params = fresh(arch)
     for look in (axes, entries):
         with pytest.raises(InputError, match=r"layers/0: its maps are int8.*dequantize first \(compress.quantize"):
             look(arch)
@@ -290,14 +290,14 @@ def test_what_cannot_be_pruned_or_packed_is_refused(key):
         quantized(arch, params)
     packed = replace(MEL, layers=(transformer_layer(4, 24, fc1=Blocks(4, 2)),))
     with pytest.raises(InputError, match="layers/0/ffn/fc1: packed, in blocks of 4.*unpack"):
-        quantized(packed, init(packed, key))
+        quantized(packed, fresh(packed))
     with pytest.raises(InputError, match=r"layers/0: int8, with 1 maps packed \(fc1\)"):
-        init(int8(packed), key)
+        fresh(int8(packed))
 
 
 def test_arrays_that_are_half_int8_are_refused(key):
-    arch, params = int8(MEL), init(int8(MEL), key)
-    plain = init(MEL, key)
+    arch, params = int8(MEL), fresh(int8(MEL))
+    plain = fresh(MEL)
     with pytest.raises(InputError, match=r"layers/1: 1 of its 6 maps are int8 \(fc1\)"):
         describe(MEL, quantize(plain, next(m for m in matrices(MEL) if m.path == "layers/1/ffn/fc1")))
     path = "layers/0/ffn/fc1/kernel"
@@ -312,7 +312,7 @@ def test_arrays_that_are_half_int8_are_refused(key):
 @pytest.mark.parametrize("form", ["int8", "bfloat16"])
 def test_other_programs_get_floats(form, key, tmp_path):
     base = replace(BASE, head=None)
-    arch, params = quantized(base, init(base, key)) if form == "int8" else (base, bfloat16(init(base, key)))
+    arch, params = quantized(base, fresh(base)) if form == "int8" else (base, bfloat16(fresh(base)))
     plain = dequantized(arch, params)
     checkpoint.save(tmp_path / "model", arch, params)
     given = export.read(str(tmp_path / "model"))

@@ -15,10 +15,10 @@ from jaxssl.analysis.saliency import context_gradient
 from jaxssl.inference.encode import timing
 from jaxssl.models.arch import Blocks, ClusterHead, LogMel, Rank
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, init, map_inputs, shapes
+from jaxssl.models.model import apply, map_inputs, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.losses import MaskedPrediction
-from tests.archs import BASE, MEL, REUSING, STUDENT, noise, transformer_layer
+from tests.archs import BASE, MEL, REUSING, STUDENT, fresh, noise, transformer_layer
 
 A, R = transformer_layer(4, 24), transformer_layer(4, 24, reuse=True)
 
@@ -177,7 +177,7 @@ def test_frames_are_the_encoders():
 )
 def test_an_impossible_arch_is_refused(change, message, key):
     with pytest.raises(InputError, match=message):
-        init(replace(MEL, **change), key)
+        fresh(replace(MEL, **change))
 
 
 def test_maps_that_lost_their_layer_are_missed():

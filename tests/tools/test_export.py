@@ -66,10 +66,8 @@ def test_stablehlo_takes_any_batch_and_length(saved, tmp_path, key):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-# PyTorch's exporter takes half a minute for each.
-@pytest.mark.parametrize(
-    "name", ["uneven", *(pytest.param(name, marks=pytest.mark.slow) for name in ("large", "student"))]
-)
+@pytest.mark.slow  # PyTorch's exporter takes half a minute for each
+@pytest.mark.parametrize("name", ["uneven", "large", "student"])
 def test_onnx_agrees_at_any_length(onnx, saved, tmp_path, name):
     import onnxruntime
 
@@ -98,6 +96,7 @@ def mini(onnx, tmp_path_factory):
     return out, rows
 
 
+@pytest.mark.slow
 def test_onnx_runtime_keeps_norms_apart(mini, tmp_path):
     """What was measured to be slow is not in the graph that runs: sums fused into norms, and the transform."""
     import onnx as library
@@ -112,6 +111,7 @@ def test_onnx_runtime_keeps_norms_apart(mini, tmp_path):
     assert not made & {"SkipLayerNormalization", "DFT"}
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_close(mini):
     _, (ours, _, int8) = mini
     assert int8["bytes"] < 0.35 * ours["bytes"]

@@ -7,6 +7,7 @@ import pytest
 
 from tests.processes import finish
 
+pytestmark = pytest.mark.slow
 UPDATES = 3
 MESHES = ("1x1", "2x4", "1x8")  # data x fsdp
 # Updates of two accumulated batches, dropout and LayerDrop on. The second argument is the folder that the run over
