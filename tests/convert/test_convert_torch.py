@@ -190,6 +190,7 @@ def test_time_first_layers_of_fairseq_are_watched(torch, source, tmp_path, speec
     assert "the conversion differs from fairseq by 2.0" in captured.err
 
 
+@pytest.mark.slow
 def test_it_starts_as_a_file_and_as_a_module(source, tmp_path):
     for i, command in enumerate((["tools/convert_torch.py"], ["-m", "tools.convert_torch"])):
         out = tmp_path / str(i)

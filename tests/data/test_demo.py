@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxssl.data.demo import synthesize, utterances
 from jaxssl.data.logmel import collect, logmel
@@ -21,6 +22,7 @@ def test_they_are_audio():
     assert len(synthesize(0.025, seed=0)) == 400
 
 
+@pytest.mark.slow
 def test_every_mel_bin_varies_as_in_speech():
     """LibriSpeech's deviations are 3.4 to 4.8."""
     stats = collect(np.asarray(logmel(jnp.asarray(signal)[None])[0]) for signal in utterances(4))

@@ -80,6 +80,7 @@ def finished(model, corpus, speech, tmp_path_factory):
     return json.loads((out / "report.json").read_text()), out
 
 
+@pytest.mark.slow
 def test_every_task_has_three_rows_and_the_gain_over_two(finished):
     report, out = finished
     rows = report["probes"]
@@ -104,6 +105,7 @@ def test_every_task_has_three_rows_and_the_gain_over_two(finished):
         assert len(list(csv.DictReader(file))) == len(rows)
 
 
+@pytest.mark.slow
 def test_tones_are_found_in_log_mel(finished):
     rows = {(row["task"], row["system"]): row for row in finished[0]["probes"]}
     phones = rows["phones by frame, embedded corpus", "log-Mel"]
@@ -115,6 +117,7 @@ def test_tones_are_found_in_log_mel(finished):
     assert (speakers["train"], speakers["test"], speakers["chance"]) == (21, 9, pytest.approx(1 / 3))
 
 
+@pytest.mark.slow
 def test_a_run_repeats(finished, model, corpus, monkeypatch, tmp_path):
     monkeypatch.setattr(card, "spoken", lambda: corpus)
     card.run(card.Config(model=str(model), limit=21, frames=200, out=tmp_path / "again"))

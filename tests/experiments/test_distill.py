@@ -192,6 +192,7 @@ def test_impossible_students_are_refused(place, tmp_path, changes, words):
         distill.run(config(place, tmp_path / "run", **changes))
 
 
+@pytest.mark.slow
 def test_a_teacher_that_hears_otherwise_is_refused(place, tmp_path):
     with pytest.raises(InputError, match="they must be alike"):
         distill.run(config(place, tmp_path / "run", student="hubert-base"))

@@ -183,6 +183,7 @@ def test_the_table_is_sorted(finished, monkeypatch):
     assert shown[2] == told["heads"]
 
 
+@pytest.mark.slow
 def test_a_pruning_records_what_it_keeps(place, dense, tmp_path):
     """What events tell, put together, is what they cut, and what the weights say."""
     speech, asked = load_speech((str(place.audio),), limit=2), heads.Config(score="l1")

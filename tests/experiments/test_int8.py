@@ -43,6 +43,7 @@ def report(out):
     return json.loads((out / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_three_points_of_one_model(finished):
     dense, half, quarter = report(finished)["points"]
     assert [row["name"] for row in (dense, half, quarter)] == ["dense", "bfloat16", "int8"]
@@ -65,6 +66,7 @@ def test_three_points_of_one_model(finished):
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_last_lines_say_what_it_costs_and_whether_it_pays(finished):
     notes = report(finished)["notes"]
     for name in ("bfloat16", "int8"):
@@ -72,6 +74,7 @@ def test_the_last_lines_say_what_it_costs_and_whether_it_pays(finished):
         assert sum(note.startswith(f"{name}: ") and "× as fast" in note for note in notes) == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_told_again(finished, place, capsys):
     before = report(finished)
     int8.run(config(int8, place.model, place, finished))

@@ -46,6 +46,7 @@ def test_a_point_is_slim_and_learned(place, tmp_path):
     assert set(params) == {"project", "position", "norm", "layers", "head"}
 
 
+@pytest.mark.slow
 def test_the_cut_model_computes_what_the_gated_one_did(key):
     """Heads, units and channels at once, some gates half open; of a convolution one channel stays at least."""
     params, x, found = fresh(BASE), noise(BASE, key), (*channels(BASE), *axes(BASE))

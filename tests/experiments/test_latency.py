@@ -29,6 +29,7 @@ def config(out, **words):
     return latency.Config(train=True, out=out, **words)
 
 
+@pytest.mark.slow
 def test_updates_are_timed_beside_pytorch(presets, torch, tmp_path):
     threads = torch.get_num_threads()
     latency.run(config(tmp_path))

@@ -195,6 +195,7 @@ def test_impossible_budgets_are_refused(place, tmp_path, changes, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_budget_below_what_must_stay_is_refused(place, tmp_path):
     with pytest.raises(InputError, match="the model takes .* parameters, the budget is 1; raise it"):
         plan.run(config(place, tmp_path / "run", budget=("params=1",), uniform=False))

@@ -274,6 +274,7 @@ def test_a_model_that_hears_beats_one_that_is_deaf(finished):
     assert len((out / "probe.csv").read_text().splitlines()) == 21
 
 
+@pytest.mark.slow
 def test_measures_need_no_training(finished):
     hears, deaf, plain, _ = finished[0]["measures"]
     assert 0 < plain["cka"][0] < 1  # of one layer: with what the teacher makes of the frames

@@ -139,7 +139,9 @@ def test_rows_by_budget_leave_layers_uneven(deep, tmp_path):
         assert "loss_before" not in row
 
 
-@pytest.mark.parametrize("score", ["l1", "l2", "activation", "gradient"])
+@pytest.mark.parametrize(
+    "score", ["gradient", *(pytest.param(score, marks=pytest.mark.slow) for score in ("l1", "l2", "activation"))]
+)
 def test_every_score_prunes_the_whole_model(deep, tmp_path, score):
     out = tmp_path / score
     heads.run(config(heads, deep, out, keep=(2,), score=score, select="model", schedule="once", every=0))
@@ -157,6 +159,7 @@ def test_rounding_keeps_multiples_and_tells_their_price(place, tmp_path):
     assert any(note.startswith("un-rounded shapes: ") for note in notes)
 
 
+@pytest.mark.slow
 def test_weights_say_what_masks_save(place, tmp_path):
     out = tmp_path / "weights"
     weights.run(config(weights, place, out, sparsity=(0.5, 0.9)))

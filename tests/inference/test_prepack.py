@@ -65,6 +65,7 @@ def test_in_bfloat16_weights_are_rounded_once_and_norms_are_not(key, name):
     assert two < 1.3 * one < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_graphics_cards_take_the_kernel_as_bands(key, monkeypatch, dtype):
     arch = ARCHS["mel"]

@@ -186,6 +186,7 @@ def run(home, **environment):
     return done.stdout.strip(), done.stderr, {file: file.stat().st_mtime_ns for file in home.rglob("*.so")}
 
 
+@pytest.mark.slow
 def test_a_second_process_takes_what_the_first_built(tmp_path):
     first = run(tmp_path)
     assert first[:2] == ("True native", "")
@@ -193,6 +194,7 @@ def test_a_second_process_takes_what_the_first_built(tmp_path):
     assert run(tmp_path) == first
 
 
+@pytest.mark.slow
 def test_a_compiler_of_several_words(tmp_path):
     assert run(tmp_path, CXX="env c++")[:2] == ("True native", "")
 

@@ -48,6 +48,7 @@ def onnx(torch):
         pytest.importorskip(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["large", "uneven", "student", "reusing"])
 def test_torch_and_stablehlo_agree(torch, saved, tmp_path, name):
     out, rows = exported(saved, tmp_path, name, "torch", "stablehlo")

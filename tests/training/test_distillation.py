@@ -104,6 +104,7 @@ def padded(inputs, lengths, labels):
     return {"inputs": inputs, "lengths": lengths, "labels": labels, "mask": jnp.zeros(labels.shape, bool)}
 
 
+@pytest.mark.slow
 def test_the_studys_run_is_followed(shared, stored, teacher):
     """Ten updates of a student of two layers: losses and the last checkpoint."""
     folder, arch = shared / "melhubert/distill/run_nomasked_T1_a1", student_arch(teacher[0])
@@ -135,6 +136,7 @@ def speech():
     return batch | {"labels": jnp.zeros((2, 30), int)}, weights(STILL, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_the_student_and_its_heads(speech, name):
     """A student of one layer, new weights: the loss falls, all that is trained gets a gradient, padding none."""

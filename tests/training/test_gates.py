@@ -98,6 +98,7 @@ def test_closed_gates_are_a_mask(key):
     np.testing.assert_allclose(forward(BASE, seen, x).last, forward(BASE, masked, x).last, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_lagrangian_reaches_the_target():
     """In 105 updates, the target rising over the first half, a third closes; the weights learn at their own rate."""
     params, found = weights(STILL, 1), axes(STILL)

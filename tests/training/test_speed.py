@@ -51,6 +51,7 @@ def test_the_seed_decides():
         assert not np.array_equal(one[name], other[name])
 
 
+@pytest.mark.slow
 def test_every_stack_is_a_whole_update(key):
     """Each program holds parameters and moments, and the given parameters stay readable."""
     arch = replace(MEL, layers=MEL.layers[:2], dropout=Dropout(0.0, 0.0))  # its random bits compile slowly

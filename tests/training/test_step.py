@@ -35,6 +35,7 @@ def batch(key, *, rows=2, frames=30):
     return {"inputs": inputs, "lengths": jnp.full(rows, frames), "labels": labels, "mask": mask}
 
 
+@pytest.mark.slow
 def test_the_studys_pretraining_run_is_followed(shared):
     """Eight updates of two batches each: same data, masks and settings, dropout 0."""
     folder = shared / "melhubert"
@@ -78,6 +79,7 @@ def test_the_way_the_stack_runs_changes_nothing(key, stack):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, others)
 
 
+@pytest.mark.slow
 def test_rematerialisation_lowers_memory(key):
     arch = replace(MEL, layers=MEL.layers[:1] * 8)
     params, data = jax.eval_shape(lambda: weights(arch)), batch(key, frames=200)
@@ -135,6 +137,7 @@ def test_the_view_is_what_the_loss_sees(key):
     assert not np.array_equal(state.params["project"]["kernel"][1], params["project"]["kernel"][1])
 
 
+@pytest.mark.slow
 def test_a_change_cuts_moments_with_the_parameters(key):
     """Training on after a cut is training the cut model with the cut moments: same as masked ones, on what stays."""
     params, data = weights(STILL), batch(key)
@@ -161,6 +164,7 @@ def state_of(params, optimizer, data):
     return make_step(STILL, LOSS, optimizer)(start(params, optimizer, seed=0), [data])[0]
 
 
+@pytest.mark.slow
 def test_randomness_follows_the_seed_and_the_batch(key):
     params, data = weights(MEL), batch(key)
     optimizer = Optimizer(learning_rate=0.0).build()

@@ -113,6 +113,7 @@ def golden_masks(source, path):
     return {path: leaf != 0 for path, leaf in flatten(build(source.arch, arrays, source.dialect)[0]).items()}
 
 
+@pytest.mark.slow
 def test_the_studys_pruning_run_is_followed(shared, source, program):
     """30 updates, events after 5, 15 and 25: their losses, and the masks they stored."""
     folder = shared / "melhubert/weight/run30"
@@ -126,6 +127,7 @@ def test_the_studys_pruning_run_is_followed(shared, source, program):
         assert sum(other.values()) <= 0.001 * sum(mask.size for mask in masks.values()), f"event {i}: {other}"
 
 
+@pytest.mark.slow
 def test_the_studys_gate_holds_our_run_back(shared, source, program):
     """40 updates become 56, as two events are held for 8 each; the gate sees our losses, not theirs."""
     folder = shared / "melhubert/weight/converge"
