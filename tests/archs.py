@@ -11,6 +11,7 @@ from jaxssl.models.arch import (
     Attention,
     ClusterHead,
     Conv,
+    ConvolutionStack,
     CosineHead,
     Dropout,
     FeedForward,
@@ -100,6 +101,7 @@ ARCHS = {
     "student": STUDENT,
     "reusing": REUSING,
     "sinusoid": replace(MEL, position=Sinusoids()),
+    "convolution-stack": replace(LARGE, norm_first=False, position=ConvolutionStack(3, 4, 4), head=None),
 }
 
 

@@ -2,10 +2,10 @@
 
     python tools/convert_torch.py CHECKPOINT OUT [--verify AUDIO …]
 
-CHECKPOINT is a file of fairseq (HuBERT, wav2vec 2.0, fine-tuned or not), of s3prl or of the MelHuBERT study (pruned or
-not), or a Hugging Face folder of HuBERT, DistilHuBERT, wav2vec 2.0 (XLS-R too), UniSpeech or UniSpeech-SAT, whatever
-class stands around the encoder. OUT gets `arch.json`, `params/`, `provenance.json`, and `ctc/` where the model was
-fine-tuned.
+CHECKPOINT is a file of fairseq (HuBERT, wav2vec 2.0, data2vec, fine-tuned or not), of s3prl or of the MelHuBERT study
+(pruned or not), or a Hugging Face folder of HuBERT, DistilHuBERT, wav2vec 2.0 (XLS-R too), data2vec, UniSpeech or
+UniSpeech-SAT, whatever class stands around the encoder. OUT gets `arch.json`, `params/`, `provenance.json`, and `ctc/`
+where the model was fine-tuned.
 """
 
 import sys

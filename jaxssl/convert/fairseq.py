@@ -1,7 +1,7 @@
-"""HuBERT and wav2vec 2.0 as fairseq wrote them, pre-trained or fine-tuned with CTC, and s3prl's form of the same."""
+"""HuBERT, wav2vec 2.0 and data2vec as fairseq wrote them, pre-trained or fine-tuned with CTC, and s3prl's form."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxssl.models.arch import (
     Arch,
     Attention,
     Conv,
+    ConvolutionStack,
     CosineHead,
     Dropout,
     FeedForward,
@@ -31,12 +32,12 @@ from jaxssl.models.arch import (
     Waveform,
 )
 
-MODELS = frozenset({"hubert", "hubert_ctc", "wav2vec2", "wav2vec_ctc"})
+MODELS = frozenset({"hubert", "hubert_ctc", "wav2vec2", "wav2vec_ctc", "data2vec_audio"})
+HEADLESS = {"wav2vec2": "wav2vec 2.0", "data2vec_audio": "data2vec"}  # whose pre-training outputs are none of ours
 INNER, OUTPUT = "w2v_encoder.w2v_model.", "w2v_encoder.proj"  # parts of a fine-tuned model
 SUPPORTED = {  # what our forward pass computes; the rest of fairseq's options is refused by name
     "activation_fn": ("gelu",),
     "layer_type": ("transformer",),
-    "pos_conv_depth": (1,),
     "attn_type": ("",),
     "pos_enc_type": ("abs",),
     "target_glu": (False,),
@@ -45,7 +46,8 @@ SUPPORTED = {  # what our forward pass computes; the rest of fairseq's options i
     "conv_pos_batch_norm": (False,),
 }
 HEAD = r"(final_proj\.(weight|bias)|label_embs_concat)"
-WAV2VEC = r"(quantizer|project_q|target_glu|final_proj)\..*"
+WAV2VEC = r"(quantizer|project_q|target_glu|final_proj|_ema)\..*"
+STACK = "encoder.pos_conv.0.0.weight"  # what only positions by several convolutions have
 STRIDES = {10: 5, 3: 2, 2: 2}  # of the published extractors, by kernel
 HEADS = {768: 12, 1024: 16, 1280: 16}  # of the published models, by width
 
@@ -71,21 +73,28 @@ def describe(path: Path, state: Mapping[str, Any], *, heads: int | None = None) 
         InputError: the model is of another family, or its settings are missing, unsupported or contradictory.
     """
     parts = _s3prl(state) if "model_weight" in state else _fairseq(state)
+    teacher = "_ema" in parts.tensors  # data2vec's, the running average of its layers, as a dict of its own
+    if teacher:
+        parts = replace(parts, tensors={name: each for name, each in parts.tensors.items() if name != "_ema"})
     only_tensors(path, parts.tensors)
     name = parts.model.get("_name") or parts.model.get("arch")
     if name is not None and name not in MODELS:
         raise InputError(f"{path}: a model of type {str(name)[:40]!r}; supported are {', '.join(sorted(MODELS))}")
     if any(key.startswith(INNER) for key in parts.tensors):
         return _fine_tuned(path, parts, heads)
-    wav2vec = name == "wav2vec2" or any(key.startswith(("quantizer.", "project_q.")) for key in parts.tensors)
+    if name is None and any(key.startswith(("quantizer.", "project_q.")) for key in parts.tensors):
+        name = "wav2vec2"
+    headless = HEADLESS.get(str(name))
     settings = Settings(path, {**parts.task, **parts.model}, _measure(parts.tensors))
-    head, notes = (None, []) if wav2vec else _head(settings, parts)
+    head, notes = (None, []) if headless else _head(settings, parts)
+    if teacher:
+        notes.append("_ema, the teacher that data2vec was trained with, is left behind")
     return Source(
-        kind=f"{parts.writer} {'wav2vec 2.0' if wav2vec else 'HuBERT'}",
+        kind=f"{parts.writer} {headless or 'HuBERT'}",
         arch=_arch(settings, parts.tensors, head),
         tensors=parts.tensors,
         dialect="fairseq",
-        left=(WAV2VEC,) if wav2vec else () if head else (HEAD,),
+        left=(WAV2VEC,) if headless else () if head else (HEAD,),
         files=(path,),
         notes=(*notes, *_mask_note(parts.tensors)),
     )
@@ -126,7 +135,8 @@ def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "encoder_embed_dim": size(tensors, "encoder.layer_norm.weight", 0),
         "encoder_ffn_embed_dim": size(tensors, "encoder.layers.0.fc1.weight", 0),
         "conv_pos": size(tensors, "encoder.pos_conv.0.weight_g", -1),
-        "conv_pos_groups": position_groups(tensors, "encoder.pos_conv.0.weight_v"),
+        "conv_pos_groups": position_groups(tensors, STACK if STACK in tensors else "encoder.pos_conv.0.weight_v"),
+        "pos_conv_depth": layer_count(tensors, "encoder.pos_conv.") if STACK in tensors else 1,
         "conv_bias": f"{first}.0.bias" in tensors,
         "extractor_mode": "layer_norm" if f"{first}.2.1.weight" in tensors else "default",
     }
@@ -155,7 +165,7 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], head: CosineHead | 
         width=settings.positive("encoder_embed_dim"),
         layers=(layer,) * settings.positive("encoder_layers"),
         norm_first=settings.get("layer_norm_first", bool, False),
-        position=PositionalConvolution(settings.positive("conv_pos"), settings.positive("conv_pos_groups")),
+        position=_position(settings, tensors),
         mask_embedding="mask_emb" in tensors,
         dropout=Dropout(
             hidden=settings.get("dropout", float, 0.1),
@@ -166,6 +176,21 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], head: CosineHead | 
         ),
         head=head,
     )
+
+
+def _position(settings: Settings, tensors: Mapping[str, Tensor]) -> PositionalConvolution | ConvolutionStack:
+    """Describe one convolution, or several that share its taps, 3 at least each, as fairseq divides them."""
+    groups, depth = settings.positive("conv_pos_groups"), settings.positive("pos_conv_depth")
+    if STACK not in tensors:
+        return PositionalConvolution(settings.positive("conv_pos"), groups)
+    taps = size(tensors, STACK, 2) or 0
+    said = settings.get("conv_pos", int, taps * depth)
+    if max(3, said // depth) != taps:
+        raise InputError(
+            f"{settings.path}: conv_pos {said} over pos_conv_depth {depth} makes kernels of {max(3, said // depth)}, "
+            f"the arrays have {taps}"
+        )
+    return ConvolutionStack(depth, taps, groups)
 
 
 def _convs(settings: Settings, tensors: Mapping[str, Tensor]) -> tuple[Conv, ...]:

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from compress.errors import InputError
-from jaxssl.convert import pickle_reader
-from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tensors, position_groups, size, strip
+from jaxssl.convert import hf_positions, pickle_reader
+from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tensors, size, strip
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
 from jaxssl.models.arch import (
@@ -22,14 +22,21 @@ from jaxssl.models.arch import (
     Dropout,
     FeedForward,
     Layer,
-    PositionalConvolution,
     Waveform,
 )
 from jaxssl.models.names import Shape
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order transformers looks
 # By model_type, what the names of transformers' classes begin with.
-FAMILIES = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "unispeech": "UniSpeech", "unispeech-sat": "UniSpeechSat"}
+FAMILIES = {
+    "hubert": "Hubert",
+    "wav2vec2": "Wav2Vec2",
+    "unispeech": "UniSpeech",
+    "unispeech-sat": "UniSpeechSat",
+    "data2vec-audio": "Data2VecAudio",
+}
+# What the code of a family does whatever its configuration says.
+FIXED = {"data2vec-audio": {"feat_extract_norm": "layer", "do_stable_layer_norm": False}}
 OUTPUT = ("lm_head.weight", "lm_head.bias")
 # What classes around the encoder add, whose inputs are hidden states.
 LEFT = (
@@ -84,7 +91,7 @@ def describe(folder: Path) -> Source:
     family = str(config.get("model_type") or "hubert")
     encoder = {name: tensor for name, tensor in everything.items() if name not in OUTPUT}
     tensors = strip(encoder, f"{family.replace('-', '_')}.")
-    settings = Settings(folder, config, _measure(tensors))
+    settings = Settings(folder, config | FIXED.get(family, {}), _measure(tensors))
     settings.require(SUPPORTED)
     normalize, notes = _normalize(folder)
     ctc = _ctc(folder, everything, notes)
@@ -103,14 +110,11 @@ def describe(folder: Path) -> Source:
 
 
 def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    conv = "encoder.pos_conv_embed.conv"
-    kernel = f"{conv}.weight_v" if f"{conv}.weight_v" in tensors else f"{conv}.parametrizations.weight.original1"
     return {
         "num_hidden_layers": layer_count(tensors) or None,
         "hidden_size": size(tensors, "encoder.layer_norm.weight", 0),
         "intermediate_size": size(tensors, "encoder.layers.0.feed_forward.intermediate_dense.weight", 0),
-        "num_conv_pos_embeddings": size(tensors, kernel, 2),
-        "num_conv_pos_embedding_groups": position_groups(tensors, kernel),
+        **hf_positions.measure(tensors),
         "conv_bias": "feature_extractor.conv_layers.0.conv.bias" in tensors,
     }
 
@@ -131,9 +135,7 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) ->
         width=settings.positive("hidden_size"),
         layers=(layer,) * settings.positive("num_hidden_layers"),
         norm_first=settings.get("do_stable_layer_norm", bool, False),
-        position=PositionalConvolution(
-            settings.positive("num_conv_pos_embeddings"), settings.positive("num_conv_pos_embedding_groups")
-        ),
+        position=hf_positions.position(settings, tensors),
         mask_embedding="masked_spec_embed" in tensors,
         dropout=Dropout(
             hidden=settings.get("hidden_dropout", float, 0.1),

@@ -18,13 +18,14 @@ from jaxssl.models.outputs.cluster import ClusterHead
 from jaxssl.models.outputs.cosine import CosineHead
 from jaxssl.models.part import FULL, Blocks, Dialect, Dropout, Form, Full, Rank
 from jaxssl.models.positions.convolution import PositionalConvolution
+from jaxssl.models.positions.convolution_stack import ConvolutionStack
 from jaxssl.models.positions.sinusoid import Sinusoids
 
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
 Front = Waveform | LogMel
 Mixer = Attention
-Position = PositionalConvolution | Sinusoids
+Position = PositionalConvolution | ConvolutionStack | Sinusoids
 Head = ClusterHead | CosineHead
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Blocks",
     "ClusterHead",
     "Conv",
+    "ConvolutionStack",
     "CosineHead",
     "Dropout",
     "FULL",

@@ -96,7 +96,8 @@ class Model(nnx.Module):
         reduced = (jnp.full(x.shape[0], x.shape[1]) if lengths is None else lengths) // ratio
         count = (x.shape[1] - ratio) // ratio + 1  # as the convolution counts, which a symbolic shape must match
         seen = None if valid is None else frame_mask(reduced, count)
-        hidden = self.encode(features, seen, rngs, stack)
+        inside = valid if padding == "independent" else None  # other programs let padding into their positions
+        hidden = self.encode(features, inside, seen, rngs, stack)
         last = self.norm(hidden[-1]) if self.arch.norm_first else hidden[-1]
         logits = self.head(last) if self.arch.head else None
         return Output(heard.extracted, features, hidden, last, logits, (reduced,) * len(hidden))
@@ -117,9 +118,15 @@ class Model(nnx.Module):
             x = jnp.where(mask[..., None], self.mask_embedding[...].astype(x.dtype)[None, None], x)
         return x if valid is None else jnp.where(valid[..., None], x, jnp.zeros_like(x))
 
-    def encode(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, stack: Stack) -> tuple[Array, ...]:
-        """Run the Transformer stack: its input and every layer's output; `valid: (batch, time after reduction)`."""
-        x = x + self.position(x)
+    def encode(
+        self, x: Array, inside: Array | None, valid: Array | None, rngs: nnx.Rngs | None, stack: Stack
+    ) -> tuple[Array, ...]:
+        """Run the Transformer stack: its input and every layer's output.
+
+        Positions hear no frame of x that is not in `inside: (batch, time)`, layers none that is not in
+        `valid: (batch, time after reduction)`.
+        """
+        x = x + self.position(x, inside)
         if not self.arch.norm_first:
             x = self.norm(x)
         x = dropout(x, self.arch.dropout.hidden, rngs)

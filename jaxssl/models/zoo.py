@@ -25,6 +25,17 @@ from jaxssl.models.arch import (
     melhubert_tiny,
     transformer,
 )
+from jaxssl.models.relatives import (
+    data2vec_audio_base,
+    data2vec_audio_large,
+    unispeech_sat_base,
+    unispeech_sat_large,
+    wav2vec2_base,
+    wav2vec2_large,
+    xls_r_1b,
+    xls_r_2b,
+    xls_r_300m,
+)
 
 STUDENT = Dropout(activation=0.1, features=0.05)  # in training, of FitHuBERT, ARMHuBERT and STaRHuBERT
 
@@ -168,6 +179,15 @@ PRESETS: dict[str, Callable[[], Arch]] = {
     "hubert-base": hubert_base,
     "hubert-large": hubert_large,
     "hubert-xlarge": hubert_xlarge,
+    "wav2vec2-base": wav2vec2_base,
+    "wav2vec2-large": wav2vec2_large,
+    "xls-r-300m": xls_r_300m,
+    "xls-r-1b": xls_r_1b,
+    "xls-r-2b": xls_r_2b,
+    "unispeech-sat-base": unispeech_sat_base,
+    "unispeech-sat-large": unispeech_sat_large,
+    "data2vec-audio-base": data2vec_audio_base,
+    "data2vec-audio-large": data2vec_audio_large,
     "melhubert-20ms": melhubert,
     "melhubert-10ms": lambda: melhubert(10),
     "melhubert-mini": melhubert_mini,

@@ -9,6 +9,7 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
+from jaxssl.models.arch import ConvolutionStack
 from jaxssl.models.model import apply
 from tests.archs import transformer_layer
 
@@ -33,7 +34,7 @@ def hubert(torch, transformers):
 
     def build(kind="HubertModel", **config):
         torch.manual_seed(0)
-        family = re.match("Hubert|Wav2Vec2|UniSpeechSat|UniSpeech", kind)[0]
+        family = re.match("Hubert|Wav2Vec2|UniSpeechSat|UniSpeech|Data2VecAudio", kind)[0]
         model = getattr(transformers, kind)(getattr(transformers, f"{family}Config")(**config)).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -158,6 +159,18 @@ def test_relatives_are_encoders_alike_whatever_stands_around_them(torch, hubert,
     assert converted.kind == f"Hugging Face {re.split('Model|For', kind)[0]}Model"
     inside = f"{model.base_model_prefix}." if not kind.endswith("Model") else ""
     assert set(converted.left_behind) == {name for name in model.state_dict() if not name.startswith(inside)}
+
+
+@pytest.mark.parametrize(("kernel", "groups"), [(5, 8), (4, 2)])
+def test_data2vec_has_positions_by_several_convolutions(torch, hubert, tmp_path, kernel, groups):
+    """Its code knows one extractor and one order of norms, whatever the configuration says of them."""
+    positions = {"num_conv_pos_embeddings": 3, "num_conv_pos_embedding_groups": groups, "conv_pos_kernel_size": kernel}
+    model = hubert("Data2VecAudioModel", **TINY | positions, do_stable_layer_norm=True, feat_extract_norm="group")
+    model.save_pretrained(tmp_path)
+    converted = compare(torch, model, tmp_path)
+    assert converted.kind == "Hugging Face Data2VecAudioModel"
+    assert converted.arch.position == ConvolutionStack(3, kernel, groups)
+    assert (converted.arch.front.norm, converted.arch.norm_first) == ("layer", False)
 
 
 def test_a_folder_that_names_no_model_type_is_huberts(hubert, tmp_path):

@@ -13,7 +13,7 @@ from tests.golden import meets
 
 def table(layout, frames, width):
     module = Sinusoids(layout).build(width, prepared=False, rngs=nnx.Rngs(0))
-    return np.asarray(module(jnp.zeros((1, frames, width)))[0])
+    return np.asarray(module(jnp.zeros((1, frames, width)), None)[0])
 
 
 def test_halves_are_whispers_table(shared):

@@ -66,10 +66,7 @@ class PositionalConvolution:
         Raises:
             InputError: the message says which.
         """
-        if self.groups < 1 or width % self.groups:
-            raise InputError(f"width {width} is not a multiple of the positional groups {self.groups}")
-        if self.kernel < 1:
-            raise InputError(f"a positional kernel of {self.kernel} taps is none; use 1 or more")
+        check_kernel(self.kernel, self.groups, width)
 
     def read(self, arrays: Arrays) -> "PositionalConvolution":
         """Return itself: what the arrays tell, a prepared form has lost."""
@@ -90,6 +87,18 @@ class PositionalConvolution:
         return Position(self, width, prepared=prepared, rngs=rngs)
 
 
+def check_kernel(taps: int, groups: int, width: int) -> None:
+    """Refuse groups that do not divide the width, and a kernel without taps.
+
+    Raises:
+        InputError: the message says which.
+    """
+    if groups < 1 or width % groups:
+        raise InputError(f"width {width} is not a multiple of the positional groups {groups}")
+    if taps < 1:
+        raise InputError(f"a positional kernel of {taps} taps is none; use 1 or more")
+
+
 class Position(nnx.Module):
     """Computes what `PositionalConvolution` adds; a prepared one has `filters` of its kernel."""
 
@@ -103,28 +112,45 @@ class Position(nnx.Module):
             self.kernel, self.gain = nnx.Param(kernel), nnx.Param(jnp.sqrt((kernel**2).sum((1, 2))))
         self.bias = nnx.Param(jnp.zeros(width))
 
-    def __call__(self, x: Array) -> Array:
-        """Return what is added to `x: (batch, time, width)`."""
-        y = self.convolved(x, (self.taps // 2, (self.taps - 1) // 2))
+    def __call__(self, x: Array, valid: Array | None) -> Array:
+        """Return what is added to `x: (batch, time, width)`, which is zero where frames are padding."""
+        if hasattr(self, "filters"):
+            y = by_filters(x, self.filters[...], taps=self.taps)
+        else:
+            y = convolved(x, normalised(self.kernel[...], self.gain[...]), groups=self.groups)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
 
-    def convolved(self, x: Array, pads: tuple[int, int]) -> Array:
-        """Convolve by whichever way is the fastest here."""
-        if hasattr(self, "filters"):
-            run = banded if choice.prepared_positions() == "banded" else filtered
-            return run(x, self.filters[...], taps=self.taps, padding=pads)
-        weight, frames = normalised(self.kernel[...], self.gain[...]), x.shape[0] * x.shape[1]
-        ways = {"fourier": overlap_save, "banded": by_bands, "plain": convolve}
-        runs = {name: partial(way, padding=pads, groups=self.groups) for name, way in ways.items()}
-        if is_symbolic_dim(frames):  # an exported program, for lengths and devices that are not known yet
-            chosen = {platform: runs[way] for platform, way in choice.exported_positions().items()}
-            return jax.lax.platform_dependent(x, weight, **chosen)
-        return runs[choice.positions(frames)](x, weight)
+
+def same(taps: int) -> tuple[int, int]:
+    """Return the zeros before and after that keep time as it is: of an even number of taps one more before."""
+    return taps // 2, (taps - 1) // 2
+
+
+def convolved(x: Array, weight: Array, *, groups: int) -> Array:
+    """Convolve `x: (batch, time, in)` with `weight: (taps, in / groups, out)` by whichever way is the fastest here."""
+    frames, pads = x.shape[0] * x.shape[1], same(weight.shape[0])
+    ways = {"fourier": overlap_save, "banded": by_bands, "plain": convolve}
+    runs = {name: partial(way, padding=pads, groups=groups) for name, way in ways.items()}
+    if is_symbolic_dim(frames):  # an exported program, for lengths and devices that are not known yet
+        chosen = {platform: runs[way] for platform, way in choice.exported_positions().items()}
+        return jax.lax.platform_dependent(x, weight, **chosen)
+    return runs[choice.positions(frames)](x, weight)
+
+
+def by_filters(x: Array, ready: Array, *, taps: int) -> Array:
+    """Convolve `x: (batch, time, in)` with the kernel whose form `filters` made."""
+    run = banded if choice.prepared_positions() == "banded" else filtered
+    return run(x, ready, taps=taps, padding=same(taps))
 
 
 def filters(kernel: Array, *, groups: int) -> Array:
     """Return a positional kernel in the form that a prepared model has here."""
     return (bands if choice.prepared_positions() == "banded" else spectrum)(kernel, groups=groups)
+
+
+def rounded(ready: Array, dtype: jnp.dtype) -> Array:
+    """Return filters as they are kept for running in `dtype`: those of Fourier transforms stay in float32."""
+    return ready.astype(dtype) if choice.prepared_positions() == "banded" else ready
 
 
 def normalised(kernel: Array, gain: Array) -> Array:
@@ -136,6 +162,4 @@ def normalised(kernel: Array, gain: Array) -> Array:
 def _prepared(arrays: Arrays, groups: int, dtype: jnp.dtype) -> Arrays:
     wide = float32(arrays)  # weights may be stored in bfloat16
     ready = filters(normalised(wide["kernel"], wide["gain"]), groups=groups)
-    if choice.prepared_positions() == "banded":  # Fourier transforms stay in float32
-        ready = ready.astype(dtype)
-    return {"filters": ready, "bias": arrays["bias"]}
+    return {"filters": rounded(ready, dtype), "bias": arrays["bias"]}

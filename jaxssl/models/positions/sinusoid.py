@@ -65,7 +65,7 @@ class Waves(nnx.Module):
     def __init__(self, part: Sinusoids, width: int):
         self.layout, self.width = part.layout, width
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, valid: Array | None) -> Array:
         """Return what is added to `x: (batch, time, width)`: (1, time, width)."""
         waves = self.width // 2
         steps = waves - 1 if self.layout == "halves" else waves

@@ -1,0 +1,113 @@
+"""Positions by a stack of short grouped convolutions over frames, as data2vec has them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn import initializers
+
+from compress.errors import InputError
+from jaxssl.models.layers import NORM_EPSILON, convolve, gelu
+from jaxssl.models.names import CONV, dense_rules
+from jaxssl.models.part import Arrays, Names
+from jaxssl.models.positions.convolution import check_kernel, same
+
+
+@dataclass(frozen=True)
+class ConvolutionStack:
+    """x + step(step(… x)), a step being GELU(norm(convolution)), the norm over channels without scale and bias.
+
+    So data2vec-audio has them in fairseq and transformers.
+
+    Attributes:
+        depth: convolutions, one after the other.
+        kernel: taps of each; an even number sees one frame more of the past than of the future.
+        groups: of channels.
+    """
+
+    depth: int = 5
+    kernel: int = 19
+    groups: int = 16
+    kind: Literal["convolution_stack"] = "convolution_stack"
+
+    names: ClassVar[Names] = {
+        "fairseq": dense_rules(r"encoder\.pos_conv\.(\d+)\.0", r"position/convs/\1", CONV),
+        "huggingface": dense_rules(r"encoder\.pos_conv_embed\.layers\.(\d+)\.conv", r"position/convs/\1", CONV),
+    }
+
+    def macs(self, width: int, frames: int) -> int:
+        """Count the multiply-accumulates of one utterance."""
+        return self.depth * frames * width * (width // self.groups) * self.kernel
+
+    def check(self, width: int) -> None:
+        """Refuse groups that do not divide the width, kernels without taps, and no convolutions.
+
+        Raises:
+            InputError: the message says which.
+        """
+        check_kernel(self.kernel, self.groups, width)
+        if self.depth < 1:
+            raise InputError(f"a stack of {self.depth} positional convolutions is none; use 1 or more")
+
+    def read(self, arrays: Arrays) -> "ConvolutionStack":
+        """Return the stack that these arrays are."""
+        kernel = arrays["convs"]["0"]["kernel"]
+        return ConvolutionStack(len(arrays["convs"]), kernel.shape[0], kernel.shape[2] // kernel.shape[1])
+
+    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
+        """Tell what is told: there is nothing to prepare."""
+        return otherwise
+
+    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
+        """Return the arrays as given: kernels so short run fastest as they are (`jaxssl.models.choice`)."""
+        return arrays
+
+    def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "Steps":
+        """Make the module."""
+        return Steps(self, width, rngs=rngs)
+
+
+class Step(nnx.Module):
+    """One convolution of the stack, before its norm."""
+
+    def __init__(self, part: ConvolutionStack, width: int, *, rngs: nnx.Rngs):
+        deviation = math.sqrt(4 / (part.kernel * width))
+        shape = (part.kernel, width // part.groups, width)
+        self.groups, self.pads = part.groups, same(part.kernel)
+        self.kernel = nnx.Param(initializers.normal(deviation)(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Array) -> Array:
+        """Convolve `x: (batch, time, width)`."""
+        y = convolve(x, self.kernel[...], padding=self.pads, groups=self.groups)
+        return y + self.bias[...].astype(x.dtype)[None, None]
+
+
+class Steps(nnx.Module):
+    """Computes what `ConvolutionStack` adds."""
+
+    def __init__(self, part: ConvolutionStack, width: int, *, rngs: nnx.Rngs):
+        self.convs = nnx.List([Step(part, width, rngs=rngs) for _ in range(part.depth)])
+
+    def __call__(self, x: Array, valid: Array | None) -> Array:
+        """Return what is added to `x: (batch, time, width)`, which is zero where frames are padding.
+
+        Bias and norm fill those, so every step hears zeros again where `valid: (batch, time)` is false. Without it
+        what stands there leaks, `kernel // 2` frames a step, as in fairseq and transformers.
+        """
+        for i, conv in enumerate(self.convs):
+            if i and valid is not None:
+                x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
+            x = gelu(over_channels(conv(x)))
+        return x
+
+
+def over_channels(x: Array) -> Array:
+    """Bring each frame of `x: (batch, time, width)` to zero mean and unit variance over channels, in float32."""
+    wide = x.astype(jnp.float32)
+    wide = wide - wide.mean(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + NORM_EPSILON)).astype(x.dtype)
