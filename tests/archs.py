@@ -19,6 +19,7 @@ from jaxssl.models.arch import (
     LogMel,
     PositionalConvolution,
     Rank,
+    ScaledConvolution,
     Sinusoids,
     Waveform,
 )
@@ -101,7 +102,8 @@ ARCHS = {
     "student": STUDENT,
     "reusing": REUSING,
     "sinusoid": replace(MEL, position=Sinusoids()),
-    "convolution-stack": replace(LARGE, norm_first=False, position=ConvolutionStack(3, 4, 4), head=None),
+    "convolution-stack": replace(MEL, layers=MEL.layers[:1], position=ConvolutionStack(3, 4, 4), head=None),
+    "scaled-convolution": replace(MEL, layers=MEL.layers[:1], position=ScaledConvolution(6, 4), head=None),
 }
 
 

@@ -52,7 +52,6 @@ SUPPORTED = {
     "feat_extract_activation": ("gelu",),
     "feat_extract_norm": ("group", "layer"),
     "layer_norm_eps": (1e-5,),
-    "conv_pos_batch_norm": (False,),
     "adapter_attn_dim": (None,),
     "add_adapter": (False,),
 }
@@ -90,11 +89,13 @@ def describe(folder: Path) -> Source:
     files, everything = _weights(folder)
     family = str(config.get("model_type") or "hubert")
     encoder = {name: tensor for name, tensor in everything.items() if name not in OUTPUT}
-    tensors = strip(encoder, f"{family.replace('-', '_')}.")
+    tensors = hf_positions.folded(folder, strip(encoder, f"{family.replace('-', '_')}."))
     settings = Settings(folder, config | FIXED.get(family, {}), _measure(tensors))
     settings.require(SUPPORTED)
     normalize, notes = _normalize(folder)
     ctc = _ctc(folder, everything, notes)
+    if settings.get("conv_pos_batch_norm", bool):
+        notes.append(hf_positions.FOLDED)
     if "masked_spec_embed" not in tensors:
         notes.append("no masked_spec_embed: masked frames will be zeros")
     return Source(

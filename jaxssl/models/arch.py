@@ -19,13 +19,14 @@ from jaxssl.models.outputs.cosine import CosineHead
 from jaxssl.models.part import FULL, Blocks, Dialect, Dropout, Form, Full, Rank
 from jaxssl.models.positions.convolution import PositionalConvolution
 from jaxssl.models.positions.convolution_stack import ConvolutionStack
+from jaxssl.models.positions.scaled_convolution import ScaledConvolution
 from jaxssl.models.positions.sinusoid import Sinusoids
 
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
 Front = Waveform | LogMel
 Mixer = Attention
-Position = PositionalConvolution | ConvolutionStack | Sinusoids
+Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinusoids
 Head = ClusterHead | CosineHead
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "LogMel",
     "PositionalConvolution",
     "Rank",
+    "ScaledConvolution",
     "Waveform",
 ]
 

@@ -18,6 +18,7 @@ FOLDERS = {
     "hf_unispeech_sat_base": "UniSpeechSatModel",
     "hf_distilhubert": "HubertModel",
     "hf_data2vec_audio_base": "Data2VecAudioModel",
+    "hf_hubert_25hz_bn": "HubertModel",
 }
 ATOL = 1e-4
 

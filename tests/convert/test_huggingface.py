@@ -9,9 +9,8 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
-from jaxssl.models.arch import ConvolutionStack
-from jaxssl.models.model import apply
-from tests.archs import transformer_layer
+from jaxssl.models.arch import ConvolutionStack, ScaledConvolution
+from tests.archs import forward, transformer_layer
 
 TOLERANCE = 1e-4
 TINY = {
@@ -53,7 +52,7 @@ def compare(torch, model, folder, lengths=(7000, 4120)):
     attention = torch.from_numpy(np.arange(max(lengths))[None] < np.array(lengths)[:, None]).long()
     with torch.no_grad():
         theirs = model(torch.from_numpy(wave), attention_mask=attention, output_hidden_states=True)
-    ours = apply(converted.arch, converted.params, wave, np.array(lengths, np.int32), padding="transformers")
+    ours = forward(converted.arch, converted.params, wave, np.array(lengths, np.int32), padding="transformers")
     pairs = [*zip(ours.hidden, theirs.hidden_states, strict=True), (ours.last, theirs.last_hidden_state)]
     for own, other in pairs:
         for row, frames in enumerate(ours.lengths[-1].tolist()):
@@ -161,6 +160,23 @@ def test_relatives_are_encoders_alike_whatever_stands_around_them(torch, hubert,
     assert set(converted.left_behind) == {name for name in model.state_dict() if not name.startswith(inside)}
 
 
+def test_a_batch_norm_before_the_positional_convolution_is_folded(torch, hubert, tmp_path):
+    model = hubert(**TINY | LARGE | {"num_conv_pos_embeddings": 6}, conv_pos_batch_norm=True)
+    norm = model.encoder.pos_conv_embed.batch_norm
+    with torch.no_grad():
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.2, 2)
+    model.save_pretrained(tmp_path)
+    converted = compare(torch, model, tmp_path)
+    assert converted.arch.position == ScaledConvolution(6, 4)
+    assert any("batch norm" in note for note in converted.notes)
+    (tmp_path / "model.safetensors").unlink()
+    state = {name: each for name, each in model.state_dict().items() if not name.endswith("running_var")}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"batch_norm\.running_var is missing"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(("kernel", "groups"), [(5, 8), (4, 2)])
 def test_data2vec_has_positions_by_several_convolutions(torch, hubert, tmp_path, kernel, groups):
     """Its code knows one extractor and one order of norms, whatever the configuration says of them."""
@@ -201,7 +217,7 @@ def test_without_a_mask_embedding(hubert, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm is True; what is supported: False"),
+        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm is True in the configuration and False in the arrays"),
         ({"model_type": "wavlm"}, "model_type is 'wavlm'; what is supported: 'hubert', 'wav2vec2'"),
         ({"model_type": ["hubert"]}, r"model_type is \['hubert'\]"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),

@@ -19,7 +19,7 @@ from tests.archs import ARCHS, forward, fresh, noise, weights
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
 def test_the_function_stays(arch, key):
     params, x = weights(arch), noise(arch, key)
-    if "position" in params:
+    if "gain" in params.get("position", {}):
         params["position"]["gain"] = params["position"]["gain"] * 1.5
     ready, arrays = prepared(arch, params)
     assert ready == replace(arch, prepared=True)

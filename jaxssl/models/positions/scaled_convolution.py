@@ -1,0 +1,116 @@
+"""Positions by a grouped convolution of scaled and shifted channels: what batch norm is once training is over."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn import initializers
+
+from compress.quantize import float32
+from jaxssl.models import choice
+from jaxssl.models.layers import gelu
+from jaxssl.models.names import CONV, dense_rules, norm_rules
+from jaxssl.models.part import Arrays, Names
+from jaxssl.models.positions.convolution import by_filters, check_kernel, convolved, filters, rounded
+
+
+@dataclass(frozen=True)
+class ScaledConvolution:
+    """x + GELU(convolution(scale · x + shift)), zeros standing before and after what is shifted.
+
+    So a shift is heard everywhere but at an utterance's ends, which is why it cannot be part of the convolution's bias.
+    In our own padding mode an utterance ends with its last frame; other programs shift padded frames too.
+
+    Attributes:
+        kernel: taps; an even number sees one frame more of the past than of the future.
+        groups: of channels.
+    """
+
+    kernel: int = 128
+    groups: int = 16
+    kind: Literal["scaled_convolution"] = "scaled_convolution"
+
+    names: ClassVar[Names] = {  # the norm's as the converters fold it
+        "fairseq": (),
+        "huggingface": (
+            *norm_rules(r"encoder\.pos_conv_embed\.batch_norm", "position/norm"),
+            *dense_rules(r"encoder\.pos_conv_embed\.conv", "position", CONV),
+        ),
+    }
+
+    def macs(self, width: int, frames: int) -> int:
+        """Count the multiply-accumulates of one utterance."""
+        return frames * width * (width // self.groups) * self.kernel
+
+    def check(self, width: int) -> None:
+        """Refuse groups that do not divide the width, and a kernel without taps.
+
+        Raises:
+            InputError: the message says which.
+        """
+        check_kernel(self.kernel, self.groups, width)
+
+    def read(self, arrays: Arrays) -> "ScaledConvolution":
+        """Return itself: what the arrays tell, a prepared form has lost."""
+        return self
+
+    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
+        """Tell whether arrays are in the form that runs fastest here."""
+        return "filters" in arrays
+
+    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
+        """Return the arrays in the form that `jaxssl.models.choice` says for this device, for running in `dtype`."""
+        if choice.prepared_positions() is None:
+            return arrays
+        return _prepared(arrays, self.groups, jnp.dtype(dtype))
+
+    def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "ScaledPosition":
+        """Make the module."""
+        return ScaledPosition(self, width, prepared=prepared, rngs=rngs)
+
+
+class Shift(nnx.Module):
+    """A scale and a bias of every channel."""
+
+    def __init__(self, width: int):
+        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Array) -> Array:
+        """Scale and shift `x: (batch, time, width)`."""
+        return x * self.scale[...].astype(x.dtype)[None, None] + self.bias[...].astype(x.dtype)[None, None]
+
+
+class ScaledPosition(nnx.Module):
+    """Computes what `ScaledConvolution` adds; a prepared one has `filters` of its kernel."""
+
+    def __init__(self, part: ScaledConvolution, width: int, *, prepared: bool, rngs: nnx.Rngs):
+        self.taps, self.groups = part.kernel, part.groups
+        deviation = math.sqrt(4 / (self.taps * width))
+        kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))
+        if prepared and choice.prepared_positions() is not None:
+            self.filters = nnx.Param(filters(kernel, groups=self.groups))
+        else:
+            self.kernel = nnx.Param(kernel)
+        self.bias, self.norm = nnx.Param(jnp.zeros(width)), Shift(width)
+
+    def __call__(self, x: Array, valid: Array | None) -> Array:
+        """Return what is added to `x: (batch, time, width)`; frames that are not `valid: (batch, time)` count as 0."""
+        x = self.norm(x)
+        if valid is not None:
+            x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
+        if hasattr(self, "filters"):
+            y = by_filters(x, self.filters[...], taps=self.taps)
+        else:
+            y = convolved(x, self.kernel[...], groups=self.groups)
+        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+
+
+@partial(jax.jit, static_argnames=("groups", "dtype"))
+def _prepared(arrays: Arrays, groups: int, dtype: jnp.dtype) -> Arrays:
+    ready = filters(float32(arrays)["kernel"], groups=groups)
+    return {"filters": rounded(ready, dtype), "bias": arrays["bias"], "norm": arrays["norm"]}
