@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16, which safetensors asks for)
 import numpy as np
@@ -15,6 +15,7 @@ from jaxssl.convert import hf_positions, pickle_reader
 from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tensors, size, strip
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
+from jaxssl.models.activations import SYNONYMS, Activation
 from jaxssl.models.arch import (
     Arch,
     Attention,
@@ -48,7 +49,7 @@ LEFT = (
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SUPPORTED = {
     "model_type": tuple(FAMILIES),
-    "hidden_act": ("gelu",),
+    "hidden_act": (*get_args(Activation), *SYNONYMS),
     "feat_extract_activation": ("gelu",),
     "feat_extract_norm": ("group", "layer"),
     "layer_norm_eps": (1e-5,),
@@ -123,7 +124,9 @@ def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _arch(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) -> Arch:
     head_dim = settings.head_dim("hidden_size", "num_attention_heads")
     mixer = Attention(settings.positive("num_attention_heads"), head_dim)
-    layer = Layer(mixer, FeedForward(settings.positive("intermediate_size")))
+    act = settings.get("hidden_act", str, "gelu")
+    activation = next(known for known in get_args(Activation) if known == SYNONYMS.get(act, act))
+    layer = Layer(mixer, FeedForward(settings.positive("intermediate_size"), activation=activation))
     norm = settings.get("feat_extract_norm", str, "group")
     return Arch(
         front=Waveform(

@@ -11,6 +11,8 @@ from jaxssl.models.arch import Arch, PositionalConvolution, Waveform
 from jaxssl.models.model import Params
 from jaxssl.models.sites import matrices
 
+ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # whose name is another there
+
 
 def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
     """Return config.json, preprocessor_config.json and the tensors of model.safetensors.
@@ -28,7 +30,7 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
         "num_hidden_layers": len(arch.layers),
         "num_attention_heads": layer.mixer.heads,
         "intermediate_size": layer.ffn.size,
-        "hidden_act": "gelu",
+        "hidden_act": ACTIVATIONS.get(layer.ffn.activation, layer.ffn.activation),
         "layer_norm_eps": 1e-5,
         "do_stable_layer_norm": arch.norm_first,
         "conv_dim": [conv.channels for conv in front.convs],

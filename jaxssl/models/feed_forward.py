@@ -1,4 +1,4 @@
-"""The feed-forward block: two dense maps with a GELU between them."""
+"""The feed-forward block: two dense maps with an activation between them."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
@@ -7,25 +7,28 @@ from flax import nnx
 from jax import Array
 
 from compress.errors import InputError
+from jaxssl.models.activations import FUNCTIONS, Activation
 from jaxssl.models.dense import Dense
-from jaxssl.models.layers import dropout, gelu
+from jaxssl.models.layers import dropout
 from jaxssl.models.names import dense_rules
 from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, form_of
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """fc2(GELU(fc1(x))); without hidden units it is its output's bias.
+    """fc2(activation(fc1(x))); without hidden units it is its output's bias.
 
     Attributes:
         size: hidden units; may be 0.
         fc1: form of the map to them.
         fc2: form of the map back.
+        activation: between them; the exact GELU in nearly every model of this family.
     """
 
     size: int
     fc1: Form = FULL
     fc2: Form = FULL
+    activation: Activation = "gelu"
     kind: Literal["feed_forward"] = "feed_forward"
 
     place: ClassVar = "ffn"
@@ -59,12 +62,13 @@ class FeedForward:
         return 0
 
     def activation_bytes(self, frames: int, itemsize: int, dropout: Dropout) -> float:
-        """Return what one frame leaves: hidden units before and after the GELU."""
+        """Return what one frame leaves: hidden units before and after the activation."""
         return 2 * itemsize * self.size
 
     def read(self, arrays: Arrays) -> Self:
-        """Return the block that these arrays are."""
-        return type(self)(arrays["fc1"]["bias"].shape[0], form_of(arrays["fc1"]), form_of(arrays["fc2"]))
+        """Return the block that these arrays are; its activation is this one's."""
+        size = arrays["fc1"]["bias"].shape[0]
+        return replace(self, size=size, fc1=form_of(arrays["fc1"]), fc2=form_of(arrays["fc2"]))
 
     def check(self, where: str) -> None:
         """Refuse a negative size.
@@ -84,11 +88,11 @@ class Hidden(nnx.Module):
     """Computes `FeedForward`."""
 
     def __init__(self, part: FeedForward, width: int, *, rate: float, prepared: bool, rngs: nnx.Rngs):
-        self.units, self.rate = part.size, rate
+        self.units, self.rate, self.activation = part.size, rate, part.activation
         self.fc1, self.fc2 = (Dense(spec, prepared=prepared, rngs=rngs) for spec in part.maps(width))
 
     def __call__(self, x: Array, rngs: nnx.Rngs | None) -> Array:
         """Map `x: (batch, time, width)` to the same shape."""
         if self.units == 0:
             return self.fc2.bias_alone(x)
-        return self.fc2(dropout(gelu(self.fc1(x)), self.rate, rngs))
+        return self.fc2(dropout(FUNCTIONS[self.activation](self.fc1(x)), self.rate, rngs))

@@ -12,6 +12,7 @@ utterance in a padded batch never changes its frames. `jaxssl`'s tools/export.py
 import json
 import math
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,24 @@ Attended = tuple[Tensor, Tensor | None]  # a block's output, and its attention m
 
 EPSILON = 1e-5
 WINDOW, SHIFT, FFT = 400, 160, 512  # samples of a log-Mel frame, between two, and of its transform
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_10": lambda x: F.gelu(x).clip(-10, 10),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "laplace": lambda x: 0.5 * (1 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
+    "sqrtsoftplus": lambda x: F.softplus(x).sqrt(),
+    "linear": lambda x: x,
+}
 
 
 def load(folder: str | Path) -> "Model":
@@ -172,16 +191,16 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them."""
+    """Two linear maps with an activation between them."""
 
     def __init__(self, width: int, ffn: dict):
         super().__init__()
-        units = ffn["size"]
+        units, self.activation = ffn["size"], ACTIVATIONS[ffn.get("activation", "gelu")]
         self.fc1 = dense(width, units, ffn["fc1"]) if units else None
         self.fc2 = dense(units, width, ffn["fc2"]) if units else Bias(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(x if self.fc1 is None else F.gelu(self.fc1(x)))
+        return self.fc2(x if self.fc1 is None else self.activation(self.fc1(x)))
 
 
 class Layer(nn.Module):
