@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxssl.models.arch import (
+    Adapter,
     Arch,
     Attention,
     ClusterHead,
@@ -103,7 +104,13 @@ ARCHS = {
     "reusing": REUSING,
     "sinusoid": replace(MEL, position=Sinusoids()),
     "convolution-stack": replace(MEL, layers=MEL.layers[:1], position=ConvolutionStack(3, 4, 4), head=None),
-    "scaled-convolution": replace(MEL, layers=MEL.layers[:1], position=ScaledConvolution(6, 4), head=None),
+    "scaled-convolution": replace(
+        MEL,
+        layers=(replace(MEL.layers[0], adapter=Adapter(3)),),
+        norm_first=True,
+        position=ScaledConvolution(6, 4),
+        head=None,
+    ),
 }
 
 

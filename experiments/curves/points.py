@@ -30,7 +30,7 @@ from jaxssl.data.logmel import stats_bytes
 from jaxssl.inference.latency import Load, Program, compile_forward, race, speedup
 from jaxssl.inference.source import Model
 from jaxssl.models import checkpoint, cost
-from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer
+from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import Params, shapes
 from jaxssl.models.part import emptied
 from jaxssl.models.sites import matrices
@@ -355,7 +355,9 @@ def sizes(subject: Subject) -> Row:
 
 @lru_cache(maxsize=4)
 def _bare_arch(arch: Arch) -> Arch:
-    return replace(arch, layers=tuple(Layer(emptied(layer.mixer), emptied(layer.ffn)) for layer in arch.layers))
+    return replace(
+        arch, layers=tuple(replace(layer, mixer=emptied(layer.mixer), ffn=emptied(layer.ffn)) for layer in arch.layers)
+    )
 
 
 def _bare(arch: Arch, params: Params) -> tuple[Arch, Params]:

@@ -17,6 +17,7 @@ from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
 from jaxssl.models.activations import SYNONYMS, Activation
 from jaxssl.models.arch import (
+    Adapter,
     Arch,
     Attention,
     Conv,
@@ -53,7 +54,6 @@ SUPPORTED = {
     "feat_extract_activation": ("gelu",),
     "feat_extract_norm": ("group", "layer"),
     "layer_norm_eps": (1e-5,),
-    "adapter_attn_dim": (None,),
     "add_adapter": (False,),
 }
 DEFAULT_CONVS = {
@@ -115,6 +115,7 @@ def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "num_hidden_layers": layer_count(tensors) or None,
         "hidden_size": size(tensors, "encoder.layer_norm.weight", 0),
+        "adapter_attn_dim": size(tensors, "encoder.layers.0.adapter_layer.linear_1.weight", 0),
         "intermediate_size": size(tensors, "encoder.layers.0.feed_forward.intermediate_dense.weight", 0),
         **hf_positions.measure(tensors),
         "conv_bias": "feature_extractor.conv_layers.0.conv.bias" in tensors,
@@ -122,11 +123,14 @@ def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _arch(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) -> Arch:
+    norm_first = settings.get("do_stable_layer_norm", bool, False)
     head_dim = settings.head_dim("hidden_size", "num_attention_heads")
     mixer = Attention(settings.positive("num_attention_heads"), head_dim)
     act = settings.get("hidden_act", str, "gelu")
     activation = next(known for known in get_args(Activation) if known == SYNONYMS.get(act, act))
-    layer = Layer(mixer, FeedForward(settings.positive("intermediate_size"), activation=activation))
+    ffn = FeedForward(settings.positive("intermediate_size"), activation=activation)
+    adapted = settings.given.get("adapter_attn_dim") is not None and norm_first  # which post-LN layers never are
+    layer = Layer(mixer, ffn, Adapter(settings.positive("adapter_attn_dim")) if adapted else None)
     norm = settings.get("feat_extract_norm", str, "group")
     return Arch(
         front=Waveform(
@@ -138,7 +142,7 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) ->
         ),
         width=settings.positive("hidden_size"),
         layers=(layer,) * settings.positive("num_hidden_layers"),
-        norm_first=settings.get("do_stable_layer_norm", bool, False),
+        norm_first=norm_first,
         position=hf_positions.position(settings, tensors),
         mask_embedding="masked_spec_embed" in tensors,
         dropout=Dropout(
@@ -224,11 +228,31 @@ def _ctc(folder: Path, tensors: Mapping[str, Tensor], notes: list[str]) -> Ctc |
         return None
     symbols = None
     if (folder / "vocab.json").is_file():
-        vocabulary = _json(folder / "vocab.json")
+        vocabulary = _vocabulary(folder, notes)
         symbols = sorted(vocabulary, key=lambda symbol: str(vocabulary[symbol]).zfill(12))
     else:
         notes.append("no vocab.json: the CTC layer is kept without its symbols")
     return Ctc(tensors["lm_head.weight"], tensors.get("lm_head.bias"), symbols)
+
+
+def _vocabulary(folder: Path, notes: list[str]) -> dict[str, Any]:
+    """Read the symbols; of a model of many languages those of the one whose adapters the folder holds."""
+    vocabulary = _json(folder / "vocab.json")
+    if not any(isinstance(value, dict) for value in vocabulary.values()):
+        return vocabulary
+    tokenizer = folder / "tokenizer_config.json"
+    language = _json(tokenizer).get("target_lang") if tokenizer.is_file() else None
+    if not isinstance(vocabulary.get(str(language)), dict):
+        known = ", ".join(sorted(vocabulary)[:5])
+        raise InputError(
+            f"{folder}: vocab.json has {len(vocabulary)} languages ({known}, …), and target_lang of "
+            f"tokenizer_config.json is {language!r}; set it to the one whose adapters model.safetensors holds"
+        )
+    notes.append(
+        f"adapters, output layer and symbols are those of {language}; for another language load_adapter and "
+        "save_pretrained of transformers write such a folder"
+    )
+    return dict(vocabulary[str(language)])
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
         "heads were cut": any(layer.mixer.heads * layer.mixer.head_dim != arch.width for layer in arch.layers),
         "its positions are no convolution": not isinstance(arch.position, PositionalConvolution),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
+        "it has adapters": any(layer.adapter for layer in arch.layers),
         "attention maps are reused": any(layer.mixer.reuse for layer in arch.layers),
         "it has no projection, or reduces time": arch.project is None or arch.time_reduction > 1,
     }

@@ -32,6 +32,8 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
         raise InputError(
             f"the PyTorch module has positions by {', '.join(POSITIONS)}, not by {arch.position.kind}; export stablehlo"
         )
+    if any(layer.adapter for layer in arch.layers):
+        raise InputError("the PyTorch module has no adapters; export stablehlo")
     arch, params = dequantized(*unpacked(arch, params))
     flat = {path: leaf for path, leaf in flatten(params).items() if leaf.size and not LEFT.fullmatch(path)}
     flat = {path: leaf for path, leaf in flat.items() if not _idle(arch, path)}

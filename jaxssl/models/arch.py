@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jaxssl.models.adapter import Adapter
 from jaxssl.models.feed_forward import FeedForward
 from jaxssl.models.fronts.mel_frames import LogMel
 from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
@@ -30,6 +31,7 @@ Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinuso
 Head = ClusterHead | CosineHead
 
 __all__ = [
+    "Adapter",
     "Arch",
     "Attention",
     "Blocks",
@@ -54,10 +56,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of the encoder: a token mixer and a feed-forward block, each with a residual and a norm."""
+    """One layer of the encoder: a token mixer and a feed-forward block, each with a residual and a norm.
+
+    An adapter, where there is one, comes after both.
+    """
 
     mixer: Mixer
     ffn: FeedForward
+    adapter: Adapter | None = None
 
     @property
     def blocks(self) -> tuple[Mixer | FeedForward, ...]:
@@ -114,7 +120,7 @@ class Arch:
 
     def names(self, dialect: Dialect) -> tuple[Rule, ...]:
         """List what another program calls the model's arrays: those of its parts, and those of none."""
-        parts = {type(part): part for layer in self.layers for part in layer.blocks}
+        parts = {type(part): part for layer in self.layers for part in (*layer.blocks, layer.adapter) if part}
         outer = (self.front, self.position, *((self.head,) if self.head else ()))
         rules = (rule for part in (*outer, *parts.values()) for rule in part.names[dialect])
         return tuple(dict.fromkeys((*rules, *NAMES[dialect])))

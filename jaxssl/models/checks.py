@@ -28,6 +28,8 @@ def check_arch(arch: Arch) -> None:
     for i, layer in enumerate(arch.layers):
         layer.mixer.check(f"layers/{i}", arch.layers[i - 1].mixer if i else None)
         layer.ffn.check(f"layers/{i}")
+        if layer.adapter:
+            layer.adapter.check(f"layers/{i}")
         _check_one_dtype(layer, f"layers/{i}")
 
 

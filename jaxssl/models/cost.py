@@ -39,6 +39,7 @@ class Macs:
         attention_maps: dense maps of the mixers: q, k, v and out of attention.
         attention_core: what else mixers multiply: scores and weighted sums of attention, quadratic in time.
         ffn: feed-forward blocks.
+        adapters: small blocks behind those, of one language.
     """
 
     extractor: float = 0
@@ -48,6 +49,7 @@ class Macs:
     attention_maps: float = 0
     attention_core: float = 0
     ffn: float = 0
+    adapters: float = 0
 
     @property
     def total(self) -> float:
@@ -144,6 +146,7 @@ def _layer(arch: Arch, layer: Layer, frames: int) -> Macs:
         attention_maps=frames * maps[mixer.place],
         attention_core=mixer.core_macs(frames),
         ffn=frames * maps[ffn.place] + ffn.core_macs(frames),
+        adapters=layer.adapter.macs(arch.width, frames) if layer.adapter else 0,
     )
 
 

@@ -6,7 +6,7 @@ For every arch, `describe(arch, init(arch, key)) == arch`.
 from dataclasses import replace
 
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Attention, FeedForward, Layer
+from jaxssl.models.arch import Adapter, Arch, Attention, FeedForward, Layer
 from jaxssl.models.model import Params, check_params
 from jaxssl.models.part import form_of
 
@@ -50,4 +50,5 @@ def _alike(base: Arch, index: int, arrays: Params) -> Layer:
 
 
 def _layer(base: Layer, arrays: Params) -> Layer:
-    return Layer(base.mixer.read(arrays[base.mixer.place]), base.ffn.read(arrays[base.ffn.place]))
+    adapter = Adapter(0).read(arrays[Adapter.place]) if Adapter.place in arrays else None
+    return Layer(base.mixer.read(arrays[base.mixer.place]), base.ffn.read(arrays[base.ffn.place]), adapter)

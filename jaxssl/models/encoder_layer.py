@@ -20,6 +20,8 @@ class EncoderLayer(nnx.Module):
         setattr(self, f"{self.place}_norm", LayerNorm(width, rngs=rngs))
         self.ffn = layer.ffn.build(width, dropout=arch.dropout, prepared=arch.prepared, rngs=rngs)
         self.ffn_norm = LayerNorm(width, rngs=rngs)
+        if layer.adapter:
+            self.adapter = layer.adapter.build(width, rngs=rngs)
 
     def __call__(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Any = None) -> tuple[Array, Any]:
         """Map `x: (batch, time, width)` to the same shape; take and return what mixers lend each other."""
@@ -35,7 +37,11 @@ class EncoderLayer(nnx.Module):
         if self.norm_first:
             y, carry = mix(norm(x))
             x = x + y
-            return x + feed(self.ffn_norm(x)), carry
+            return self.adapted(x + feed(self.ffn_norm(x))), carry
         y, carry = mix(x)
         x = norm(x + y)
-        return self.ffn_norm(x + feed(x)), carry
+        return self.adapted(self.ffn_norm(x + feed(x))), carry
+
+    def adapted(self, x: Array) -> Array:
+        """Return the layer's output after its adapter, where it has one."""
+        return x + self.adapter(x) if hasattr(self, "adapter") else x

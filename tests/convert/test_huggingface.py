@@ -9,7 +9,7 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
-from jaxssl.models.arch import ConvolutionStack, ScaledConvolution
+from jaxssl.models.arch import Adapter, ConvolutionStack, ScaledConvolution
 from tests.archs import forward, transformer_layer
 
 TOLERANCE = 1e-4
@@ -160,6 +160,29 @@ def test_relatives_are_encoders_alike_whatever_stands_around_them(torch, hubert,
     assert set(converted.left_behind) == {name for name in model.state_dict() if not name.startswith(inside)}
 
 
+def test_adapters_end_the_layers_of_pre_norm_models_and_no_others(torch, hubert, tmp_path):
+    model = hubert("Wav2Vec2Model", **TINY, **LARGE, adapter_attn_dim=5)
+    model.save_pretrained(tmp_path)
+    assert [layer.adapter for layer in compare(torch, model, tmp_path).arch.layers] == [Adapter(5)] * 2
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"adapter_attn_dim": 6}))
+    with pytest.raises(InputError, match="adapter_attn_dim is 6 in the configuration and 5 in the arrays"):
+        read(tmp_path)
+    hubert("Wav2Vec2Model", **TINY, adapter_attn_dim=5).save_pretrained(tmp_path / "post")
+    assert read(tmp_path / "post").arch.layers[0].adapter is None
+
+
+def test_symbols_of_many_languages_are_those_of_the_one_whose_adapters_are_there(torch, hubert, tmp_path):
+    hubert("Wav2Vec2ForCTC", **TINY | {"vocab_size": 3}, **LARGE, adapter_attn_dim=5).save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"eng": {"a": 1, "|": 0, "b": 2}, "xxx": {"z": 0}}))
+    with pytest.raises(InputError, match=r"2 languages \(eng, xxx, …\), and target_lang of .* is None"):
+        read(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"target_lang": "eng"}))
+    converted = read(tmp_path)
+    assert json.loads(converted.extra["ctc/symbols.json"]) == {"symbols": ["|", "a", "b"]}
+    assert any("those of eng" in note for note in converted.notes)
+
+
 def test_a_batch_norm_before_the_positional_convolution_is_folded(torch, hubert, tmp_path):
     model = hubert(**TINY | LARGE | {"num_conv_pos_embeddings": 6}, conv_pos_batch_norm=True)
     norm = model.encoder.pos_conv_embed.batch_norm
@@ -224,7 +247,6 @@ def test_without_a_mask_embedding(hubert, tmp_path):
         ({"feat_proj_layer_norm": False}, r"unknown.*feature_projection\.layer_norm"),
         ({"add_adapter": True}, "add_adapter is True"),
         ({"layer_norm_eps": 1e-12}, "layer_norm_eps is 1e-12"),
-        ({"adapter_attn_dim": 16}, "adapter_attn_dim is 16"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3 in the configuration and 2 in the arrays"),
         ({"conv_kernel": [10, 3]}, "no lists of equal length"),
     ],

@@ -34,7 +34,7 @@ def before_versions(arch, *, lacking=()):
 
 
 def _layer(layer):
-    forms = {name: form for part in layer.values() for name, form in part.items() if isinstance(form, dict)}
+    forms = {name: form for part in layer.values() if part for name, form in part.items() if isinstance(form, dict)}
     return {
         "heads": layer["mixer"]["heads"],
         "ffn": layer["ffn"]["size"],

@@ -16,7 +16,7 @@ from jaxssl.convert import to_huggingface
 from jaxssl.convert.to_torch import state
 from jaxssl.inference.specialise import dequantized, groups, quantized
 from jaxssl.models import checkpoint, cost, dense
-from jaxssl.models.arch import Blocks, Layer
+from jaxssl.models.arch import Blocks
 from jaxssl.models.describe import describe
 from jaxssl.models.int8_product import int8_product
 from jaxssl.models.model import apply, apply_gated, map_inputs, predict, shapes
@@ -35,7 +35,7 @@ def _in_int8(layer):
         stored = {name: form if isinstance(form, Blocks) else replace(form, int8=True) for name, form in forms.items()}
         return replace(block, **stored)
 
-    return Layer(each(layer.mixer), each(layer.ffn))
+    return replace(layer, mixer=each(layer.mixer), ffn=each(layer.ffn))
 
 
 def int8(arch):
