@@ -2,10 +2,11 @@
 
     python tools/convert_torch.py CHECKPOINT OUT [--verify AUDIO …]
 
-CHECKPOINT is a file of fairseq (HuBERT, wav2vec 2.0, data2vec, fine-tuned or not), of s3prl or of the MelHuBERT study
-(pruned or not), or a Hugging Face folder of HuBERT, DistilHuBERT, wav2vec 2.0 (XLS-R too), data2vec, UniSpeech or
-UniSpeech-SAT, whatever class stands around the encoder. OUT gets `arch.json`, `params/`, `provenance.json`, and `ctc/`
-where the model was fine-tuned.
+CHECKPOINT is a file of fairseq (HuBERT, ContentVec's legacy files, wav2vec 2.0, data2vec, fine-tuned or not), of s3prl
+(DistilHuBERT too) or of the MelHuBERT study (pruned or not); a Hugging Face folder of HuBERT, DistilHuBERT, wav2vec 2.0
+(XLS-R and MMS too), data2vec, UniSpeech or UniSpeech-SAT, whatever class stands around the encoder; or a bare state
+dict of these, or of torchaudio. OUT gets `arch.json`, `params/`, `provenance.json`, and `ctc/` where the model was
+fine-tuned.
 """
 
 import sys
@@ -33,7 +34,7 @@ class Options:
         out: the new folder.
         force: replace the model that is in OUT.
         stats: MelHuBERT's mean and deviation of each Mel bin (.npy, 2 × 40), to keep with the model.
-        heads: attention heads, for fine-tuned fairseq files that do not say.
+        heads: attention heads, for state dicts and fine-tuned fairseq files, which do not say.
         verify: audio to run through the source's own framework and ours; the differences are printed.
     """
 

@@ -49,7 +49,7 @@ def read(path: str | Path, *, heads: int | None = None) -> Converted:
 
     Args:
         path: a file, or a Hugging Face folder.
-        heads: attention heads, for a fine-tuned fairseq file that does not say.
+        heads: attention heads, for a state dict or a fine-tuned fairseq file, which do not say.
 
     Raises:
         InputError: it is unknown, damaged, hostile, of an unsupported model, or its names and shapes do not fit.

@@ -35,6 +35,10 @@ from jaxssl.models.arch import (
 MODELS = frozenset({"hubert", "hubert_ctc", "wav2vec2", "wav2vec_ctc", "data2vec_audio"})
 HEADLESS = {"wav2vec2": "wav2vec 2.0", "data2vec_audio": "data2vec"}  # whose pre-training outputs are none of ours
 INNER, OUTPUT = "w2v_encoder.w2v_model.", "w2v_encoder.proj"  # parts of a fine-tuned model
+REFUSED = {
+    "contentvec": "ContentVec whose layer norms depend on a speaker, which is not supported; give its legacy file, "
+    "checkpoint_best_legacy_500.pt or _100.pt, which is a HuBERT"
+}
 SUPPORTED = {  # what our forward pass computes; the rest of fairseq's options is refused by name
     "activation_fn": ("gelu",),
     "layer_type": ("transformer",),
@@ -78,6 +82,8 @@ def describe(path: Path, state: Mapping[str, Any], *, heads: int | None = None) 
         parts = replace(parts, tensors={name: each for name, each in parts.tensors.items() if name != "_ema"})
     only_tensors(path, parts.tensors)
     name = parts.model.get("_name") or parts.model.get("arch")
+    if name in REFUSED:
+        raise InputError(f"{path}: {REFUSED[str(name)]}")
     if name is not None and name not in MODELS:
         raise InputError(f"{path}: a model of type {str(name)[:40]!r}; supported are {', '.join(sorted(MODELS))}")
     if any(key.startswith(INNER) for key in parts.tensors):
@@ -85,13 +91,13 @@ def describe(path: Path, state: Mapping[str, Any], *, heads: int | None = None) 
     if name is None and any(key.startswith(("quantizer.", "project_q.")) for key in parts.tensors):
         name = "wav2vec2"
     headless = HEADLESS.get(str(name))
-    settings = Settings(path, {**parts.task, **parts.model}, _measure(parts.tensors))
+    settings = Settings(path, {**parts.task, **parts.model}, measure(parts.tensors))
     head, notes = (None, []) if headless else _head(settings, parts)
     if teacher:
         notes.append("_ema, the teacher that data2vec was trained with, is left behind")
     return Source(
         kind=f"{parts.writer} {headless or 'HuBERT'}",
-        arch=_arch(settings, parts.tensors, head),
+        arch=arch_of(settings, parts.tensors, head),
         tensors=parts.tensors,
         dialect="fairseq",
         left=(WAV2VEC,) if headless else () if head else (HEAD,),
@@ -127,7 +133,7 @@ def _symbols(dictionary: Any) -> list[str] | None:
     return [str(symbol) for symbol in symbols] if isinstance(symbols, list) else None
 
 
-def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read off the arrays what they tell, under fairseq's names."""
     first = "feature_extractor.conv_layers.0"
     return {
@@ -142,7 +148,14 @@ def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _arch(settings: Settings, tensors: Mapping[str, Tensor], head: CosineHead | None) -> Arch:
+def arch_of(
+    settings: Settings, tensors: Mapping[str, Tensor], head: CosineHead | None, *, feature_norm: bool = True
+) -> Arch:
+    """Describe an encoder by fairseq's settings and its arrays; whether features are normalised the caller knows.
+
+    Raises:
+        InputError: they disagree, or are of a model that ours is not.
+    """
     settings.require(SUPPORTED)
     if "post_extract_proj.weight" not in tensors and size(tensors, "layer_norm.weight", 0) == settings.measured.get(
         "encoder_embed_dim"
@@ -161,6 +174,7 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], head: CosineHead | 
             bias=settings.get("conv_bias", bool),
             normalize=settings.get("normalize", bool, False),
             gradient_scale=settings.get("feature_grad_mult", float, 1.0),
+            feature_norm=feature_norm,
         ),
         width=settings.positive("encoder_embed_dim"),
         layers=(layer,) * settings.positive("encoder_layers"),
@@ -229,7 +243,7 @@ def _fine_tuned(path: Path, parts: _Parts, heads: int | None) -> Source:
     tensors = strip(everything, INNER)
     model, task = _sections(parts.model.get("w2v_args"))
     task = {key: value for key, value in (*parts.task.items(), *task.items()) if value is not None}
-    settings = Settings(path, {**task, **model}, _measure(tensors))
+    settings = Settings(path, {**task, **model}, measure(tensors))
     notes = _mask_note(tensors)
     if "encoder_layers" not in model:
         settings, guessed = _guess(path, parts, tensors, heads)
@@ -240,7 +254,7 @@ def _fine_tuned(path: Path, parts: _Parts, heads: int | None) -> Source:
         notes.append("no target dictionary in the file: the CTC layer is kept without its symbols")
     return Source(
         kind=f"{parts.writer} CTC model",
-        arch=_arch(settings, tensors, None),
+        arch=arch_of(settings, tensors, None),
         tensors=tensors,
         dialect="fairseq",
         left=(HEAD, WAV2VEC),
@@ -252,7 +266,7 @@ def _fine_tuned(path: Path, parts: _Parts, heads: int | None) -> Source:
 
 def _guess(path: Path, parts: _Parts, tensors: Mapping[str, Tensor], heads: int | None) -> tuple[Settings, list[str]]:
     """Stand in for a configuration that the file lacks: shapes where they tell, published models' habits where not."""
-    measured = _measure(tensors)
+    measured = measure(tensors)
     width = measured["encoder_embed_dim"]
     convs = _measure_convs(path, tensors)
     pre_norm = measured["extractor_mode"] == "layer_norm"

@@ -91,7 +91,7 @@ def describe(folder: Path) -> Source:
     family = str(config.get("model_type") or "hubert")
     encoder = {name: tensor for name, tensor in everything.items() if name not in OUTPUT}
     tensors = hf_positions.folded(folder, strip(encoder, f"{family.replace('-', '_')}."))
-    settings = Settings(folder, config | FIXED.get(family, {}), _measure(tensors))
+    settings = Settings(folder, config | FIXED.get(family, {}), measure(tensors))
     settings.require(SUPPORTED)
     normalize, notes = _normalize(folder)
     ctc = _ctc(folder, everything, notes)
@@ -101,7 +101,7 @@ def describe(folder: Path) -> Source:
         notes.append("no masked_spec_embed: masked frames will be zeros")
     return Source(
         kind=f"Hugging Face {FAMILIES[family]}{'ForCTC' if ctc else 'Model'}",
-        arch=_arch(settings, tensors, normalize),
+        arch=arch_of(settings, tensors, normalize),
         tensors=tensors,
         dialect="huggingface",
         left=LEFT,
@@ -111,7 +111,8 @@ def describe(folder: Path) -> Source:
     )
 
 
-def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read off the arrays what they tell, under the configuration's names."""
     return {
         "num_hidden_layers": layer_count(tensors) or None,
         "hidden_size": size(tensors, "encoder.layer_norm.weight", 0),
@@ -122,7 +123,12 @@ def _measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _arch(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) -> Arch:
+def arch_of(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) -> Arch:
+    """Describe an encoder by a configuration of Hugging Face's and its arrays.
+
+    Raises:
+        InputError: they disagree, or settings are missing.
+    """
     norm_first = settings.get("do_stable_layer_norm", bool, False)
     head_dim = settings.head_dim("hidden_size", "num_attention_heads")
     mixer = Attention(settings.positive("num_attention_heads"), head_dim)

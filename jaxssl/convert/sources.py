@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compress.errors import InputError
-from jaxssl.convert import fairseq, huggingface, melhubert, pickle_reader
+from jaxssl.convert import bare_state, distilhubert, fairseq, huggingface, melhubert, pickle_reader
 from jaxssl.convert.config import Ctc, Source
 from jaxssl.convert.stand_ins import entries
 
@@ -27,10 +27,14 @@ def describe(path: Path, *, heads: int | None = None) -> Source:
     match state:
         case {"Upstream_Config": _, "model": _}:
             return melhubert.describe(path, state)
+        case {"Distiller": _, "Config": _}:
+            return distilhubert.describe(path, state)
         case {"model_weight": _, "model_cfg": _}:
             return fairseq.describe(path, state)
         case {"model": _, "cfg": _} | {"model": _, "args": _}:
             return fairseq.describe(path, state, heads=heads)
+    if bare_state.known(state):
+        return bare_state.describe(path, state, heads=heads)
     raise InputError(f"{path}: a PyTorch file, but no checkpoint that is known here; it holds {_summary(state)}")
 
 

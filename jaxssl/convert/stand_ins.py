@@ -172,4 +172,5 @@ _BUILTIN_TYPES = re.compile(
     "(frozen)?set|dict|list|tuple|int|long|float|complex|str|unicode|bool|bytes|bytearray|object"
 )
 _TORCH_DTYPES = re.compile(r"(bfloat|float|half|double|u?int|long|short|bool)\d*")
-_INERT_PACKAGES = frozenset({"fairseq", "omegaconf", "typing", "numpy"})
+# "optimizers" is a module of s3prl's that its old files hold a scheduler of.
+_INERT_PACKAGES = frozenset({"fairseq", "omegaconf", "optimizers", "typing", "numpy"})

@@ -1,0 +1,104 @@
+"""Files of the tools that made the models: s3prl, torchaudio, and bare state dicts give what their tools compute."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from jaxssl.convert.conversion import read
+from tests.archs import forward
+from tests.convert import files
+from tests.golden import meets
+
+ATOL = 1e-4
+FILES = {  # with heads where the file does not say, and what its arrays begin with
+    "distilhubert_s3prl/distilhubert_s3prl.ckpt": (None, "batch"),
+    "torchaudio_hubert_base/torchaudio_hubert_base.pth": (4, "batch_lengths"),
+}
+WRITERS = {
+    "distilhubert_s3prl": "s3prl DistilHuBERT",
+    "torchaudio_hubert_base": "state dict of torchaudio",
+}
+
+
+@pytest.fixture(scope="module", params=FILES)
+def original(shared, request):
+    path, (heads, batch) = shared / "encoders" / request.param, FILES[request.param]
+    arrays = dict(np.load(path.parent / "golden.npz"))
+    aliases = json.loads(str(arrays.pop("aliases_json", "{}")))
+    golden = arrays | {missing: arrays[kept] for missing, kept in aliases.items()}
+    inputs = np.load(shared / "encoders/inputs.npz")
+    return read(path, heads=heads), golden, [inputs["raw_0"], inputs["raw_1"]], batch
+
+
+def met(ours, golden, start, **words):
+    """Compare every array that both have; each layer must be there, alone but the first."""
+    found = {f"layer_{i}": hidden for i, hidden in enumerate(ours.hidden)} | {"forward": ours.last, "last": ours.last}
+    found |= {"projected": ours.features, "conv_out_btc": ours.extracted}
+    named = {f"{start}_{name}": array for name, array in found.items() if f"{start}_{name}" in golden}
+    meets(named, golden, atol=ATOL, **words)
+    return named
+
+
+def test_alone(original):
+    converted, golden, waves, _ = original
+    assert "single_1_layer_1" in met(forward(converted.arch, converted.params, waves[1][None]), golden, "single_1")
+
+
+def test_every_layer_of_a_padded_batch(original):
+    converted, golden, waves, batch = original
+    padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
+    lengths = np.array([len(wave) for wave in waves], np.int32)
+    ours = forward(converted.arch, converted.params, padded, lengths, padding="transformers")
+    found = met(ours, golden, batch, lengths=ours.lengths[-1])
+    assert {f"{batch}_layer_{i}" for i in range(1, len(ours.hidden))} <= found.keys()
+
+
+def test_writers_are_told(shared):
+    for name, kind in WRITERS.items():
+        path = next(path for path in FILES if path.startswith(f"{name}/"))
+        assert read(shared / "encoders" / path, heads=4).kind == kind
+
+
+def test_distilhuberts_heads_are_left_behind(shared):
+    converted = read(shared / "encoders/distilhubert_s3prl/distilhubert_s3prl.ckpt")
+    assert set(converted.left_behind) == {f"output_layer.{i}.{name}" for i in (0, 2) for name in ("weight", "bias")}
+    assert "[4, 8, 12]" in converted.notes[0]
+    assert not converted.arch.front.feature_norm
+
+
+def test_heads_that_no_width_tells_are_asked_for(shared):
+    with pytest.raises(InputError, match="no published model is 64 wide; say --heads N"):
+        read(shared / "encoders/torchaudio_hubert_base/torchaudio_hubert_base.pth")
+
+
+@pytest.mark.parametrize("folder", ["hf_wav2vec2_base", "hf_data2vec_audio_base", "hf_wav2vec2_base_ctc"])
+def test_a_bare_state_dict_is_the_folders_model(torch, shared, tmp_path, folder):
+    import safetensors.torch
+
+    torch.save(safetensors.torch.load_file(shared / "encoders" / folder / "model.safetensors"), tmp_path / "x.bin")
+    bare, whole = read(tmp_path / "x.bin", heads=4), read(shared / "encoders" / folder)
+    front = replace(whole.arch.front, normalize=bare.arch.front.normalize)  # which is assumed, and noted
+    assert bare.arch == replace(whole.arch, front=front, dropout=bare.arch.dropout)
+    assert any("normalize" in note and "assumed" in note for note in bare.notes)
+    assert bare.kind == "state dict of Hugging Face"
+    assert any("heads 4 (as --heads says)" in note for note in bare.notes)
+    assert ("ctc/ctc.safetensors" in bare.extra) is folder.endswith("ctc")
+
+
+def test_strides_that_no_published_kernel_tells_are_refused(torch, tmp_path):
+    torch.save({"feature_extractor.conv_layers.0.conv.weight": torch.zeros(8, 1, 7)}, tmp_path / "x.bin")
+    with pytest.raises(InputError, match=r"conv_layers\.0\.conv\.weight with kernel 7 leaves its stride unknown"):
+        read(tmp_path / "x.bin", heads=4)
+
+
+def test_a_contentvec_that_listens_to_speakers_is_refused_by_name(torch, tmp_path):
+    model = files.MODEL | {"_name": "contentvec"}
+    torch.save(
+        {"cfg": {"model": model, "task": files.TASK}, "model": files.draw(torch, files.encoder_shapes())},
+        tmp_path / "x.pt",
+    )
+    with pytest.raises(InputError, match=r"ContentVec whose layer norms depend on a speaker.*legacy"):
+        read(tmp_path / "x.pt")
