@@ -76,7 +76,7 @@ WAVE_UNEVEN = replace(
 THIN = (Conv(6, 10, 5), Conv(8, 1, 1), Conv(8, 3, 2), Conv(16, 5, 4))  # a frame each 40 samples, as CONVS
 STUDENT = replace(
     BASE,
-    front=Waveform(THIN, feature_norm=False),
+    front=Waveform(THIN, feature_norm=False, scaled=True),
     layers=(transformer_layer(4, 24), transformer_layer(4, 20, reuse=True)),
     mask_embedding=False,
     head=None,

@@ -3,7 +3,7 @@
     python tools/convert_torch.py CHECKPOINT OUT [--verify AUDIO …]
 
 CHECKPOINT is a file of fairseq (HuBERT, ContentVec's legacy files, wav2vec 2.0, data2vec, fine-tuned or not), of s3prl
-(DistilHuBERT too) or of the MelHuBERT study (pruned or not); a Hugging Face folder of HuBERT, DistilHuBERT, wav2vec 2.0
+(DistilHuBERT too), of DPHuBERT or of the MelHuBERT study (pruned or not); a Hugging Face folder of HuBERT, wav2vec 2.0
 (XLS-R and MMS too), data2vec, UniSpeech or UniSpeech-SAT, whatever class stands around the encoder; or a bare state
 dict of these, or of torchaudio. OUT gets `arch.json`, `params/`, `provenance.json`, and `ctc/` where the model was
 fine-tuned.

@@ -61,6 +61,7 @@ def _body(params: Params) -> Params:
 def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
     reasons = {
         "it takes log-Mel frames": not isinstance(arch.front, Waveform),
+        "its extractor's output is scaled": isinstance(arch.front, Waveform) and arch.front.scaled,
         "it has no layers": not arch.layers,
         "its layers differ": len(set(arch.layers)) > 1,
         "blocks were emptied": any(block.empty for layer in arch.layers for block in layer.blocks),

@@ -16,9 +16,11 @@ ATOL = 1e-4
 FILES = {  # with heads where the file does not say, and what its arrays begin with
     "distilhubert_s3prl/distilhubert_s3prl.ckpt": (None, "batch"),
     "torchaudio_hubert_base/torchaudio_hubert_base.pth": (4, "batch_lengths"),
+    "dphubert/dphubert.pth": (None, "batch_lengths"),
 }
 WRITERS = {
     "distilhubert_s3prl": "s3prl DistilHuBERT",
+    "dphubert": "DPHuBERT",
     "torchaudio_hubert_base": "state dict of torchaudio",
 }
 
@@ -36,7 +38,7 @@ def original(shared, request):
 def met(ours, golden, start, **words):
     """Compare every array that both have; each layer must be there, alone but the first."""
     found = {f"layer_{i}": hidden for i, hidden in enumerate(ours.hidden)} | {"forward": ours.last, "last": ours.last}
-    found |= {"projected": ours.features, "conv_out_btc": ours.extracted}
+    found |= {"projected": ours.features, "conv_out_btc": ours.extracted, "conv_out": ours.extracted}
     named = {f"{start}_{name}": array for name, array in found.items() if f"{start}_{name}" in golden}
     meets(named, golden, atol=ATOL, **words)
     return named
@@ -67,6 +69,33 @@ def test_distilhuberts_heads_are_left_behind(shared):
     assert set(converted.left_behind) == {f"output_layer.{i}.{name}" for i in (0, 2) for name in ("weight", "bias")}
     assert "[4, 8, 12]" in converted.notes[0]
     assert not converted.arch.front.feature_norm
+
+
+def test_dphuberts_layers_are_counted_one_by_one(shared):
+    converted = read(shared / "encoders/dphubert/dphubert.pth")
+    layers = converted.arch.layers
+    assert [(layer.mixer.heads, layer.ffn.size) for layer in layers] == [(3, 95), (0, 78), (4, 0), (1, 91)]
+    assert [conv.channels for conv in converted.arch.front.convs] == [18, 18, 23, 17, 19, 22, 23]
+    assert converted.arch.front.scaled
+    assert "pruned away: attention of layer 1, feed-forward block of layer 2" in converted.notes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder_use_attention": [True] * 4}, "encoder_use_attention is .*, layer 1 has 0 rows"),
+        ({"encoder_head_dim": 7}, "has 48 rows, no multiple of head size 7"),
+        ({"encoder_pos_conv_groups": 4}, "encoder_pos_conv_groups is 4 in the configuration and 16 in the arrays"),
+        ({"extractor_conv_layer_config": "none"}, "extractor_conv_layer_config none is no list"),
+        ({"extractor_mode": "batch_norm"}, "extractor_mode is 'batch_norm'"),
+        ({"encoder_remaining_heads": [[0]]}, "a DPWavLM"),
+    ],
+)
+def test_what_dphuberts_configuration_cannot_be(torch, shared, tmp_path, change, message):
+    state = torch.load(shared / "encoders/dphubert/dphubert.pth", weights_only=True)
+    torch.save({**state, "config": state["config"] | change}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "x.pth")
 
 
 def test_heads_that_no_width_tells_are_asked_for(shared):
@@ -102,3 +131,11 @@ def test_a_contentvec_that_listens_to_speakers_is_refused_by_name(torch, tmp_pat
     )
     with pytest.raises(InputError, match=r"ContentVec whose layer norms depend on a speaker.*legacy"):
         read(tmp_path / "x.pt")
+
+
+def test_verifying_calls_no_program_that_does_not_know_the_file(torch, shared):
+    from tools.pytorch import verify
+
+    path = shared / "encoders/dphubert/dphubert.pth"
+    with pytest.raises(InputError, match="no other program is called for DPHuBERT"):
+        list(verify.compare(path, read(path), [path]))

@@ -18,7 +18,7 @@ from jax.nn import initializers
 from compress.address import Axis
 from compress.errors import InputError
 from jaxssl.models.layers import NORM_EPSILON, LayerNorm, convolve, frame_mask, gelu, uniform_init
-from jaxssl.models.names import CONV, dense_rules, norm_rules
+from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.part import Arrays, Featured, Names, Padding
 
 EXACT = jax.lax.Precision.HIGHEST  # GPUs round float32 operands by default
@@ -49,6 +49,8 @@ class Waveform:
         gradient_scale: factor on the gradient that reaches the convolutions in training (fairseq's
             `feature_grad_mult`); 0 freezes them.
         feature_norm: whether the last convolution's output is normalised over channels (DistilHuBERT does not).
+        scaled: whether that output is multiplied by a weight of each channel first, as pruning left DPHuBERT's; behind
+            it comes a norm over channels, before it a GELU, and neither can take the weights over.
     """
 
     convs: tuple[Conv, ...] = HUBERT_CONVS
@@ -57,6 +59,7 @@ class Waveform:
     normalize: bool = False
     gradient_scale: float = 1.0
     feature_norm: bool = True
+    scaled: bool = False
     kind: Literal["waveform"] = "waveform"
 
     features: ClassVar = False  # whether inputs are features, normalised by a corpus's statistics
@@ -74,6 +77,7 @@ class Waveform:
             *dense_rules(r"feature_extractor\.conv_layers\.(\d+)\.conv", r"front/convs/\1/conv", CONV),
             *norm_rules(r"feature_extractor\.conv_layers\.(\d+)\.layer_norm", r"front/convs/\1/norm"),
             *norm_rules(r"feature_projection\.layer_norm", "front/norm"),
+            Rule(r"feature_extractor\.dummy_weight", "front/scale", FLAT),  # DPHuBERT's, no transformer's
         ),
     }
 
@@ -150,14 +154,15 @@ class Waveform:
         at = f"front/convs/{index}"
         scale = ((f"{at}/norm/scale", 0), (f"{at}/norm/bias", 0)) if index == 0 else ()
         bias = ((f"{at}/conv/bias", 0),) if self.bias else ()
-        leaves = ((f"{at}/conv/kernel", 2), *bias, *scale, reader)
+        after = (("front/scale", 0),) if self.scaled and index == len(self.convs) - 1 else ()
+        leaves = ((f"{at}/conv/kernel", 2), *bias, *scale, *after, reader)
         return Axis(f"{at}/channels", self.convs[index].channels, leaves, reader[0].rpartition("/")[0])
 
     def read(self, arrays: Arrays) -> "Waveform":
         """Return the front end that these arrays are; strides and the norm's kind are this one's."""
         kernels = [arrays["convs"][str(i)]["conv"]["kernel"] for i in range(len(self.convs))]
         convs = [replace(conv, channels=kernel.shape[2]) for conv, kernel in zip(self.convs, kernels, strict=True)]
-        return replace(self, convs=tuple(convs), feature_norm="norm" in arrays)
+        return replace(self, convs=tuple(convs), feature_norm="norm" in arrays, scaled="scale" in arrays)
 
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of waveforms; `reduction` frames become one later.
@@ -279,6 +284,8 @@ class Extractor(nnx.Module):
     def __init__(self, part: Waveform, *, rngs: nnx.Rngs):
         self.part = part
         self.convs = nnx.List([ConvLayer(part, i, rngs=rngs) for i in range(len(part.convs))])
+        if part.scaled:
+            self.scale = nnx.Param(jnp.ones(part.size))
         if part.feature_norm:
             self.norm = LayerNorm(part.size, rngs=rngs)
 
@@ -301,6 +308,7 @@ class Extractor(nnx.Module):
         for spec, conv in zip(self.part.convs, self.convs, strict=True):
             lengths = None if lengths is None else (lengths - spec.kernel) // spec.stride + 1
             x = conv(x, lengths)
+        x = x * self.scale[...].astype(x.dtype)[None, None] if hasattr(self, "scale") else x
         return scale_gradient(x, self.part.gradient_scale)
 
 

@@ -140,6 +140,7 @@ class Extractor(nn.Module):
         inputs = [1, *(spec["channels"] for spec in specs)]
         layers = zip(inputs[:-1], specs, norms, strict=True)
         self.convs = nn.ModuleList([ConvLayer(i, s, bias=front["bias"], norm=n) for i, s, n in layers])
+        self.weight = nn.Parameter(torch.ones(inputs[-1])) if front.get("scaled", False) else None
         self.norm = nn.LayerNorm(inputs[-1], EPSILON) if front["feature_norm"] else nn.Identity()
 
     def forward(self, samples: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -155,7 +156,8 @@ class Extractor(nn.Module):
             kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
             lengths = None if lengths is None else (lengths - kernel) // stride + 1
             x = layer(x, lengths)
-        return self.norm(x.transpose(1, 2)), lengths
+        x = x.transpose(1, 2)
+        return self.norm(x if self.weight is None else x * self.weight), lengths
 
 
 class Attention(nn.Module):
