@@ -33,6 +33,7 @@ from jaxssl.models.arch import (
 )
 
 MODELS = frozenset({"hubert", "hubert_ctc", "wav2vec2", "wav2vec_ctc", "data2vec_audio"})
+BY_CONVOLUTIONS = frozenset({"wav2vec2", "wav2vec_ctc", "data2vec_audio"})  # count frames so, not by samples
 HEADLESS = {"wav2vec2": "wav2vec 2.0", "data2vec_audio": "data2vec"}  # whose pre-training outputs are none of ours
 INNER, OUTPUT = "w2v_encoder.w2v_model.", "w2v_encoder.proj"  # parts of a fine-tuned model
 REFUSED = {
@@ -97,13 +98,20 @@ def describe(path: Path, state: Mapping[str, Any], *, heads: int | None = None) 
         notes.append("_ema, the teacher that data2vec was trained with, is left behind")
     return Source(
         kind=f"{parts.writer} {headless or 'HuBERT'}",
-        arch=arch_of(settings, parts.tensors, head),
+        arch=_counting(arch_of(settings, parts.tensors, head), name),
         tensors=parts.tensors,
         dialect="fairseq",
         left=(WAV2VEC,) if headless else () if head else (HEAD,),
         files=(path,),
         notes=(*notes, *_mask_note(parts.tensors)),
     )
+
+
+def _counting(arch: Arch, name: object) -> Arch:
+    """Let a front end count the frames of padded rows as the model's family does in fairseq."""
+    if name not in BY_CONVOLUTIONS or not isinstance(arch.front, Waveform):
+        return arch
+    return replace(arch, front=replace(arch.front, counts="convolutions"))
 
 
 def _s3prl(state: Mapping[str, Any]) -> _Parts:
@@ -254,7 +262,7 @@ def _fine_tuned(path: Path, parts: _Parts, heads: int | None) -> Source:
         notes.append("no target dictionary in the file: the CTC layer is kept without its symbols")
     return Source(
         kind=f"{parts.writer} CTC model",
-        arch=arch_of(settings, tensors, None),
+        arch=_counting(arch_of(settings, tensors, None), parts.model.get("_name") or parts.model.get("arch")),
         tensors=tensors,
         dialect="fairseq",
         left=(HEAD, WAV2VEC),
@@ -273,7 +281,11 @@ def _guess(path: Path, parts: _Parts, tensors: Mapping[str, Tensor], heads: int 
     outer = {**parts.model, **parts.task}  # the model's `normalize` only points at the task's
     told = isinstance(outer.get("normalize"), bool)
     normalize = outer["normalize"] if told else pre_norm
-    heads_used = heads or HEADS.get(width, max((width or 64) // 64, 1))
+    heads_used = heads or HEADS.get(width)
+    if heads_used is None:
+        raise InputError(
+            f"{path}: says nothing of its encoder, and arrays of width {width} not its heads; add --heads N"
+        )
     dropouts = {
         name: outer.get(name) for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input")
     }

@@ -57,7 +57,7 @@ def test_a_model_folder_comes_out(source, tmp_path, capsys):
 
 
 def test_the_ctc_layer_appears_with_the_model(ctc, tmp_path, capsys):
-    assert main([str(ctc), str(tmp_path / "out")]) == 0
+    assert main([str(ctc), str(tmp_path / "out"), "--heads", "4"]) == 0
     assert sorted(path.name for path in (tmp_path / "out/ctc").iterdir()) == ["ctc.safetensors", "symbols.json"]
     out = capsys.readouterr().out
     assert "note: the file does not hold its encoder's configuration" in out

@@ -54,7 +54,7 @@ def test_a_padded_batch(converted, golden, waves):
     """fairseq counts 76 frames here; the padded ones leak through the stack, as in transformers."""
     padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
     lengths = np.array([len(wave) for wave in waves], np.int32)
-    ours = forward(converted.arch, converted.params, padded, lengths, padding="transformers")
+    ours = forward(converted.arch, converted.params, padded, lengths, padding="fairseq")
     valid = ~golden["batch_frame_padding_mask"]
     assert ours.lengths[-1].tolist() == valid.sum(1).tolist()
     found = {f"batch_layer_{i}": hidden for i, hidden in enumerate(ours.hidden)} | {"batch_last": ours.last}

@@ -192,6 +192,7 @@ def test_large_and_label_sets(torch, tmp_path):
 def test_wav2vec(torch, tmp_path):
     converted = read(save(torch, tmp_path / "x.pt", files.wav2vec_shapes(), cfg=config(_name="wav2vec2")))
     assert converted.kind == "fairseq wav2vec 2.0"
+    assert converted.arch.front.counts == "convolutions"
     assert converted.arch.head is None
     assert converted.arch.mask_embedding
     assert set(converted.left_behind) == set(files.wav2vec_shapes()) - set(files.encoder_shapes())
@@ -244,13 +245,15 @@ def test_ctc_without_its_encoders_configuration(torch, tmp_path, plain):
     assert "heads 4 (as --heads says)" in notes
     assert "from the fine-tuning task" in notes
     assert "without its symbols" in notes
-    assert "heads 1 (assumed" in "\n".join(read(path).notes)
+    with pytest.raises(InputError, match=r"width 16 not its heads; add --heads N"):
+        read(path)
 
 
 def test_ctc_from_the_time_of_args(torch, tmp_path, plain):
     args = Namespace(arch="wav2vec_ctc", normalize=False, w2v_args=Namespace(**(files.MODEL | {"_name": None})))
     converted = read(save(torch, tmp_path / "x.pt", files.ctc_shapes(), args=args))
     assert converted.arch.layers == plain.arch.layers
+    assert converted.arch.front.counts == "convolutions"  # HuBERT's is "samples"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ class Waveform:
         feature_norm: whether the last convolution's output is normalised over channels (DistilHuBERT does not).
         scaled: whether that output is multiplied by a weight of each channel first, as pruning left DPHuBERT's; behind
             it comes a norm over channels, before it a GELU, and neither can take the weights over.
+        counts: by what fairseq's code of the model's family counts the frames of a padded row that are valid: by
+            "samples", shared out among all frames (HuBERT), or as the "convolutions" give (wav2vec 2.0, data2vec).
     """
 
     convs: tuple[Conv, ...] = HUBERT_CONVS
@@ -60,6 +62,7 @@ class Waveform:
     gradient_scale: float = 1.0
     feature_norm: bool = True
     scaled: bool = False
+    counts: Literal["samples", "convolutions"] = "samples"
     kind: Literal["waveform"] = "waveform"
 
     features: ClassVar = False  # whether inputs are features, normalised by a corpus's statistics
@@ -298,8 +301,8 @@ class Extractor(nnx.Module):
         features = self.norm(extracted) if hasattr(self, "norm") else extracted
         if lengths is None:
             return Featured(features, None, extracted)
-        if padding == "fairseq":
-            return Featured(features, _fairseq_frames(lengths, samples.shape[1], features.shape[1]), extracted)
+        if padding == "fairseq" and self.part.counts == "samples":
+            return Featured(features, _by_samples(lengths, samples.shape[1], features.shape[1]), extracted)
         return Featured(features, self.part.frames(lengths), extracted)
 
     def extract(self, samples: Array, lengths: Array | None) -> Array:
@@ -321,7 +324,7 @@ def standardise(samples: Array, lengths: Array | None = None) -> Array:
     return out if valid is None else jnp.where(valid, out, jnp.zeros_like(out))
 
 
-def _fairseq_frames(lengths: Array, samples: int, frames: int) -> Array:
-    """Count valid frames as fairseq does: a frame is padding when all its `samples // frames` samples are."""
+def _by_samples(lengths: Array, samples: int, frames: int) -> Array:
+    """Count valid frames as fairseq's HuBERT does: a frame is padding when all its `samples // frames` samples are."""
     block = samples // frames
     return jnp.minimum(-(-lengths // block), frames)
