@@ -7,11 +7,13 @@ stands for an inert class, so that there is nothing to call. Tensors stay on dis
 import pickle
 import struct
 import zipfile
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 from compress.errors import InputError
+from jaxssl.convert import opcodes
 from jaxssl.convert.stand_ins import StorageType, count, find
 from jaxssl.convert.storages import Archive, Extent, Storage
 
@@ -21,6 +23,8 @@ MALFORMED = (  # all that CPython's unpickler raises on bytes that are no pickle
     pickle.UnpicklingError,
     *(EOFError, AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError, MemoryError),
 )
+# All that zipfile raises on a damaged directory: flags of encryption, methods and versions it does not know, names.
+DAMAGED = (zipfile.BadZipFile, EOFError, OSError, UnicodeDecodeError, RuntimeError, zlib.error, struct.error)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -78,7 +82,7 @@ def _load_zip(archive: Archive, file: IO[bytes]) -> Any:
             if f"{root}byteorder" in entries and zipped.read(f"{root}byteorder") != b"little":
                 raise InputError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
             program = zipped.read(f"{root}data.pkl")
-    except (zipfile.BadZipFile, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: damaged or cut short ({error}); copy it again") from error
     prefix = f"{root}data/"
     for name, entry in entries.items():
@@ -146,6 +150,7 @@ def _unpickle_checked(file: IO[bytes], archive: Archive) -> Any:
 
 def _unpickle(file: IO[bytes], archive: Archive, storages: dict[str, Storage]) -> Any:
     try:
+        opcodes.check(file)
         return _Unpickler(file, archive, storages).load()
     except InputError:
         raise

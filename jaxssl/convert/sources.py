@@ -21,6 +21,8 @@ def describe(path: Path, *, heads: int | None = None) -> Source:
         return huggingface.describe(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
+    if not path.is_file():
+        raise InputError(f"{path}: no plain file; a pipe or device cannot be searched through, copy it into a file")
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: this file alone does not say what model it is; give its folder, with config.json")
     state = entries(pickle_reader.load(path))

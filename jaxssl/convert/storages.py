@@ -2,6 +2,7 @@
 
 import pickle
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Never
 import numpy as np
 
 from compress.errors import InputError
+
+SHARED = 16  # tensors may share a storage, as tied weights do; every one is read into an array of its own
+SMALL = 10_000  # numbers of a storage that may be shown so often in any case
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Archive:
     path: Path
     extents: dict[str, Extent] = field(default_factory=dict)
     last: tuple[str, bytes] = ("", b"")
+    shown: Counter[str] = field(default_factory=Counter)  # numbers that tensors show of each storage
 
     def read(self, key: str) -> bytes:
         """Read a storage's bytes.
@@ -93,6 +98,13 @@ class Tensor(_Sealed):
             raise InputError(
                 f"{self.storage.archive.path}: a tensor of shape {self.shape}, strides {self.strides} and offset "
                 f"{self.offset} does not fit its storage of {self.storage.numel} numbers; do not trust the file"
+            )
+        shown = self.storage.archive.shown
+        shown[self.storage.key] += prod(self.shape)
+        if shown[self.storage.key] > SHARED * max(self.storage.numel, SMALL):
+            raise InputError(
+                f"{self.storage.archive.path}: tensors show the {self.storage.numel} numbers of storage "
+                f"{self.storage.key} over {SHARED} times; do not trust the file"
             )
 
     @property
