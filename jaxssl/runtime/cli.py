@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import tyro
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 from compress.errors import InputError
 from jaxssl.runtime import compiled
@@ -21,9 +22,26 @@ Item = TypeVar("Item")
 # A setting that is on unless its flag, --no-NAME, is given.
 On = Annotated[bool, tyro.conf.arg(help_behavior_hint="(on by default; this flag turns it off)")]
 
+LONGEST = 2000  # characters of a message; what a foreign file holds may have millions
+
+
+class Terminal(Console):
+    """A console that shows control characters instead of obeying them: names and texts come from foreign files."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Lay out what is printed, its control characters written as Python writes them."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+def visible(text: str) -> str:
+    """Return a text with every character that no screen shows as an escape, line ends and tabs left."""
+    return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text)
+
+
 # Files and pipes have no width of their own: give tables room there instead of rich's 80 columns.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 150)
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 150)
+messages = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Preempted(Exception):
@@ -127,5 +145,6 @@ def _interrupt_again(lost: Any) -> None:
 
 
 def _told(message: str, code: int) -> int:
-    messages.print(message.replace("\n", " "), markup=False)
+    line = " ".join(message[: 2 * LONGEST].split())
+    messages.print(line if len(line) <= LONGEST else f"{line[:LONGEST]} …", markup=False)
     return code

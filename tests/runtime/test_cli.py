@@ -3,10 +3,14 @@
 import re
 import runpy
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
+from compress.errors import InputError
+from jaxssl.runtime.cli import command, console, visible
 from tests.processes import finish
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,3 +58,31 @@ def run(_):
 
 main(run, Config, "")
 """
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No options."""
+
+
+@pytest.mark.parametrize("hostile", ["\x1b]0;owned\x07", "\x1b[2J", "a\r\nb\u202e", "\x00\x7f\x9b31m"])
+def test_foreign_text_is_shown_and_not_obeyed(hostile, capsys):
+    """In error messages, notes and tables alike; no sequence sets a title, clears a screen or turns text around."""
+
+    def run(_):
+        console.print(f"note: {hostile}", markup=False)
+        table = Table("a")
+        table.add_row(hostile)
+        console.print(table)
+        raise InputError(f"a name {hostile} " + "x" * 10**6)
+
+    assert command(run, Nothing, "", args=[], remember=False) == 2
+    out, err = capsys.readouterr()
+    assert all(each.isprintable() or each == "\n" for each in out + err)
+    assert len(err.splitlines()) == 1
+    assert len(err) < 2500
+
+
+@pytest.mark.parametrize("text", ["plain", "é — ü ½", "日本語", "a\tb\nc"])
+def test_what_can_be_read_stays(text):
+    assert visible(text) == text
