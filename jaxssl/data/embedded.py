@@ -17,7 +17,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -35,7 +34,7 @@ from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.sentences import SENTENCES
 from jaxssl.data.voices import PHONES, SPEAKERS, Speaker, segments
-from jaxssl.runtime import seal
+from jaxssl.runtime import private, seal
 
 FORMAT = 1  # counts up whenever the same settings come to mean another corpus
 PACKAGE = "espeakng-loader"
@@ -126,9 +125,8 @@ def _settings(seed: int, minutes: float, version: str) -> dict[str, object]:
 
 
 def _cache(settings: dict[str, object]) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    return Path(root) / "jaxssl" / f"embedded-{digest[:12]}"
+    return private.cache(f"embedded-{digest[:12]}")
 
 
 def _plan(seed: int, minutes: float) -> list[_Line]:

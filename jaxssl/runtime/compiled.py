@@ -3,9 +3,13 @@
 import hashlib
 import os
 import platform
+import warnings
 from pathlib import Path
 
 import jax
+
+from compress.errors import InputError
+from jaxssl.runtime import private
 
 WORTH = 0.3  # seconds of compiling; what takes less is not kept
 
@@ -16,11 +20,15 @@ def remember() -> Path | None:
     JAX_COMPILATION_CACHE_DIR, where it is set, says another place, or by being empty none; it is left alone then.
 
     Returns:
-        The folder; None where the environment has decided.
+        The folder; None where the environment has decided, or, with a warning, where others could have written there.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return None
-    folder = place("compiled")
+    try:
+        folder = private.folder(place("compiled"))
+    except (InputError, OSError) as error:
+        warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -32,8 +40,7 @@ def place(kind: str) -> Path:
 
     Each kind of processor has its own: a home folder may be shared by machines that cannot run each other's programs.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "jaxssl" / f"{kind}-{_processor()}"
+    return private.cache(f"{kind}-{_processor()}")
 
 
 def _processor() -> str:

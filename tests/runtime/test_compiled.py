@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from jaxssl.runtime import compiled
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -39,3 +40,13 @@ def test_a_second_process_reads_what_the_first_compiled(tmp_path):
 def test_the_environment_decides(tmp_path, place):
     assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=place and str(tmp_path / place))[0] == "None"
     assert not (tmp_path / "jaxssl").exists()
+
+
+def test_programs_that_others_could_have_written_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = compiled.place("compiled")
+    place.mkdir(parents=True)
+    place.chmod(0o770)
+    with pytest.warns(UserWarning, match=r"compiled programs are not kept: .*can be written by others \(mode 770\)"):
+        assert compiled.remember() is None

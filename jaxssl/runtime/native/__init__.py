@@ -29,7 +29,7 @@ def ready() -> bool:
 def register(path: str | build.Path, prefix: str = "jaxssl") -> None:
     """Let XLA call a library's kernels as `prefix`_attention and so on."""
     library = ctypes.CDLL(str(path))
-    for name in ("attention", "dense", "factored"):
+    for name in build.KERNELS:
         jax.ffi.register_ffi_target(f"{prefix}_{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 

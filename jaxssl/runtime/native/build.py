@@ -6,6 +6,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import jax
 import jaxlib.version
 
+from compress.errors import InputError
+from jaxssl.runtime import private
 from jaxssl.runtime.compiled import place
 
 SOURCE = Path(__file__).with_name("kernels.cc")
@@ -20,34 +23,30 @@ COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 PATIENCE = 120.0  # seconds
+KERNELS = ("attention", "dense", "factored")
+# A process of its own loads a new library first: a broken one would end the process that asked for it.
+TRIAL = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); [getattr(library, name) for name in sys.argv[2:]]"
 
 
 def shared_object(processor: str = NATIVE) -> Path | None:
     """Return the built file; None where there is no compiler, or, with a warning, where it fails.
 
-    The environment's CXX names the compiler to use; by being empty, none.
+    The environment's CXX names the compiler to use; by being empty, none. What was built before is taken when nobody
+    else can have written it and it is, byte for byte, what was built.
 
     Args:
         processor: the compiler's flag for what to build for.
     """
-    found = _compiler()
-    if found is None:
+    try:
+        compiler = _compiler()
+        return None if compiler is None else _found(compiler, processor)
+    except (InputError, OSError, ValueError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f"{SOURCE.name}: not built by {os.environ.get('CXX') or 'the C++ compiler'}, so models run slower, as XLA "
+            f"compiles them: {error}; mend it, name another compiler by CXX, or none by CXX=",
+            stacklevel=2,
+        )
         return None
-    told = (SOURCE.read_text(), *found, processor, *FLAGS, jaxlib.version.__version__)
-    name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
-    target = place("kernels") / f"{name}.so"
-    if not target.exists():
-        try:
-            _build(found, processor, target)
-        except (OSError, subprocess.SubprocessError) as error:
-            why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
-            warnings.warn(
-                f"{SOURCE.name}: not built by {shlex.join(found)}, so models run slower, as XLA compiles them: {why}; "
-                "mend it, name another compiler by CXX, or none by CXX=",
-                stacklevel=2,
-            )
-            return None
-    return target
 
 
 def _compiler() -> list[str] | None:
@@ -59,11 +58,56 @@ def _compiler() -> list[str] | None:
     return [found] if found else None
 
 
+def _found(compiler: list[str], processor: str) -> Path:
+    """Return the library that was built of all this, now or before."""
+    told = (SOURCE.read_text(), *compiler, processor, *FLAGS, jaxlib.version.__version__)
+    name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    target = private.folder(place("kernels")) / f"{name}.so"
+    if not (private.file(target) and _whole(target)):
+        _build(compiler, processor, target)
+    return target
+
+
+def _whole(library: Path) -> bool:
+    """Tell whether a library is what was built: a truncated one would end the process that loads it."""
+    told = _digest_file(library)
+    return private.file(told) and told.read_text(errors="replace") == _digest(library)
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _digest_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
 def _build(compiler: list[str], processor: str, target: Path) -> None:
     """Build beside the target and put it there whole: another process may be doing the same."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         command = [*compiler, *FLAGS, processor, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
+        _run(command, Path(folder) / "errors")
+        _run([sys.executable, "-I", "-c", TRIAL, str(made), *KERNELS], Path(folder) / "errors")
+        made.chmod(0o600)
+        _digest_file(made).write_text(_digest(made))
+        _digest_file(made).chmod(0o600)
+        _digest_file(made).replace(_digest_file(target))
         made.replace(target)
+
+
+def _run(command: list[str], errors: Path) -> None:
+    """Run a program to its end; what it says goes into a file, which nothing that it leaves behind can keep open.
+
+    Raises:
+        SubprocessError: it failed, with what it said, or took longer than `PATIENCE`.
+    """
+    with errors.open("wb") as said:
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise subprocess.SubprocessError(f"it took over {PATIENCE:g} s") from None
+    if done.returncode:
+        told = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        reason = told[-1 if told[0].startswith("Traceback") else 0]
+        raise subprocess.SubprocessError(f"{reason[:400]} (exit status {done.returncode})")
