@@ -91,6 +91,25 @@ class Matrix:
         return self.factorised_size(rank) < self.size
 
 
+def numbered(name: str, units: Iterable[int]) -> str:
+    """Name an array after the units that it has, where they keep their numbers when others go.
+
+    >>> numbered("scale", (0, 2, 3))
+    'scale@0.2.3'
+    """
+    return f"{name}@{'.'.join(map(str, units))}"
+
+
+def numbers(path: str) -> tuple[int, ...] | None:
+    """List the units that a name or path made by `numbered` has; None for others.
+
+    >>> numbers("gate/scale@0.2.3"), numbers("scale@"), numbers("gate/bias")
+    ((0, 2, 3), (), None)
+    """
+    _, sign, units = path.partition("@")
+    return tuple(int(unit) for unit in units.split(".") if unit) if sign else None
+
+
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """List a tree's arrays by path.
 

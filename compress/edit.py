@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compress.address import Axis, Tree, get, put
+from compress.address import Axis, Tree, get, numbered, numbers, put
 from compress.errors import InputError
 
 
 def cut(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
-    """Take the units `keep` of an axis out of every tensor that has it.
+    """Leave only the units `keep` of an axis in every tensor that has it.
+
+    A tensor whose name lists its units (`compress.address.numbered`) is called after those that stay.
 
     cut(cut(t, a, k1), a', k2) == cut(t, a, k1[k2]), and cut(t, a, all) == t.
 
@@ -35,7 +37,11 @@ def cut(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
         library, array = _at_hand(array)
         return jnp.asarray(library.take(array, indices, axis=at))
 
-    return _over(tree, axis, take)
+    def called(path: str) -> str:
+        units = numbers(path)
+        return path if units is None else numbered(path.partition("@")[0], (units[i] for i in indices))
+
+    return _over(tree, axis, take, called)
 
 
 def mask(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
@@ -69,12 +75,25 @@ def _checked(axis: Axis, keep: Sequence[int]) -> np.ndarray:
     return indices
 
 
-def _over(tree: Mapping[str, Any], axis: Axis, edit: Callable[[Any, int], Any]) -> Tree:
+def _over(
+    tree: Mapping[str, Any],
+    axis: Axis,
+    edit: Callable[[Any, int], Any],
+    called: Callable[[str], str] = lambda path: path,
+) -> Tree:
     edited: Tree = dict(tree)
     for path, at in axis.leaves:
         array = get(tree, path)
         shape = getattr(array, "shape", ())
         if shape[at : at + 1] != (axis.size,):
             raise InputError(f"{path}: axis {at} of shape {shape} is not the {axis.size} units of {axis.name}")
-        edited = put(edited, path, edit(array, at))
+        edited = put(_without(edited, path) if called(path) != path else edited, called(path), edit(array, at))
     return edited
+
+
+def _without(tree: Mapping[str, Any], path: str) -> Tree:
+    """Return the tree without what is at a path."""
+    key, _, rest = path.partition("/")
+    if not rest:
+        return {name: value for name, value in tree.items() if name != key}
+    return {**tree, key: _without(tree[key], rest)}

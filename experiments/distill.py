@@ -39,7 +39,7 @@ from experiments.curves.points import Subject
 from experiments.curves.schedule import Schedule
 from experiments.curves.sweep import Event
 from jaxssl.inference.source import Model, in_float, load_model
-from jaxssl.models.arch import FULL, Arch, Attention, Layer
+from jaxssl.models.arch import FULL, Arch, Layer
 from jaxssl.models.describe import describe
 from jaxssl.models.model import init
 from jaxssl.models.part import formed
@@ -193,7 +193,7 @@ def _as_subject(model: Model) -> Subject:
 
 
 def _without_ranks(layer: Layer) -> Layer:
-    return replace(layer, mixer=Attention(layer.mixer.heads, layer.mixer.head_dim), ffn=formed(layer.ffn, FULL))
+    return replace(layer, mixer=formed(layer.mixer, FULL), ffn=formed(layer.ffn, FULL))
 
 
 if __name__ == "__main__":

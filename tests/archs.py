@@ -16,10 +16,12 @@ from jaxssl.models.arch import (
     CosineHead,
     Dropout,
     FeedForward,
+    GatedAttention,
     Layer,
     LogMel,
     PositionalConvolution,
     Rank,
+    RelativeBias,
     ScaledConvolution,
     Sinusoids,
     Waveform,
@@ -34,6 +36,12 @@ def transformer_layer(heads, size, *, head_dim=4, reuse=False, **forms):
     """A layer of attention and feed-forward; `forms` are those of q, k, v, out, fc1 and fc2."""
     feed = {name: forms.pop(name) for name in ("fc1", "fc2") if name in forms}
     return Layer(Attention(heads, head_dim, reuse, **forms), FeedForward(size, **feed))
+
+
+def gated_layer(remaining, size, *, head_dim=4, **forms):
+    """A layer of WavLM, of the heads of these numbers; `forms` as `transformer_layer`."""
+    feed = {name: forms.pop(name) for name in ("fc1", "fc2") if name in forms}
+    return Layer(GatedAttention(tuple(remaining), head_dim, **forms), FeedForward(size, **feed))
 
 
 BASE = Arch(
@@ -94,6 +102,14 @@ REUSING = replace(
     head=None,
 )
 
+WAVLM = replace(
+    MEL,
+    layers=(gated_layer(range(4), 24), gated_layer((1, 3), 7, q=Rank(3), out=Rank(2)), gated_layer((), 0)),
+    norm_first=True,
+    relative=RelativeBias(4, 12, 20),
+    head=None,
+)
+
 ARCHS = {
     "base": BASE,
     "large": LARGE,
@@ -102,6 +118,7 @@ ARCHS = {
     "wave-uneven": WAVE_UNEVEN,
     "student": STUDENT,
     "reusing": REUSING,
+    "wavlm": WAVLM,
     "sinusoid": replace(MEL, position=Sinusoids()),
     "convolution-stack": replace(MEL, layers=MEL.layers[:1], position=ConvolutionStack(3, 4, 4), head=None),
     "scaled-convolution": replace(

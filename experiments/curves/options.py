@@ -203,7 +203,7 @@ def _where(block: Block, layer: int | str) -> str:
 
 def _shares_heads(arch: Arch, index: int) -> bool:
     """Tell whether a layer's attention maps are another's too; such heads stay as they are."""
-    return any(layer.mixer.reuse for layer in arch.layers[index : index + 2])
+    return any(layer.mixer.carries for layer in arch.layers[index : index + 2])
 
 
 def _pays(arch: Arch, layer: int, block: Block, rank: int) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from compress.errors import InputError
-from jaxssl.models.arch import Arch
+from jaxssl.models.arch import Arch, Mixer
 from jaxssl.models.layers import frame_mask
 from jaxssl.models.model import Params, map_inputs
 
@@ -54,13 +54,12 @@ def attention_maps(
     heard, frames = map_inputs(arch, params, inputs, lengths)
     found: dict[int, Array] = {}
     for i, layer in enumerate(arch.layers):
-        if layer.mixer.heads and layer.mixer.reuse:
+        if layer.mixer.heads and layer.mixer.carries:
             found[i] = found[i - 1]
         elif layer.mixer.heads:
-            x = heard[f"layers/{i}/attention/q"]
-            found[i] = _maps(
-                params["layers"][str(i)]["attention"], x, frame_mask(frames, x.shape[1]), layer.mixer.head_dim
-            )
+            x, arrays = heard[f"layers/{i}/attention/q"], params["layers"][str(i)]["attention"]
+            valid = frame_mask(frames, x.shape[1])
+            found[i] = _maps(layer.mixer, arrays, x, valid, _relative(arch, params, x.shape[1]))
     return found, frames
 
 
@@ -129,9 +128,17 @@ def resample(maps: np.ndarray, size: int) -> np.ndarray:
     return (common * size) @ maps @ (common * frames).T
 
 
-def _maps(block: Any, x: Array, valid: Array, head_dim: int) -> Array:
+def _relative(arch: Arch, params: Params, frames: int) -> Array | None:
+    """Lay out the relative positions that all layers share, (heads, frames, frames); None where there are none."""
+    return None if arch.relative is None else arch.relative.scores(params["relative"]["table"], frames)
+
+
+def _maps(mixer: Mixer, block: Any, x: Array, valid: Array, relative: Array | None) -> Array:
     q, k = (_dense(block[name], x) for name in ("q", "k"))
-    scores = jnp.einsum("bthd,bshd->bhts", q, k) * head_dim**-0.5
+    scores = jnp.einsum("bthd,bshd->bhts", q, k) * mixer.head_dim**-0.5
+    if mixer.kind == "gated_attention" and relative is not None:
+        gates, bias = mixer.added(block["gate"], x, relative)
+        scores += gates.transpose(0, 2, 1)[..., None] * bias[None]
     return jax.nn.softmax(jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min))
 
 

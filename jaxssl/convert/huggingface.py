@@ -23,7 +23,9 @@ from jaxssl.models.arch import (
     Conv,
     Dropout,
     FeedForward,
+    GatedAttention,
     Layer,
+    RelativeBias,
     Waveform,
 )
 from jaxssl.models.names import Shape
@@ -36,6 +38,7 @@ FAMILIES = {
     "unispeech": "UniSpeech",
     "unispeech-sat": "UniSpeechSat",
     "data2vec-audio": "Data2VecAudio",
+    "wavlm": "WavLM",
 }
 # What the code of a family does whatever its configuration says.
 FIXED = {"data2vec-audio": {"feat_extract_norm": "layer", "do_stable_layer_norm": False}}
@@ -101,7 +104,7 @@ def describe(folder: Path) -> Source:
         notes.append("no masked_spec_embed: masked frames will be zeros")
     return Source(
         kind=f"Hugging Face {FAMILIES[family]}{'ForCTC' if ctc else 'Model'}",
-        arch=arch_of(settings, tensors, normalize),
+        arch=arch_of(settings, tensors, normalize, gated=family == "wavlm"),
         tensors=tensors,
         dialect="huggingface",
         left=LEFT,
@@ -120,18 +123,19 @@ def measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "intermediate_size": size(tensors, "encoder.layers.0.feed_forward.intermediate_dense.weight", 0),
         **hf_positions.measure(tensors),
         "conv_bias": "feature_extractor.conv_layers.0.conv.bias" in tensors,
+        "num_buckets": size(tensors, "encoder.layers.0.attention.rel_attn_embed.weight", 0),
     }
 
 
-def arch_of(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) -> Arch:
-    """Describe an encoder by a configuration of Hugging Face's and its arrays.
+def arch_of(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool, *, gated: bool = False) -> Arch:
+    """Describe an encoder by a configuration of Hugging Face's and its arrays; `gated`: its attention is WavLM's.
 
     Raises:
         InputError: they disagree, or settings are missing.
     """
     norm_first = settings.get("do_stable_layer_norm", bool, False)
-    head_dim = settings.head_dim("hidden_size", "num_attention_heads")
-    mixer = Attention(settings.positive("num_attention_heads"), head_dim)
+    head_dim, heads = settings.head_dim("hidden_size", "num_attention_heads"), settings.positive("num_attention_heads")
+    mixer = GatedAttention(tuple(range(heads)), head_dim) if gated else Attention(heads, head_dim)
     act = settings.get("hidden_act", str, "gelu")
     activation = next(known for known in get_args(Activation) if known == SYNONYMS.get(act, act))
     ffn = FeedForward(settings.positive("intermediate_size"), activation=activation)
@@ -158,7 +162,13 @@ def arch_of(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool) 
             features=settings.get("feat_proj_dropout", float, 0.0),
             layer=settings.get("layerdrop", float, 0.1),
         ),
+        relative=_relative(settings, heads) if gated else None,
     )
+
+
+def _relative(settings: Settings, heads: int) -> RelativeBias:
+    far = settings.get("max_bucket_distance", int, 800)
+    return RelativeBias(heads, settings.positive("num_buckets"), far)
 
 
 def _convs(settings: Settings) -> tuple[Conv, ...]:

@@ -89,7 +89,7 @@ def named(arch: Arch, params: Params, dialect: Dialect) -> dict[str, np.ndarray]
     for path, leaf in flatten(params).items():
         name = _source_name(path, rules)
         target, layout = _find(name, rules)
-        if target != path:
+        if target != _plain(path):
             raise InputError(f"{path}: this format has no such array")
         found[name] = np.ascontiguousarray(layout.back(np.asarray(leaf)))
     return found
@@ -99,9 +99,11 @@ def _assign(
     expected: Mapping[str, Shape], tensors: Mapping[str, Tensor], rules: tuple[Rule, ...], where: str
 ) -> dict[str, tuple[Tensor, Layout]]:
     chosen: dict[str, tuple[Tensor, Layout]] = {}
+    called = {_plain(path): path for path in expected}
     problems = _Problems()
     for name, tensor in tensors.items():
         path, layout = _find(name, rules)
+        path = called.get(path, path)
         if path not in expected:
             problems.add("unknown", name)
         elif path in chosen:
@@ -125,8 +127,14 @@ def _find(name: str, rules: tuple[Rule, ...]) -> tuple[str, Layout]:
     return "", SAME
 
 
+def _plain(path: str) -> str:
+    """Leave out of a path which units the array has (`compress.address.numbered`): other programs do not say."""
+    return path.partition("@")[0]
+
+
 def _source_name(path: str, rules: tuple[Rule, ...]) -> str:
     """Say what a missing array would be called: the first rule that leads to its path, read backwards."""
+    path = _plain(path)
     for rule in rules:
         groups = re.findall(r"\((?!\?:)[^)]*\)", rule.pattern)
         target = rule.path

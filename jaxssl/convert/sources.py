@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compress.errors import InputError
-from jaxssl.convert import bare_state, distilhubert, dphubert, fairseq, huggingface, melhubert, pickle_reader
+from jaxssl.convert import bare_state, distilhubert, dphubert, fairseq, huggingface, melhubert, pickle_reader, wavlm
 from jaxssl.convert.config import Ctc, Source
 from jaxssl.convert.stand_ins import entries
 
@@ -35,6 +35,8 @@ def describe(path: Path, *, heads: int | None = None) -> Source:
             return dphubert.describe(path, state)
         case {"model_weight": _, "model_cfg": _}:
             return fairseq.describe(path, state)
+        case {"model": _, "cfg": _} if wavlm.holds(state):
+            return wavlm.describe(path, state)
         case {"model": _, "cfg": _} | {"model": _, "args": _}:
             return fairseq.describe(path, state, heads=heads)
     if bare_state.known(state):

@@ -1,4 +1,4 @@
-"""Our waveform models as folders that Hugging Face's `HubertModel.from_pretrained` reads."""
+"""Our waveform models as folders that `from_pretrained` of Hugging Face's `HubertModel` or `WavLMModel` reads."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
     """Return config.json, preprocessor_config.json and the tensors of model.safetensors.
 
     Raises:
-        InputError: `HubertModel` cannot be such a model; the message names the first reason.
+        InputError: that class cannot be such a model; the message names the first reason.
     """
     arch, params = dequantized(*unpacked(arch, params))
     front, position = _check(arch)
     layer, dropout = arch.layers[0], arch.dropout
     config = {
         "model_type": "hubert",
-        "architectures": ["HubertModel"],
+        "architectures": [_kind(arch)],
         "hidden_size": arch.width,
         "num_hidden_layers": len(arch.layers),
         "num_attention_heads": layer.mixer.heads,
@@ -48,13 +48,20 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
         "feat_proj_dropout": dropout.features,
         "layerdrop": dropout.layer,
     }
+    if arch.relative is not None:
+        config |= {"model_type": "wavlm", "num_buckets": arch.relative.buckets}
+        config |= {"max_bucket_distance": arch.relative.max_distance}
     features = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": 16_000}
     features |= {"do_normalize": front.normalize, "return_attention_mask": front.norm == "layer", "padding_value": 0.0}
     return config, features, named(arch, _body(params), "huggingface")
 
 
+def _kind(arch: Arch) -> str:
+    return "HubertModel" if arch.relative is None else "WavLMModel"
+
+
 def _body(params: Params) -> Params:
-    """Leave out the pre-training output, which HubertModel does not have."""
+    """Leave out the pre-training output, which these classes do not have."""
     return {name: part for name, part in params.items() if name != "head"}
 
 
@@ -69,12 +76,13 @@ def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
         "its positions are no convolution": not isinstance(arch.position, PositionalConvolution),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
         "it has adapters": any(layer.adapter for layer in arch.layers),
-        "attention maps are reused": any(layer.mixer.reuse for layer in arch.layers),
+        "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
+        "its features have no norm": arch.relative is not None and not getattr(arch.front, "feature_norm", True),
         "it has no projection, or reduces time": arch.project is None or arch.time_reduction > 1,
     }
     for reason, true in reasons.items():
         if true:
-            raise InputError(f"HubertModel cannot be this model: {reason}; export it as torch, onnx or stablehlo")
+            raise InputError(f"{_kind(arch)} cannot be this model: {reason}; export it as torch, onnx or stablehlo")
     assert isinstance(arch.front, Waveform)
     assert isinstance(arch.position, PositionalConvolution)
     return arch.front, arch.position

@@ -38,6 +38,8 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
     flat = {path: leaf for path, leaf in flatten(params).items() if leaf.size and not LEFT.fullmatch(path)}
     flat = {path: leaf for path, leaf in flat.items() if not _idle(arch, path)}
     position = {name: np.asarray(flat.pop(f"position/{name}"), np.float64) for name in ("kernel", "gain")}
+    if arch.relative is not None:  # the module's own row for every distance, so that it knows no buckets
+        flat["relative/table"] = np.asarray(flat["relative/table"])[arch.relative.rows()]
     found = dict(_entry(path, leaf, factorised=f"{path.rpartition('/')[0]}/up" in flat) for path, leaf in flat.items())
     scale = position["gain"] / np.sqrt(np.square(position["kernel"]).sum((1, 2)))
     found["position.weight"] = (position["kernel"] * scale[:, None, None]).transpose(2, 1, 0)
@@ -59,10 +61,12 @@ def _idle(arch: Arch, path: str) -> bool:
 
 
 def _entry(path: str, leaf: Array, *, factorised: bool) -> tuple[str, np.ndarray]:
-    array, name = np.asarray(leaf), path.replace("/", ".")
+    array, name = np.asarray(leaf), path.partition("@")[0].replace("/", ".")
     parent, _, kind = name.rpartition(".")
     if CONVOLUTION.fullmatch(path):
         return f"{parent}.weight", array.transpose(2, 1, 0)
+    if path == "relative/table":
+        return "relative.weight", array
     if kind == "down":
         return f"{name}.weight", array.reshape(-1, array.shape[-1]).T
     if kind == "up":

@@ -14,6 +14,7 @@ from jaxssl.models.feed_forward import FeedForward
 from jaxssl.models.fronts.mel_frames import LogMel
 from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
 from jaxssl.models.mixers.attention import Attention
+from jaxssl.models.mixers.gated_attention import GatedAttention, RelativeBias
 from jaxssl.models.names import FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.outputs.cluster import ClusterHead
 from jaxssl.models.outputs.cosine import CosineHead
@@ -26,7 +27,7 @@ from jaxssl.models.positions.sinusoid import Sinusoids
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
 Front = Waveform | LogMel
-Mixer = Attention
+Mixer = Attention | GatedAttention
 Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinusoids
 Head = ClusterHead | CosineHead
 
@@ -44,11 +45,13 @@ __all__ = [
     "FeedForward",
     "Form",
     "Full",
+    "GatedAttention",
     "HUBERT_CONVS",
     "Layer",
     "LogMel",
     "PositionalConvolution",
     "Rank",
+    "RelativeBias",
     "ScaledConvolution",
     "Waveform",
 ]
@@ -90,6 +93,7 @@ class Arch:
         project: form of the map from features to `width`; None: there is none, for features that are `width` wide can
             do without (ARMHuBERT).
         time_reduction: frames that become one before the first layer, by a strided convolution (FitHuBERT).
+        relative: table of relative positions that all layers' attention shares (WavLM), or None.
         prepared: whether weights are in the form that runs fastest here (`inference.prepack`), not as checkpoints.
         dropout: probabilities in training.
         head: pre-training output, or None.
@@ -106,6 +110,7 @@ class Arch:
     head: Head | None = None
     time_reduction: int = 1
     prepared: bool = False
+    relative: RelativeBias | None = None
 
     def frames(self, samples: Any, *, layer: int = 0) -> Any:
         """Count the frames that layer `layer` takes of `samples` samples (an int or an array of ints).
@@ -121,7 +126,7 @@ class Arch:
     def names(self, dialect: Dialect) -> tuple[Rule, ...]:
         """List what another program calls the model's arrays: those of its parts, and those of none."""
         parts = {type(part): part for layer in self.layers for part in (*layer.blocks, layer.adapter) if part}
-        outer = (self.front, self.position, *((self.head,) if self.head else ()))
+        outer = (self.front, self.position, *(part for part in (self.head, self.relative) if part))
         rules = (rule for part in (*outer, *parts.values()) for rule in part.names[dialect])
         return tuple(dict.fromkeys((*rules, *NAMES[dialect])))
 

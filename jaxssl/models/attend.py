@@ -1,6 +1,8 @@
 """Attention without its maps: what a backend computes fastest, in running and in training a model."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,9 @@ from jax.export import is_symbolic_dim
 from jaxssl.models import choice
 from jaxssl.models.bits import kept
 from jaxssl.runtime import native
+
+Added = tuple[Array, Array]
+Way = Callable[..., Array]
 
 
 def attend(
@@ -21,6 +26,7 @@ def attend(
     rate: float = 0.0,
     key: Array | None = None,
     prepared: bool = False,
+    added: Added | None = None,
 ) -> Array:
     """Let every frame look at every valid one.
 
@@ -32,6 +38,8 @@ def attend(
         rate: of dropout of what a frame takes from another.
         key: of dropout; None without any.
         prepared: whether the model is for running only (`jaxssl.inference.prepack`).
+        added: to the scores: factors of each query and head, (batch, time, heads), and what they multiply, (heads,
+            time, time), in float32; None: nothing.
 
     Returns:
         (batch, time, heads, head_dim), in float32 or `v`'s dtype.
@@ -41,8 +49,9 @@ def attend(
         seen = jnp.ones((q.shape[0], time), bool) if valid is None else valid
         ways = {"one by one": _one_by_one, "at once": _at_once}
         chosen = {platform: ways[way] for platform, way in choice.exported_attention().items()}
-        return jax.lax.platform_dependent(q, k, v, seen, **chosen)
-    match choice.attention(time, q.shape[3], v.dtype, prepared=prepared):
+        chosen = {platform: partial(_in_order, way) for platform, way in chosen.items()}
+        return jax.lax.platform_dependent(q, k, v, seen, added, **chosen)
+    match choice.attention(time, q.shape[3], v.dtype, prepared=prepared, plain=added is None):
         case "native" if key is None:
             return native.attention(q, k, v, valid)
         case "flash" if key is None:
@@ -50,8 +59,8 @@ def attend(
         case "pallas" if key is None:
             return _pallas(q, k, v, valid)
         case "one by one":
-            return _one_by_one(q, k, v, valid, rate, key)
-    return _at_once(q, k, v, valid, rate, key)
+            return _one_by_one(q, k, v, valid, rate, key, added)
+    return _at_once(q, k, v, valid, rate, key, added)
 
 
 def _flash(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
@@ -73,29 +82,83 @@ def _pallas(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
     return context[:, :, :time].transpose(0, 2, 1, 3)
 
 
-def _at_once(q: Array, k: Array, v: Array, valid: Array | None, rate: float = 0.0, key: Array | None = None) -> Array:
+def _in_order(way: Way, q: Array, k: Array, v: Array, valid: Array, added: Added | None) -> Array:
+    return way(q, k, v, valid, added=added)
+
+
+def _at_once(
+    q: Array,
+    k: Array,
+    v: Array,
+    valid: Array | None,
+    rate: float = 0.0,
+    key: Array | None = None,
+    added: Added | None = None,
+) -> Array:
     """Attend in all heads together."""
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     seen = None if valid is None else valid[:, None, None]
-    return _context(q, k, v, seen, key, rate=rate).transpose(0, 2, 1, 3)
+    more = None if added is None else (added[0].transpose(0, 2, 1), added[1][None])
+    return _context(q, k, v, seen, key, more, rate=rate).transpose(0, 2, 1, 3)
 
 
 def _one_by_one(
-    q: Array, k: Array, v: Array, valid: Array | None, rate: float = 0.0, key: Array | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    valid: Array | None,
+    rate: float = 0.0,
+    key: Array | None = None,
+    added: Added | None = None,
 ) -> Array:
     """Attend in one head of one row after the other; a backward pass makes each one's scores again."""
     batch, time, heads, size = q.shape
+    each = jax.checkpoint(partial(_context, rate=rate), prevent_cse=False)  # the loop keeps the two apart
+    if added is not None:
+        return _head_by_head(each, q, k, v, valid, key, added)
     rows = [x.transpose(0, 2, 1, 3).reshape(batch * heads, time, size) for x in (q, k, v)]
     seen = None if valid is None else jnp.repeat(valid, heads, axis=0)[:, None]
     keys = None if key is None else jax.random.split(key, batch * heads)
-    each = jax.checkpoint(partial(_context, rate=rate), prevent_cse=False)  # the loop keeps the two apart
     context = jax.lax.map(lambda one: each(*one), (*rows, seen, keys))
     return context.reshape(batch, heads, time, size).transpose(0, 2, 1, 3)
 
 
-def _context(q: Array, k: Array, v: Array, valid: Array | None, key: Array | None, *, rate: float) -> Array:
+def _head_by_head(
+    each: Callable[..., Array], q: Array, k: Array, v: Array, valid: Array | None, key: Array | None, added: Added
+) -> Array:
+    """Attend likewise, all rows of a head before those of the next: what is added is one array for them all."""
+    batch, _, heads, _ = q.shape
+    gates, scores = added
+    seen = None if valid is None else valid[:, None]
+    keys = None if key is None else jax.random.split(key, (heads, batch))
+
+    def head(one: Any) -> Array:
+        *rows, keys, scores = one
+
+        def row(one: Any) -> Array:
+            *qkv, gates, seen, key = one
+            return each(*qkv, seen, key, (gates, scores))
+
+        return jax.lax.map(row, (*rows, seen, keys))
+
+    context = jax.lax.map(head, (*(x.transpose(2, 0, 1, 3) for x in (q, k, v)), gates.transpose(2, 0, 1), keys, scores))
+    return context.transpose(1, 2, 0, 3)
+
+
+def _context(
+    q: Array,
+    k: Array,
+    v: Array,
+    valid: Array | None,
+    key: Array | None,
+    added: Added | None = None,
+    *,
+    rate: float,
+) -> Array:
     """Attend over the last two axes, (…, time, head_dim); `valid` is that of keys, (…, 1, time)."""
     scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    if added is not None:
+        scores = scores + added[0][..., None] * added[1]
     if valid is not None:
         scores = jnp.where(valid, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))

@@ -17,7 +17,7 @@ def check_arch(arch: Arch) -> None:
 
     Raises:
         InputError: groups do not divide the width, a size is negative, features without a projection are of another
-            width, a layer is both int8 and packed, or reuses attention maps that are not there.
+            width, a layer is both int8 and packed, or takes attention maps or relative positions that are not there.
     """
     arch.position.check(arch.width)
     if arch.project is None and arch.front.size != arch.width:
@@ -25,8 +25,10 @@ def check_arch(arch: Arch) -> None:
         raise InputError(f"there is no projection, with {have}; give both one width, or project")
     if arch.time_reduction < 1:
         raise InputError(f"time_reduction {arch.time_reduction} is no number of frames; use 1 or more")
+    if arch.relative is not None:
+        arch.relative.check(arch.width, [layer.mixer for layer in arch.layers])
     for i, layer in enumerate(arch.layers):
-        layer.mixer.check(f"layers/{i}", arch.layers[i - 1].mixer if i else None)
+        layer.mixer.check(f"layers/{i}", arch.layers[i - 1].mixer if i else arch.relative)
         layer.ffn.check(f"layers/{i}")
         if layer.adapter:
             layer.adapter.check(f"layers/{i}")

@@ -84,14 +84,17 @@ def dense(frames: int, outputs: int, rank: int | None, dtype: jnp.dtype) -> Lite
 
 
 def attention(
-    time: int, head_dim: int, dtype: jnp.dtype, *, prepared: bool = False
+    time: int, head_dim: int, dtype: jnp.dtype, *, prepared: bool = False, plain: bool = True
 ) -> Literal["native", "one by one", "flash", "pallas", "at once"]:
-    """Choose how heads attend, without dropout and where nobody needs their maps."""
-    if prepared and dtype == jnp.float32 and kernels() == "native":
+    """Choose how heads attend, without dropout and where nobody needs their maps.
+
+    Where something is added to the scores (not `plain`), there is but XLA's way: kernels take no such array.
+    """
+    if prepared and plain and dtype == jnp.float32 and kernels() == "native":
         return "native"
     if jax.default_backend() == "cpu":
         return "one by one" if time >= LONG else "at once"
-    if dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8 or head_dim > 128:
+    if not plain or dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8 or head_dim > 128:
         return "at once"
     if jax.default_backend() == "tpu":
         return "pallas" if time >= HUGE and dtype == jnp.bfloat16 else "at once"

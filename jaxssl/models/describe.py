@@ -6,11 +6,12 @@ For every arch, `describe(arch, init(arch, key)) == arch`.
 from dataclasses import replace
 
 from compress.errors import InputError
-from jaxssl.models.arch import Adapter, Arch, Attention, FeedForward, Layer
+from jaxssl.models.arch import Adapter, Arch, Attention, FeedForward, GatedAttention, Layer, RelativeBias
 from jaxssl.models.model import Params, check_params
 from jaxssl.models.part import form_of
 
-PLAIN = Layer(Attention(0, 0), FeedForward(0))  # what a layer is read as where the base has none like it
+# What a layer is read as where the base has none like it.
+PLAIN = (Layer(Attention(0, 0), FeedForward(0)), Layer(GatedAttention((), 0), FeedForward(0)))
 
 
 def describe(base: Arch, params: Params) -> Arch:
@@ -31,6 +32,7 @@ def describe(base: Arch, params: Params) -> Arch:
             project=form_of(params["project"]) if "project" in params else None,
             head=base.head if "head" in params else None,
             time_reduction=params["reduction"]["kernel"].shape[0] if "reduction" in params else 1,
+            relative=(base.relative or RelativeBias(0)).read(params["relative"]) if "relative" in params else None,
             prepared=base.position.is_prepared(position, base.prepared),
         )
     except (KeyError, IndexError) as error:
@@ -44,9 +46,9 @@ def _layers(base: Arch, params: Params) -> tuple[Layer, ...]:
 
 
 def _alike(base: Arch, index: int, arrays: Params) -> Layer:
-    """Choose what a layer is read as: the base's layer there, or the first whose mixer has arrays of these names."""
+    """Choose what a layer is read as: the base's layer there, or the first whose mixer has such arrays."""
     there = base.layers[index : index + 1]
-    return next((layer for layer in (*there, *base.layers) if layer.mixer.place in arrays), PLAIN)
+    return next((layer for layer in (*there, *base.layers, *PLAIN) if layer.mixer.fits(arrays)), PLAIN[0])
 
 
 def _layer(base: Layer, arrays: Params) -> Layer:

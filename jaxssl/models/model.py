@@ -71,6 +71,8 @@ class Model(nnx.Module):
         self.norm = LayerNorm(arch.width, rngs=rngs)
         if (ratio := arch.time_reduction) > 1:
             self.reduction = StridedConv(arch.width, Conv(arch.width, ratio, ratio), bias=True, rngs=rngs)
+        if arch.relative is not None:
+            self.relative = arch.relative.build(rngs=rngs)
         self.lends = (*(layer.mixer.carries for layer in arch.layers[1:]), False)[: len(arch.layers)]
         each = zip(arch.layers, self.lends, strict=True)
         self.layers = nnx.List([EncoderLayer(arch, layer, lends=lends, rngs=rngs) for layer, lends in each])
@@ -133,7 +135,7 @@ class Model(nnx.Module):
         # A reduced frame that is valid is made of valid frames only, so what padding holds here does not matter.
         hidden = [self.reduction(x) if self.arch.time_reduction > 1 else x]
         keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
-        start, carry = 0, None
+        start, carry = 0, self.relative(hidden[0].shape[1]) if self.arch.relative else None
         # A layer that lends something to the next runs apart from its equals, so that no scan need return it.
         for _, run in groupby(zip(self.arch.layers, self.lends, strict=True)):
             end = start + len(list(run))

@@ -94,6 +94,7 @@ class Units:
         maps: the maps that have the units, and on which side, in the order in which scores read them.
         into: the map that the units feed.
         shared: whether the units are those of the same part in the layer before, so that both go together.
+        arrays: what else has the units: paths below the part, and the axis there.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Units:
     maps: tuple[tuple[str, Side], ...]
     into: str
     shared: bool = False
+    arrays: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -123,4 +123,4 @@ def _leaves(at: str, maps: dict[str, Map], units: Units) -> list[tuple[str, int]
     for name, side in units.maps:
         leaf, axis = maps[name].leaf(side)
         found += [(f"{at}/{name}/{leaf}", axis)] + ([(f"{at}/{name}/bias", 0)] if side == "out" else [])
-    return found
+    return [*found, *((f"{at}/{path}", axis) for path, axis in units.arrays)]

@@ -15,7 +15,9 @@ from jaxssl.models.arch import (
     Conv,
     Dropout,
     FeedForward,
+    GatedAttention,
     Layer,
+    RelativeBias,
     Waveform,
     hubert_base,
     hubert_large,
@@ -54,6 +56,19 @@ def distilhubert() -> Arch:
         dropout=Dropout(activation=0.1),
         head=None,
     )
+
+
+def wavlm_base() -> Arch:
+    """Return WavLM Base, whose shape Base+ shares: HuBERT Base with gated relative positions (Chen et al. 2022).
+
+    Known exactly: the published code and configurations give all sizes; 94,381,936 parameters, as transformers counts.
+    """
+    return _gated(replace(hubert_base(), head=None), 12)
+
+
+def wavlm_large() -> Arch:
+    """Return WavLM Large: HuBERT Large with gated relative positions; for the rest see `wavlm_base`."""
+    return _gated(replace(hubert_large(), head=None), 16)
 
 
 def fithubert() -> Arch:
@@ -163,6 +178,13 @@ def _thin(channels: int) -> tuple[Conv, ...]:
     )
 
 
+def _gated(plain: Arch, heads: int) -> Arch:
+    """Give a model's attention relative positions, 320 buckets up to 800 frames apart."""
+    layer = plain.layers[0]
+    gated = replace(layer, mixer=GatedAttention(tuple(range(heads)), layer.mixer.head_dim))
+    return replace(plain, layers=(gated,) * len(plain.layers), relative=RelativeBias(heads))
+
+
 def _reusing(width: int, *, ffn: int) -> Arch:
     maps = Attention(12, width // 12)
     return Arch(
@@ -192,6 +214,9 @@ PRESETS: dict[str, Callable[[], Arch]] = {
     "melhubert-10ms": lambda: melhubert(10),
     "melhubert-mini": melhubert_mini,
     "melhubert-tiny": melhubert_tiny,
+    "wavlm-base": wavlm_base,
+    "wavlm-base-plus": wavlm_base,
+    "wavlm-large": wavlm_large,
     "distilhubert": distilhubert,
     "fithubert": fithubert,
     "lighthubert-small": lighthubert_small,

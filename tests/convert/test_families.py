@@ -20,6 +20,7 @@ FOLDERS = {
     "hf_data2vec_audio_base": "Data2VecAudioModel",
     "hf_hubert_25hz_bn": "HubertModel",
     "hf_mms_ctc_adapter": "Wav2Vec2ForCTC",
+    "hf_wavlm_base": "WavLMModel",
 }
 ATOL = 1e-4
 

@@ -77,7 +77,8 @@ def test_arithmetic_agrees_with_xla(arch, key):
     """XLA counts a multiply-accumulate as two operations and adds the elementwise ones, so ours is a lower bound that
     the products of a wide model nearly reach."""
     wide = replace(arch, width=64, front=LogMel(40, arch.front.stack), head=None)
-    layers = tuple(replace(layer, mixer=replace(layer.mixer, head_dim=32)) for layer in arch.layers)
+    size = 64 // arch.relative.heads if arch.relative else 32
+    layers = tuple(replace(layer, mixer=replace(layer.mixer, head_dim=size)) for layer in arch.layers)
     position = replace(arch.position, kernel=16) if arch.position.kind == "convolution" else arch.position
     wide = replace(wide, layers=layers, position=position)
     frames = 200 // arch.front.stack

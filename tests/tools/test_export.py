@@ -29,7 +29,7 @@ QUICK = {"seconds": 0.2, "rounds": 1}
 def saved(tmp_path_factory):
     """Folders of small models, log-Mel ones with statistics."""
     place = tmp_path_factory.mktemp("models")
-    for name in ("base", "large", "mel", "uneven", "student", "reusing"):
+    for name in ("base", "large", "mel", "uneven", "student", "reusing", "wavlm"):
         arch = ARCHS[name]
         mel = arch.front.kind == "logmel"
         params = init(arch, jax.random.key(1, impl="rbg"))  # of which int8 takes as little as of real ones

@@ -108,16 +108,16 @@ def stablehlo(given: Given, folder: Path) -> Run:
 
 
 def huggingface(given: Given, folder: Path) -> Run:
-    """Write what `HubertModel.from_pretrained` reads, where it can be such a model."""
+    """Write what `from_pretrained` of transformers' HubertModel or WavLMModel reads, where it can be such a model."""
     config, features, tensors = hugging_face.folder(given.arch, given.params)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "preprocessor_config.json").write_text(json.dumps(features, indent=1))
     _write_tensors(tensors, folder)
 
     import torch
-    from transformers import HubertModel
+    from transformers import AutoModel
 
-    model = HubertModel.from_pretrained(folder).eval()
+    model = AutoModel.from_pretrained(folder).eval()
 
     def run(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         # Row by row: in a padded batch transformers lets the padding into the group norm. And normalised as fairseq

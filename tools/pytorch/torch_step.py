@@ -269,7 +269,9 @@ def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
         raise InputError(f"the PyTorch step has GELU between feed-forward maps only, not {other[0]}")
     if any(layer.adapter for layer in arch.layers) or getattr(arch.front, "scaled", False):
         raise InputError("the PyTorch step has no adapters, and no scale of the extractor's output")
-    if arch.project not in (FULL, None) or not plain or any(layer.mixer.reuse for layer in arch.layers):
+    if arch.relative is not None:
+        raise InputError("the PyTorch step has no relative positions (WavLM); time a model without them")
+    if arch.project not in (FULL, None) or not plain or any(layer.mixer.carries for layer in arch.layers):
         raise InputError("the PyTorch step is for dense layers only; this arch has ranks, packed maps or empty blocks")
     if arch.time_reduction > 1 or not (arch.project is not None and getattr(arch.front, "feature_norm", True)):
         raise InputError("the PyTorch step has no time reduction, and wants a norm of the features and a projection")

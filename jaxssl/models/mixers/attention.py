@@ -90,6 +90,11 @@ class Attention:
         scores = self.heads * frames * (8 + (3 if dropout.attention else 2) * itemsize)
         return scores + 4 * itemsize * self.heads * self.head_dim
 
+    @staticmethod
+    def fits(layer: Arrays) -> bool:
+        """Tell whether the arrays of a layer have such a mixer among them."""
+        return "attention" in layer and "gate" not in layer["attention"]
+
     def read(self, arrays: Arrays) -> Self:
         """Return the mixer that these arrays are."""
         heads, head_dim = arrays["v"]["bias"].shape

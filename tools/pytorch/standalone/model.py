@@ -160,23 +160,61 @@ class Extractor(nn.Module):
         return self.norm(x if self.weight is None else x * self.weight), lengths
 
 
+class Relative(nn.Module):
+    """What a query adds for a key by how far it is behind: a row for each distance, the last ones for all beyond."""
+
+    def __init__(self, relative: dict):
+        super().__init__()
+        self.reach = relative["max_distance"]
+        self.weight = nn.Parameter(torch.zeros(2 * self.reach + 1, relative["heads"]))
+
+    def forward(self, frames: int) -> Tensor:
+        """Return (heads, query, key)."""
+        place = torch.arange(frames, device=self.weight.device)
+        apart = (place[None] - place[:, None]).clamp(-self.reach, self.reach) + self.reach
+        return self.weight[apart].permute(2, 0, 1)
+
+
+class Gate(nn.Module):
+    """How much of the relative positions each query of a head takes: WavLM's gate, which reads the head's own slice."""
+
+    def __init__(self, remaining: list[int], head_dim: int):
+        super().__init__()
+        self.remaining, self.head_dim = remaining, head_dim
+        self.weight, self.bias = nn.Parameter(torch.zeros(8, head_dim)), nn.Parameter(torch.zeros(8))
+        self.constant = nn.Parameter(torch.ones(len(remaining)))
+
+    def forward(self, x: Tensor, relative: Tensor) -> Tensor:
+        """Return what is added to the scores of `x: (batch, frames, width)`."""
+        slices = x.unflatten(2, (-1, self.head_dim))[:, :, self.remaining].transpose(1, 2)
+        alpha, gamma = F.linear(slices, self.weight, self.bias).unflatten(3, (2, 4)).sum(4).sigmoid().unbind(3)
+        gate = alpha * (gamma * self.constant[:, None] - 1) + 2
+        return gate[..., None] * relative[self.remaining]
+
+
 class Attention(nn.Module):
-    """Self-attention; with `reuse`, by the maps of the layer before."""
+    """Self-attention; with `reuse`, by the maps of the layer before; or with gated relative positions."""
 
     def __init__(self, width: int, mixer: dict):
         super().__init__()
-        self.heads, self.head_dim, self.reuse = mixer["heads"], mixer["head_dim"], mixer["reuse"]
+        gated = mixer["kind"] == "gated_attention"
+        self.heads = len(mixer["remaining"]) if gated else mixer["heads"]
+        self.head_dim, self.reuse = mixer["head_dim"], mixer.get("reuse", False)
         inner = self.heads * self.head_dim
         for name in "" if not self.heads else "v" if self.reuse else "qkv":
             setattr(self, name, dense(width, inner, mixer[name]))
         self.out = dense(inner, width, mixer["out"]) if self.heads else Bias(width)
+        self.gate = Gate(mixer["remaining"], self.head_dim) if gated and self.heads else None
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, before: Tensor | None, lend: bool
+        self, x: Tensor, bias: Tensor | None, before: Tensor | None, lend: bool, relative: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Add `bias` to the scores; return the maps too, where they were made or `lend` asks for them."""
+        """Add `bias` and gated positions to the scores; return the maps too, where there are some."""
         if not self.heads:
             return self.out(x), None
+        if self.gate is not None:
+            added = self.gate(x, relative)
+            bias = added if bias is None else added + bias
         if self.reuse:
             context = before @ self.split(self.v(x))
         elif lend:
@@ -215,12 +253,12 @@ class Layer(nn.Module):
         self.attention_norm, self.ffn_norm = nn.LayerNorm(width, EPSILON), nn.LayerNorm(width, EPSILON)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, before: Tensor | None, lend: bool
+        self, x: Tensor, bias: Tensor | None, before: Tensor | None, lend: bool, relative: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if self.norm_first:
-            y, maps = self.attention(self.attention_norm(x), bias, before, lend)
+            y, maps = self.attention(self.attention_norm(x), bias, before, lend, relative)
             return x + y + self.ffn(self.ffn_norm(x + y)), maps
-        y, maps = self.attention(x, bias, before, lend)
+        y, maps = self.attention(x, bias, before, lend, relative)
         x = self.attention_norm(x + y)
         return self.ffn_norm(x + self.ffn(x)), maps
 
@@ -243,7 +281,8 @@ class Model(nn.Module):
         strides = [SHIFT * front["stack"]] if mel else [spec["stride"] for spec in front["convs"]]
         self.stride = math.prod([*strides, ratio])  # samples from one frame to the next
         self.layers = nn.ModuleList([Layer(config, layer) for layer in config["layers"]])
-        self.lends = [layer["mixer"]["reuse"] for layer in config["layers"][1:]] + [False] * bool(self.layers)
+        self.lends = [layer.attention.reuse for layer in self.layers[1:]] + [False] * bool(self.layers)
+        self.relative = Relative(config["relative"]) if config.get("relative") else None
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> dict:
         """Run `samples: (batch, samples)`; return `hidden`, `last` (the encoder's output) and `lengths` in frames."""
@@ -258,8 +297,9 @@ class Model(nn.Module):
             lengths = lengths // self.ratio
             unseen = ~first(lengths, x.shape[1])[:, None, None]
             bias = torch.zeros(unseen.shape, device=x.device).masked_fill(unseen, torch.finfo(torch.float32).min)
+        relative = None if self.relative is None else self.relative(x.shape[1])
         hidden, maps = [x], None
         for layer, lend in zip(self.layers, self.lends, strict=True):
-            x, maps = layer(x, bias, maps, lend)
+            x, maps = layer(x, bias, maps, lend, relative)
             hidden.append(x)
         return {"hidden": hidden, "last": self.norm(x) if self.norm_first else x, "lengths": lengths}
