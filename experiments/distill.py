@@ -36,6 +36,7 @@ from experiments.curves.curve import Curve
 from experiments.curves.evidence import sites_below
 from experiments.curves.job import Job, open_job, open_model, prune
 from experiments.curves.points import Subject
+from experiments.curves.recovery import with_head
 from experiments.curves.schedule import Schedule
 from experiments.curves.sweep import Event
 from jaxssl.inference.source import Model, in_float, load_model
@@ -104,7 +105,9 @@ def run(config: Config) -> None:
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     job = replace(job, lesson=lesson_of(config, job))
-    starts = [make(config, subject, plan) for plan in plans] if student is None else [_as_subject(student)]
+    if student is not None:
+        student = with_head(student, job.data, job.training, out=config.out.parent)
+    starts = [make(config, job.subject, plan) for plan in plans] if student is None else [_as_subject(student)]
     for start in starts:
         check_teacher(job.model, student or job.model, job.data, logits=config.loss == "soft")
         assert job.lesson is not None

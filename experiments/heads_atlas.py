@@ -35,7 +35,7 @@ from compress.errors import InputError
 from compress.plan import Heads
 from experiments.curves.evidence import Labelled, evidence, sites_of
 from experiments.curves.measures import Row
-from experiments.curves.recovery import speech_with_targets
+from experiments.curves.recovery import speech_with_targets, with_head
 from experiments.curves.schedule import Schedule
 from experiments.curves.survivors import Point, by_chance, head_axes, read_points
 from experiments.curves.units import UnitPruning
@@ -172,9 +172,12 @@ def scores(config: Config, model: Model, speech: Speech) -> dict[str, dict[str, 
     ways: list[Score] = ["l1", "activation"]
     labelled = None
     if config.gradient:
-        data = speech_with_targets(model, corpus=config.corpus, labels=None, out=config.out.parent, audio=config.audio)
-        asked = UnitPruning(shortest=config.shortest, seed=config.seed)
-        labelled = Labelled(data, asked.training(Schedule(PAPER_HEADS, PAPER_HEADS_KEPT)))
+        asked = UnitPruning(corpus=config.corpus, audio=config.audio, shortest=config.shortest, seed=config.seed)
+        training, place = asked.training(Schedule(PAPER_HEADS, PAPER_HEADS_KEPT)), config.out.parent
+        found = speech_with_targets(model, asked.asked, out=place)
+        console.print(f"note: {found.told}", markup=False)
+        model = with_head(model, found.data, training, out=place)
+        labelled = Labelled(found.data, training)
         ways.append("gradient")
     told, at = evidence(model.arch, speech, model.stats, labelled=labelled), sites_of(model.arch)
     return {way: plan.scores(Heads(0, score=way), model.params, at, told) for way in ways}

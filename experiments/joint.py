@@ -81,7 +81,7 @@ def run(config: Config) -> None:
     training = config.settings(total, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     check_teacher(job.model, job.model, job.data, logits=False)
-    lesson = Lesson(model.arch, subject.seen, dphubert, training, kept=config.out.parent / "taught")
+    lesson = Lesson(job.model.arch, job.subject.seen, dphubert, training, kept=config.out.parent / "taught")
 
     def points(bench: Bench) -> None:
         for target in config.target:

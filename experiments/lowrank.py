@@ -32,9 +32,9 @@ from typing import Any, Literal
 
 from compress.errors import InputError
 from experiments.curves.curve import Curve
-from experiments.curves.job import Job, open_bench, open_model, report, train_control, trained
+from experiments.curves.job import Job, open_bench, open_model, report, subject_like, train_control, trained
 from experiments.curves.points import Bench, Row, Subject, sizes
-from experiments.curves.recovery import speech_with_targets
+from experiments.curves.recovery import ready
 from experiments.curves.schedule import Schedule
 from experiments.curves.targets import Target, check, parse
 from experiments.curves.variants import (
@@ -93,15 +93,16 @@ class Config(Curve):
     method: tuple[Method, ...] = ("svd", "activation")
     """svd: least error of the weights; activation: least error of the outputs on calibration speech"""
     audio: tuple[str, ...] = ()
-    """speech for calibration and for the output error: files, folders, .tsv manifests; default: embedded corpus"""
+    """speech for calibration, for the output error and to recover on: files, folders, .tsv manifests; default: embedded
+    corpus"""
     limit: int = 20
     """utterances used of --audio, spread evenly over it"""
     steps: int = 0
     """updates of recovery training after factorising"""
     corpus: Path | None = None
-    """prepared speech to recover on; default: the embedded corpus, with the model's own targets"""
+    """prepared speech to recover on, instead of --audio"""
     held_out: tuple[str, ...] = ()
-    """speech of others to validate on, labelled by the model; default: a part of the speech to recover on"""
+    """speech of others to validate on, labelled likewise; default: a part of the speech to recover on"""
     batch: int = 8
     """utterances of a batch in the recovery"""
     crop: float = 7.5
@@ -140,11 +141,12 @@ def run(config: Config) -> None:
     speech = load_speech(config.audio, limit=config.limit)
     model = with_stats(model, speech)
     claim(config.out, config, free=FREE)
-    data = _labelled(config, model) if config.steps else None
+    model, data = _labelled(config, model) if config.steps else (model, None)
+    subject = subject_like(model, subject)
     bench = open_bench(config, model, data, config.training(), out=config.out, technique="lowrank", label="low rank")
     bench = replace(bench, draw=ranks.draw)
     own(config.out, config, free=FREE)
-    for note in (*model.notes, *speech.notes):
+    for note in (*(model.notes if data is None else ()), *speech.notes):
         console.print(f"note: {note}", markup=False)
 
     full = max(matrix.max_rank for matrix in chosen)
@@ -209,19 +211,13 @@ def _targets(config: Config) -> list[Target]:
     return parse(config.rank, config.energy, config.budget)
 
 
-def _labelled(config: Config, model: Model) -> Data:
-    """Open the speech to recover on, and refuse it where it makes no batches."""
-    data = speech_with_targets(
-        model,
-        corpus=config.corpus,
-        labels=config.labels,
-        valid=config.valid,
-        out=config.out.parent,  # the runs of one place prepare the same speech once
-        held_out=config.held_out,
-    )
-    check_batches(data, config.training())
-    held_out(data, config.training())
-    return data
+def _labelled(config: Config, model: Model) -> tuple[Model, Data]:
+    """Open the speech to recover on, and refuse it where it makes no batches; the model may get an output layer."""
+    training = config.training()
+    model, data = ready(model, config.asked, training, out=config.out.parent)  # the runs of one place share it
+    check_batches(data, training)
+    held_out(data, training)
+    return model, data
 
 
 def _begin(config: Config, bench: Bench, dense: Subject, speech: Speech, variant: Variant, known: Known) -> Begun:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from experiments.curves.recovery import Asked
 from experiments.curves.schedule import Schedule, Timing
 from jaxssl.runtime.cli import On
 from jaxssl.training.settings import Training
@@ -14,14 +15,17 @@ class Curve:
     """Settings of a curve."""
 
     model: str | None = None
-    """model folder, run folder, preset or checkpoint, compressed in whatever way; default: the trained model that comes
-    with the package"""
+    """model folder, run folder, preset, or checkpoint of another program, compressed in whatever way; default: the
+    trained model that comes with the package"""
     audio: tuple[str, ...] = ()
-    """speech to train on, labelled by the model that makes its targets; default: the embedded corpus"""
+    """speech to train on, labelled by the model that makes its targets, or by the model itself; default: the embedded
+    corpus"""
     held_out: tuple[str, ...] = ()
     """speech of others to validate on, labelled likewise; default: a part of --audio"""
     corpus: Path | None = None
     """folder of experiments.prepare, instead of --audio"""
+    clusters: int | None = None
+    """clusters of its middle layer that a model without targets and output layer is trained on; default: 100"""
     labels: str | None = None
     """name of the labels in --corpus, where there are several"""
     valid: Path | None = None
@@ -52,6 +56,11 @@ class Curve:
     """of the computation, in training and timing"""
     seed: int = 0
     """of order, crops, masks, dropout and random weights"""
+
+    @property
+    def asked(self) -> Asked:
+        """The speech to train on."""
+        return Asked(self.corpus, self.labels, self.valid, self.audio, self.held_out, self.clusters)
 
     def settings(self, last: int, *, paper: bool, log_every: int) -> Training:
         """Return how models are trained: up to update `last`; `paper` changes what was left open to the study's."""

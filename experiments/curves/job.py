@@ -27,9 +27,10 @@ from experiments.curves.points import (
     where_the_rest_went,
     with_zeros,
 )
-from experiments.curves.recovery import speech_with_targets
+from experiments.curves.recovery import ready, with_head
 from experiments.curves.schedule import Schedule
 from experiments.curves.sweep import Act, Event, begin, subject_of, sweep
+from experiments.curves.transcripts import open_transcripts
 from experiments.probes.probing import log_mel, open_probes
 from jaxssl.inference.latency import Load, machine
 from jaxssl.inference.source import Model, Speech, in_float, load_model, load_speech
@@ -90,34 +91,29 @@ def open_job(
     """Claim the run folder and prepare the speech."""
     claim(out, config, free=())  # it is the run's own when `draw` is called
     shared = out.parent  # the runs of one place prepare the same speech once
-    for note in model.notes:
-        console.print(f"note: {note}", markup=False)
-    data = speech_with_targets(
-        model,
-        corpus=config.corpus,
-        labels=config.labels,
-        valid=config.valid,
-        out=shared,
-        audio=config.audio,
-        held_out=config.held_out,
-    )
-    if model.stats is None:
-        model = replace(model, stats=data.stats)
+    model, data = ready(model, config.asked, training, out=shared)
     speech = load_speech(config.audio, limit=8)
-    return Job(config, model, subject, schedule, training, data, speech)
+    return Job(config, model, subject_like(model, subject), schedule, training, data, speech)
+
+
+def subject_like(model: Model, subject: Subject) -> Subject:
+    """Give what is compressed the model's output layer, where it had none."""
+    head = {name: part for name, part in model.params.items() if name == "head"}
+    return replace(subject, arch=replace(subject.arch, head=model.arch.head), params={**head, **subject.params})
 
 
 def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Schedule, *, out: Path) -> Job:
     """Open a job of weights, heads or rows, with the teacher that models recover by, if they are to."""
-    teacher = load_model(config.teacher, seed=config.seed) if config.teacher else model
+    teacher = load_model(config.teacher, seed=config.seed) if config.teacher else None
     job = open_job(config, model, subject, schedule, config.training(schedule), out=out)
     job = replace(job, reset=config.reset)
     if config.recover == "predict":
         return job
+    teacher = job.model if teacher is None else with_head(teacher, job.data, job.training, out=out.parent)
     check_teacher(teacher, job.model, job.data, logits=True)
     choose = soft_labels(job.data, temperature=config.temperature, alpha=config.alpha, masked=config.masked)
     lesson = Lesson(teacher.arch, teacher.params, choose, job.training, kept=out.parent / "taught")
-    lesson.heads(subject.arch, seed=config.seed)  # refuses what cannot be learned
+    lesson.heads(job.subject.arch, seed=config.seed)  # refuses what cannot be learned
     return replace(job, lesson=lesson)
 
 
@@ -202,7 +198,12 @@ def open_bench(
     """Get ready to measure points as the settings say; the arguments are as `Bench` has them."""
     probes = open_probes(log_mel(model.arch), speakers=config.speakers) if config.probes else None
     load, dtype = Load(config.seconds), jnp.dtype(config.dtype)
-    return Bench(out, model, data, training, load, dtype, config.rounds, probes, technique, label)
+    transcripts, told = open_transcripts(model, data)
+    if told is not None:
+        console.print(f"note: {told}", markup=False)
+        model = replace(model, notes=(*model.notes, told))
+    bench = Bench(out, model, data, training, load, dtype, config.rounds, probes, technique, label)
+    return replace(bench, transcripts=transcripts)
 
 
 def _telling(act: Act, bench: Bench) -> Act:

@@ -16,6 +16,8 @@ QUALITY = {
     "masked_accuracy": "masked accuracy",
     "phone_accuracy": "phones by frame, accuracy",
     "speaker_accuracy": "speakers by frame, accuracy",
+    "ctc_loss": "CTC loss of held-out speech (nats a character)",
+    "character_error_rate": "character error rate of held-out speech",
     "output_error": "relative error of the output, before training",
 }
 # Points trained longer have less loss however small they are; what compression costs is the difference to the dense

@@ -60,7 +60,7 @@ def run(config: Config) -> None:
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     lesson = dense_teaches(job, config.out, masked=config.masked) if config.recover == "distil" else None
-    notes: list[str] = []
+    budgets, notes = budgets_of(config, job.subject.arch), list[str]()  # of the model with its output layer
 
     def points(bench: Bench) -> None:
         search = Search.begin(job, bench, batches=config.batches)
@@ -107,7 +107,7 @@ def like(folder: Path | None, budget: Sequence[str], out: Path) -> Config:
         return Config(budget=tuple(budget), out=out / name)
     path = folder / "config.json"
     try:
-        told = json.loads(path.read_text())
+        told = {"clusters": None, **json.loads(path.read_text())}  # runs of before have no such setting
         shared = {field.name: told[field.name] for field in fields(Curve)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: does not say model and speech ({error}); plan with experiments.plan") from None

@@ -24,6 +24,7 @@ import numpy as np
 from compress.address import flatten, unflatten
 from compress.encoding import decode, encode
 from compress.sparse import Masks, apply_masks, zero_masks
+from experiments.curves.transcripts import Transcripts
 from experiments.probes.probing import Probes
 from experiments.reports import pictures, tables
 from jaxssl.data.logmel import stats_bytes
@@ -108,6 +109,7 @@ class Bench:
         controls: what the dense model trained as long made of each held-out utterance, by update.
         programs: compiled forward passes by shape.
         draw: makes curve.png, called as `pictures.draw_curve`, which None stands for.
+        transcripts: held-out speech that the model's CTC layer writes down, where it has one.
     """
 
     out: Path
@@ -124,6 +126,7 @@ class Bench:
     controls: dict[int, HeldOut] = field(default_factory=dict)
     programs: dict[Arch, Program] = field(default_factory=dict)
     draw: Callable[..., None] | None = None
+    transcripts: Transcripts | None = None
 
     def quality(self, subject: Subject) -> dict[str, float]:
         """Return `valid_loss` (nats, masked frames) and `masked_accuracy` on held-out speech, with intervals."""
@@ -161,7 +164,7 @@ class Bench:
             return
         console.print(f"measuring {name}", markup=False)
         row = {"name": name, "level": level, "step": step, **sizes(subject)}
-        row |= {**self._predicted(name, subject, step), **told}
+        row |= {**self._predicted(name, subject, step), **self._written(subject), **told}
         fast = self.fast(subject)
         row |= self._time(name, fast)
         row |= {"packed_maps": sum(bool(found["packed"]) for found in fast.rows), "packed_error": fast.error}
@@ -188,6 +191,12 @@ class Bench:
         heard = self.hear(subject)
         files.write_arrays(self._heard(name), vars(heard))
         return {**heard.summary(), **self._beside_dense(heard, step)}
+
+    def _written(self, subject: Subject) -> Row:
+        """Return what the CTC layer that the model came with makes of a point, where it fits and texts are known."""
+        if self.transcripts is None or subject.arch.width != self.model.arch.width:
+            return {}
+        return self.transcripts.measure(subject.arch, subject.seen, dtype=self.dtype)
 
     def _beside_dense(self, heard: HeldOut, step: int) -> Row:
         """Compare with the dense model trained as long, where that is known; before any update that is the dense one.
@@ -241,7 +250,9 @@ class Bench:
         folder = self.out / "models" / name
         origin = {"made_from": self.model.name, "by": f"{self.technique}: {name}", "command": shlex.join(sys.argv)}
         origin |= {"targets": self.model.targets} if self.model.targets else {}
+        origin |= {"codewords": self.model.codewords} if self.model.codewords else {}
         extra = {} if self.model.stats is None else {"stats.npy": stats_bytes(self.model.stats)}
+        extra |= self.model.ctc if subject.arch.width == self.model.arch.width else {}
         encoded = encode(subject.seen)
         _compare(decode(encoded), subject.seen)
         if subject.masks:
@@ -290,6 +301,8 @@ QUALITY = {
     "phone_low:.3f": "from",
     "phone_high:.3f": "to",
     "speaker_accuracy:.3f": "speakers",
+    "ctc_loss:.3f": "CTC loss",
+    "character_error_rate:.1%": "characters wrong",
     "output_error:.4f": "output error",
     "output_cosine:.4f": "cosine",
 }

@@ -64,11 +64,13 @@ class MelCorpus:
 
 @dataclass(frozen=True)
 class WaveCorpus:
-    """Samples at 16 kHz, read from the audio files when asked, with a label each 20 ms.
+    """Samples at 16 kHz, read from the audio files when asked, with a label for each frame of the model.
 
     Attributes:
         manifest: the utterances.
-        targets: labels, of 20 ms or thinned to it.
+        targets: labels, of the period of the model's frames or thinned to it.
+        stride: samples from one frame to the next.
+        reach: samples that a frame sees.
 
     Raises:
         InputError: the labels do not fit the samples; the first utterance in question is named.
@@ -76,9 +78,10 @@ class WaveCorpus:
 
     manifest: Manifest
     targets: Labels
+    stride: int = WAVE_STRIDE
+    reach: int = WAVE_REACH
 
     item = ()
-    stride, reach = WAVE_STRIDE, WAVE_REACH
 
     def __post_init__(self) -> None:
         frames = 1 + (self.lengths - self.reach) // self.stride

@@ -27,7 +27,8 @@ from jaxssl.models.model import Output, Params, apply
 
 LONGEST = 30  # seconds of a piece: attention's memory grows with the square of the frames, and few models heard more
 
-Layers = Literal["last", "all"] | int  # the encoder's output, all hidden layers, one of them (0: input of the first)
+# The encoder's output, all hidden layers, what the output layer says, or one hidden layer (0: input of the first).
+Layers = Literal["last", "all", "logits"] | int
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,9 @@ def hear(
     Returns:
         The layers that are wanted, (batch, frames, width), of "all" (layers, batch, frames, width); and the valid
         frames of each row, (batch,).
+
+    Raises:
+        InputError: logits of a model without an output layer are wanted.
     """
     out = encode(arch, params, inputs, lengths, stats=stats, dtype=dtype)
     match layers:
@@ -122,6 +126,10 @@ def hear(
             return out.last, out.lengths[-1]
         case "all":
             return jnp.stack(out.hidden), out.lengths[-1]
+        case "logits":
+            if out.logits is None:
+                raise InputError("the model has no output layer, so it has no logits; give its arch a head")
+            return out.logits, out.lengths[-1]
         case number:
             return out.hidden[number], out.lengths[number]
 

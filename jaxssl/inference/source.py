@@ -1,7 +1,7 @@
 """The model and the speech an experiment works on, from whatever the user named."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -38,6 +38,10 @@ class Model:
         labeller: how its training targets are made on any speech, where it makes them itself.
         targets: name of the model that makes its training targets (`experiments.prepare --labels NAME:own`): its own,
             or that of the model which it was compressed from; None where that is not known.
+        place: what `load_model` finds it by.
+        codewords: place of the model whose codewords are its training targets, where it was compressed from one; None:
+            its own, where it has an output layer.
+        ctc: files of the CTC layer that it was fine-tuned with, by their names in a model's folder.
     """
 
     name: str
@@ -48,6 +52,9 @@ class Model:
     notes: tuple[str, ...] = ()
     labeller: Labeller | None = None
     targets: str | None = None
+    place: str | None = None
+    codewords: str | None = None
+    ctc: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,17 +83,29 @@ def load_model(place: str | None, *, seed: int) -> Model:
     if place is None or (place in pretrained.names() and not Path(place).exists()):
         name = place or pretrained.DEFAULT
         found = pretrained.read(name)
-        return Model(name, found.arch, found.params, found.stats, True, (), found.labeller, name)
+        return Model(name, found.arch, found.params, found.stats, True, (), found.labeller, name, name)
     if place in PRESETS and not Path(place).exists():
         arch = PRESETS[place]()
         note = f"weights are random ({place}, seed {seed}): quality columns mean nothing"
-        return Model(f"{place} (random)", arch, init(arch, jax.random.key(seed)), None, False, (note,))
+        return Model(f"{place} (random)", arch, init(arch, jax.random.key(seed)), None, False, (note,), place=place)
     folder = _model_folder(Path(place))
     if folder is None:
         return _convert(Path(place))
     arch, params = checkpoint.load(folder)
     stats = load_stats(folder / "stats.npy") if (folder / "stats.npy").is_file() else None
-    return Model(str(place), arch, params, stats, True, targets=checkpoint.provenance(folder).get("targets"))
+    origin = checkpoint.provenance(folder)
+    ctc = {f"ctc/{file.name}": file.read_bytes() for file in sorted((folder / "ctc").glob("*"))}
+    return Model(
+        str(place),
+        arch,
+        params,
+        stats,
+        True,
+        targets=origin.get("targets"),
+        place=str(place),
+        codewords=origin.get("codewords"),
+        ctc=ctc,
+    )
 
 
 def in_float(model: Model) -> Model:
@@ -131,7 +150,7 @@ def with_stats(model: Model, speech: Speech) -> Model:
         for row, length in zip(np.asarray(logmel(samples, bins=front.bins)), lengths, strict=True)
     )
     note = "log-Mel statistics: from the calibration audio, for the model came with none (stats.npy)"
-    return Model(model.name, model.arch, model.params, collect(features), model.trained, (*model.notes, note))
+    return replace(model, stats=collect(features), notes=(*model.notes, note))
 
 
 def _batches(signals: Sequence[np.ndarray], batch: int) -> tuple[Padded, ...]:
@@ -154,4 +173,6 @@ def _convert(place: Path) -> Model:
     from jaxssl.convert.conversion import read as convert  # only when needed: most runs read our own folders
 
     found = convert(place)
-    return Model(place.name, found.arch, found.params, None, True, tuple(found.notes))
+    note = f"{place} is of another program ({found.kind}); it was converted for this run, tools.convert_torch keeps it"
+    ctc = {name: content for name, content in found.extra.items() if name.startswith("ctc/")}
+    return Model(place.name, found.arch, found.params, None, True, (note, *found.notes), place=str(place), ctc=ctc)

@@ -41,6 +41,7 @@ class Data:
         stats: log-Mel statistics that belong to the model; None for waveforms.
         spans: how frames are masked.
         per_second: inputs of the corpus in a second.
+        texts: what is said in each utterance of the corpus of held-out speech; empty where it is not known.
     """
 
     train: tuple[Corpus, np.ndarray]
@@ -50,6 +51,7 @@ class Data:
     stats: Stats | None
     spans: Spans
     per_second: int
+    texts: tuple[str, ...] = ()
 
 
 def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
@@ -75,13 +77,21 @@ def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | Non
         stats = stats or here.stats
         feeds: list[Corpus] = [MelCorpus(c, t, front.stack, stats) for c, t in ((here, targets), (there, held_out))]
     else:
-        feeds = [WaveCorpus(c.manifest, t) for c, t in ((here, targets), (there, held_out))]
+        pace = {"stride": front.hop, "reach": front.field}
+        feeds = [WaveCorpus(c.manifest, t, **pace) for c, t in ((here, targets), (there, held_out))]
         stats = None
     learned = np.arange(len(here)) if valid is not None else here.indices("train")
     kept = np.arange(len(there)) if valid is not None else here.indices("valid")
     counts = np.bincount(np.concatenate([targets[int(i)] for i in learned]), minlength=targets.clusters)
     return Data(
-        (feeds[0], learned), (feeds[1], kept), targets.clusters, entropy(counts), stats, Spans(*front.spans), front.rate
+        (feeds[0], learned),
+        (feeds[1], kept),
+        targets.clusters,
+        entropy(counts),
+        stats,
+        Spans(*front.spans),
+        front.rate,
+        tuple(utterance.text for utterance in there.manifest.utterances),
     )
 
 

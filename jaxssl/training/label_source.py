@@ -15,7 +15,7 @@ from jaxssl.data.labels import Vectors
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.data.mfcc import mfcc
 from jaxssl.data.prepared import PERIOD_MS, Prepared
-from jaxssl.inference.encode import LONGEST, encode_all, timing
+from jaxssl.inference.encode import LONGEST, Layers, encode_all, timing
 from jaxssl.inference.source import Model, load_model
 from jaxssl.models.arch import LogMel
 
@@ -33,6 +33,7 @@ class Source:
         period_ms: time from one frame to the next.
         digest: of the model or the statistics they come from.
         centres: to take instead of fitting new ones: the model's own, where they were asked for.
+        near: whether a distance to a centre means something; not of an output layer's answers.
         notes: lines a reader should see.
     """
 
@@ -42,11 +43,12 @@ class Source:
     period_ms: int
     digest: bytes = b""
     centres: np.ndarray | None = None
+    near: bool = True
     notes: tuple[str, ...] = ()
 
 
 def source_of(spec: str, corpus: Prepared, *, period: int, stats: Stats | None, seed: int) -> Source:
-    """Find what `--labels` names: logmel, mfcc, or a model's layer (`layer_source`).
+    """Find what `--labels` names: logmel, mfcc, or what a model says (`layer_source`).
 
     Args:
         spec: as on the command line.
@@ -73,21 +75,43 @@ def layer_source(spec: str, corpus: Prepared, *, seed: int = 0) -> Source:
     """Load the model that `spec`, MODEL:LAYER, names, and make its layer a function of the utterance.
 
     MODEL:own is the layer, with the centres, that made the model's own training targets; some models bring them.
-    Log-Mel models read the corpus's features, others its audio. Beyond 30 s an utterance is cut, and its parts do not
-    see each other.
+    MODEL:head is what the model's output layer answers.
 
     Raises:
         InputError: no such model or layer.
     """
     place, colon, number = spec.rpartition(":")
-    if not colon or not place or not (number.isdecimal() or number == "own"):
-        raise InputError(f"--labels {spec}: not logmel, mfcc, MODEL:LAYER, as runs/stage1:8, or MODEL:own")
-    model = load_model(place, seed=seed)
-    if number == "own" and model.labeller is None:
+    if not colon or not place or not (number.isdecimal() or number in ("own", "head")):
+        what = "not logmel, mfcc, MODEL:LAYER, as runs/stage1:8, MODEL:own or MODEL:head"
+        raise InputError(f"--labels {spec}: {what}")
+    which = int(number) if number.isdecimal() else number
+    return model_source(load_model(place, seed=seed), which, corpus, place=place)
+
+
+def model_source(model: Model, which: int | str, corpus: Prepared, *, place: str) -> Source:
+    """Make what a model says of an utterance a function of the utterance.
+
+    Log-Mel models read the corpus's features, others its audio. Beyond 30 s an utterance is cut, and its parts do not
+    see each other.
+
+    Args:
+        model: which listens; nothing is hidden from it.
+        which: number of a layer; "own": the layer, with the centres, that made the model's own training targets;
+            "head": its own codewords, the one that its output layer holds most likely at each frame.
+        corpus: whose utterances are labelled.
+        place: what the model is called.
+
+    Raises:
+        InputError: it has no such layer.
+    """
+    spec = f"{place}:{which}"
+    if which == "own" and model.labeller is None:
         raise InputError(f"--labels {spec}: this model does not say how its targets were made; name a layer")
-    own = model.labeller if number == "own" else None
-    layer = own.layer if own else int(number)
-    if layer > len(model.arch.layers):
+    if which == "head" and model.arch.head is None:
+        raise InputError(f"--labels {spec}: this model has no output layer; name a hidden one, as {place}:1")
+    own = model.labeller if which == "own" else None
+    layer: Layers = "logits" if which == "head" else own.layer if own else int(which)
+    if isinstance(layer, int) and layer > len(model.arch.layers):
         raise InputError(f"--labels {spec}: the model has layers 1 to {len(model.arch.layers)}, and 0, their input")
     how = timing(model.arch)
     period, rest = divmod(1000 * how.hop, how.rate)
@@ -103,18 +127,21 @@ def layer_source(spec: str, corpus: Prepared, *, seed: int = 0) -> Source:
     def vectors(i: int) -> np.ndarray:
         return next(encode(model.arch, model.params, [read_inputs(i)]))[1]
 
+    codewords = None if model.arch.head is None else np.eye(sum(model.arch.head.sets), dtype=np.float32)
     return Source(
-        f"{Path(place).stem}-{'own' if own else layer}",
-        f"layer {layer} of {place}",
+        f"{Path(place).stem}-{which}",
+        f"codewords of {place}" if which == "head" else f"layer {layer} of {place}",
         vectors,
         period,
-        _digest(model),
-        own.centres if own else None,
-        (*model.notes, *notes),
+        fingerprint(model),
+        codewords if which == "head" else own.centres if own else None,  # the nearest unit vector is the largest logit
+        near=which != "head",
+        notes=(*model.notes, *notes),
     )
 
 
-def _digest(model: Model) -> bytes:
+def fingerprint(model: Model) -> bytes:
+    """Name what a model says of speech: its arrays and statistics."""
     digest = hashlib.sha256()
     for array in jax.tree.leaves((model.params, model.stats)):
         digest.update(np.asarray(array).tobytes())

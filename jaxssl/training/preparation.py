@@ -31,8 +31,8 @@ class Preparation:
     out: Path = Path("prepared")
     """folder to fill"""
     labels: tuple[str, ...] = ("logmel",)
-    """what to cluster, one set each: logmel, mfcc, MODEL:LAYER, a layer of a model folder or checkpoint, or MODEL:own,
-    the targets that the model was trained on"""
+    """what to cluster, one set each: logmel, mfcc, MODEL:LAYER, a layer of a model folder or checkpoint; MODEL:own, the
+    targets that the model was trained on; MODEL:head, what its output layer answers"""
     name: str | None = None
     """name of the labels, where one set is made; default: what is clustered and the number of clusters"""
     clusters: int = 100
@@ -57,8 +57,12 @@ class Preparation:
     """of the validation part, of the frames fitted to, and of k-means"""
 
 
-def prepare(config: Preparation) -> None:
+def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = None) -> None:
     """Prepare a corpus, or go on where a broken-off run stopped; labels that are there already are kept.
+
+    Args:
+        config: what to prepare.
+        source: what to cluster, at its own period, instead of what the settings name.
 
     Raises:
         InputError: the speech, the model or the settings cannot be used.
@@ -72,12 +76,15 @@ def prepare(config: Preparation) -> None:
         features.prepare(manifest, config.out, storage=config.storage, tick=tick)
     corpus = prepared.load(config.out)
     like = None if config.like is None else prepared.load(config.like)
+    if source is not None:
+        made = source(corpus)
+        return _label(corpus, made, replace(config, period=made.period_ms))
     for spec in config.labels:
         stats = None if like is None else like.stats
-        source = source_of(spec, corpus, period=config.period, stats=stats, seed=config.seed)
-        for note in source.notes:
+        found = source_of(spec, corpus, period=config.period, stats=stats, seed=config.seed)
+        for note in found.notes:
             console.print(f"note: {note}", markup=False)
-        _label(corpus, source, config)
+        _label(corpus, found, config)
 
 
 def _check(config: Preparation) -> None:
@@ -171,10 +178,17 @@ def _make(
         tick=tick,
     )
     labels = at_period(Labels(source.name, config.clusters, source.period_ms, made.rows), config.period)
-    info = {**settings, "fitted": made.fitted, "inertia": made.inertia, **_worth(corpus, labels, made)}
+    inertia = made.inertia if source.near else None
+    info = {**settings, "fitted": made.fitted, "inertia": inertia, **_worth(corpus, labels, made)}
     rows, clusters, period = [labels[i] for i in range(len(labels))], config.clusters, config.period
     prepared.write_labels(
-        config.out, source.name, rows, clusters=clusters, period_ms=period, info=info, centres=made.centres
+        config.out,
+        source.name,
+        rows,
+        clusters=clusters,
+        period_ms=period,
+        info=info,
+        centres=made.centres if source.near else None,
     )
     return Labels(source.name, clusters, period, rows, info)
 
@@ -206,7 +220,9 @@ def _worth(corpus: Prepared, labels: Labels, made: Clustering) -> dict[str, Any]
 def _report(labels: Labels) -> None:
     info = labels.info
     line = f"labels {labels.name}: {info['used']} of {labels.clusters} clusters used, one each {labels.period_ms} ms"
-    line += f", entropy {info['entropy']:.2f} nats, inertia {info['inertia']:.2f} a frame of {info['size']} numbers"
+    line += f", entropy {info['entropy']:.2f} nats"
+    if info["inertia"] is not None:
+        line += f", inertia {info['inertia']:.2f} a frame of {info['size']} numbers"
     if info["pnmi"] is None:
         worth = "phones unknown: no purity, no PNMI"
     else:

@@ -83,6 +83,28 @@ class Difference:
     high: float
 
 
+def regress(
+    features: np.ndarray, labels: np.ndarray, *, classes: int, l2: float = 1e-3, iterations: int = 60
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit softmax regression to rows, `features: (rows, width)`; the arguments are `frame_probe`'s.
+
+    Returns:
+        kernel (width, classes) and bias (classes,) float32, for features as they are.
+
+    Raises:
+        InputError: as `frame_probe`.
+    """
+    rows = Examples(features[None], labels, np.arange(len(labels)))
+    _check_rows("train", rows, classes)
+    mean, std = _spread(rows.features)
+    known, every = jnp.asarray((rows.features - mean) / std), _counting(np.ones(len(labels), bool))
+    told = {"features": known, "labels": jnp.asarray(labels, jnp.int32), "iterations": iterations}
+    state = _fit(_zeros(rows.features, classes), every, jnp.float32(l2), **told)
+    _, kernel, bias = (np.asarray(part) for part in _parts(state, known.shape))
+    kernel = kernel / std[0, 0][:, None]
+    return kernel, bias - mean[0, 0] @ kernel
+
+
 def pool(hidden: np.ndarray) -> np.ndarray:
     """Average the valid frames of an utterance, (layers, frames, width) → (layers, width).
 
@@ -271,10 +293,15 @@ def _loss(state: Array, features: Array, labels: Array, weights: Array, l2: Arra
 
 
 def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = _spread(train)
+    return (train - mean) / std, (test - mean) / std
+
+
+def _spread(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation of each dimension of each layer, (layers, 1, width)."""
     mean = train.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
     std = train.std(1, keepdims=True, dtype=np.float64).astype(np.float32)
-    std = np.where(std > CONSTANT, std, np.float32(np.inf))  # a constant dimension becomes 0, in the test rows too
-    return (train - mean) / std, (test - mean) / std
+    return mean, np.where(std > CONSTANT, std, np.float32(np.inf))  # a constant dimension becomes 0, in test rows too
 
 
 def _check(train: Examples, test: Examples, classes: int, l2: Sequence[float]) -> None:

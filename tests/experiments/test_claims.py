@@ -48,7 +48,7 @@ def commands(place):
     model, people = str(place.model), place.audio.parent / "people"
     for module, words in CURVES.items():
         words = {"model": model, "audio": (str(place.audio),), "probes": False, "shortest": 0.5, "batch": 4, **words}
-        yield module, words, "does not say how its training targets were made", {"corpus": place.corpus}
+        yield module, {**words, "corpus": place.corpus, "labels": "gone"}, "labels gone", {"labels": None}
     learned = {"model": model, "corpus": place.corpus, "shortest": 0.5, "batch": 4}
     yield pretrain, {**learned, "labels": "gone"}, "gone", {"labels": None}
     yield pretrain, {**learned, "batch": 50}, "batch of 50", {"batch": 4}
