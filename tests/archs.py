@@ -33,7 +33,7 @@ CONVS = (Conv(12, 10, 5), *(Conv(12, 3, 2),) * 2, Conv(12, 2, 2))
 
 
 def transformer_layer(heads, size, *, head_dim=4, reuse=False, **forms):
-    """A layer of attention and feed-forward; `forms` are those of q, k, v, out, fc1 and fc2."""
+    """A layer of attention and feed-forward; `forms` are those of q, k, v, out, fc1 and fc2, or `softened`."""
     feed = {name: forms.pop(name) for name in ("fc1", "fc2") if name in forms}
     return Layer(Attention(heads, head_dim, reuse, **forms), FeedForward(size, **feed))
 
@@ -90,6 +90,9 @@ STUDENT = replace(
     head=None,
     project=None,
     time_reduction=2,
+)
+SOFTENED = replace(  # of which shapes do not tell
+    STUDENT, layers=(transformer_layer(4, 24, softened=True), transformer_layer(4, 20, reuse=True))
 )
 REUSING = replace(
     MEL,

@@ -3,10 +3,10 @@
     python tools/convert_torch.py CHECKPOINT OUT [--verify AUDIO …]
 
 CHECKPOINT is a file of fairseq (HuBERT, ContentVec's legacy files, wav2vec 2.0, data2vec, fine-tuned or not), of s3prl
-(DistilHuBERT too), of DPHuBERT or of the MelHuBERT study (pruned or not); a Hugging Face folder of HuBERT, wav2vec 2.0
-(XLS-R and MMS too), data2vec, UniSpeech or UniSpeech-SAT, whatever class stands around the encoder; or a bare state
-dict of these, or of torchaudio. OUT gets `arch.json`, `params/`, `provenance.json`, and `ctc/` where the model was
-fine-tuned.
+(DistilHuBERT too), of DPHuBERT, LightHuBERT, ARMHuBERT, FitHuBERT (these with a .yaml) or of the MelHuBERT study
+(pruned or not); a Hugging Face folder of HuBERT, wav2vec 2.0 (XLS-R and MMS too), data2vec, UniSpeech or UniSpeech-SAT,
+whatever class stands around the encoder; or a bare state dict of these, or of torchaudio. OUT gets `arch.json`,
+`params/`, `provenance.json`, and `ctc/` where the model was fine-tuned.
 """
 
 import sys
@@ -35,6 +35,8 @@ class Options:
         force: replace the model that is in OUT.
         stats: MelHuBERT's mean and deviation of each Mel bin (.npy, 2 × 40), to keep with the model.
         heads: attention heads, for state dicts and fine-tuned fairseq files, which do not say.
+        config: the .yaml of an ARMHuBERT or FitHuBERT; default: the one beside the checkpoint that fits it.
+        subnet: of a LightHuBERT, as JSON or a file of it (embed_dim, heads_num, ffn_embed); default: the largest.
         verify: audio to run through the source's own framework and ours; the differences are printed.
     """
 
@@ -43,6 +45,8 @@ class Options:
     force: bool = False
     stats: Path | None = None
     heads: int | None = None
+    config: Path | None = None
+    subnet: str | None = None
     verify: tuple[Path, ...] = ()
 
 
@@ -53,7 +57,13 @@ def run(options: Options) -> None:
         InputError: see `convert`; or verification was asked for and not possible, or failed.
     """
     converted = convert(
-        options.checkpoint, options.out, stats=options.stats, overwrite=options.force, heads=options.heads
+        options.checkpoint,
+        options.out,
+        stats=options.stats,
+        overwrite=options.force,
+        heads=options.heads,
+        config=options.config,
+        subnet=options.subnet,
     )
     print("\n".join(_report(converted, options.out)))
     if options.verify:

@@ -43,8 +43,8 @@ def attention_maps(
 
     Returns:
         By layer, (batch, heads, time, time): row q sums to 1 over the keys it looks at, padded ones get 0. A layer that
-        reuses maps has those of the layer that made them. And the valid frames of each row, (batch,); what rows beyond
-        them hold means nothing.
+        reuses maps has what the layer that made them lends. And the valid frames of each row, (batch,); what rows
+        beyond them hold means nothing.
 
     Raises:
         InputError: a layer is int8.
@@ -54,11 +54,14 @@ def attention_maps(
     heard, frames = map_inputs(arch, params, inputs, lengths)
     found: dict[int, Array] = {}
     for i, layer in enumerate(arch.layers):
-        if layer.mixer.heads and layer.mixer.carries:
-            found[i] = found[i - 1]
-        elif layer.mixer.heads:
-            x, arrays = heard[f"layers/{i}/attention/q"], params["layers"][str(i)]["attention"]
-            valid = frame_mask(frames, x.shape[1])
+        if not layer.mixer.heads:
+            continue
+        x = heard[f"layers/{i}/attention/v"]
+        valid = frame_mask(frames, x.shape[1])
+        if layer.mixer.carries:
+            found[i] = _softened(found[i - 1], valid) if arch.layers[i - 1].mixer.softened else found[i - 1]
+        else:
+            arrays = params["layers"][str(i)]["attention"]
             found[i] = _maps(layer.mixer, arrays, x, valid, _relative(arch, params, x.shape[1]))
     return found, frames
 
@@ -140,6 +143,10 @@ def _maps(mixer: Mixer, block: Any, x: Array, valid: Array, relative: Array | No
         gates, bias = mixer.added(block["gate"], x, relative)
         scores += gates.transpose(0, 2, 1)[..., None] * bias[None]
     return jax.nn.softmax(jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min))
+
+
+def _softened(maps: Array, valid: Array) -> Array:
+    return jax.nn.softmax(jnp.where(valid[:, None, None, :], maps, -jnp.inf))
 
 
 def _dense(dense: Any, x: Array) -> Array:

@@ -44,17 +44,21 @@ class Converted:
     provenance: dict[str, Any]
 
 
-def read(path: str | Path, *, heads: int | None = None) -> Converted:
+def read(
+    path: str | Path, *, heads: int | None = None, config: Path | None = None, subnet: str | None = None
+) -> Converted:
     """Read a checkpoint or folder of another program; only the model's own tensors are read from disk.
 
     Args:
         path: a file, or a Hugging Face folder.
         heads: attention heads, for a state dict or a fine-tuned fairseq file, which do not say.
+        config: the .yaml of an ARMHuBERT or FitHuBERT, where it is not beside the file.
+        subnet: which subnet of a LightHuBERT, as JSON or the path of such a file; default: the largest.
 
     Raises:
         InputError: it is unknown, damaged, hostile, of an unsupported model, or its names and shapes do not fit.
     """
-    source = sources.describe(Path(path), heads=heads)
+    source = sources.describe(Path(path), heads=heads, config=config, subnet=subnet)
     params, left = build(source.arch, source.tensors, source.dialect, left=source.left, where=str(path))
     return Converted(
         kind=source.kind,
@@ -74,6 +78,8 @@ def convert(
     stats: str | Path | None = None,
     overwrite: bool = False,
     heads: int | None = None,
+    config: Path | None = None,
+    subnet: str | None = None,
 ) -> Converted:
     """Convert a checkpoint into the folder `out`, which appears whole or not at all.
 
@@ -83,6 +89,8 @@ def convert(
         stats: mean and deviation of each Mel bin, (2, bins) in a .npy file, kept as `stats.npy`; for MelHuBERT.
         overwrite: replace a model that is there.
         heads: see `read`.
+        config: see `read`.
+        subnet: see `read`.
 
     Raises:
         InputError: see `read`; or `out` is taken, or `stats` do not fit.
@@ -90,7 +98,7 @@ def convert(
     """
     if not overwrite and Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
         raise InputError(f"{out}: already there; choose another folder, or --force to replace a model")
-    converted = read(path, heads=heads)
+    converted = read(path, heads=heads, config=config, subnet=subnet)
     extra = converted.extra | ({} if stats is None else {"stats.npy": _stats(converted.arch, Path(stats))})
     checkpoint.save(
         out, converted.arch, converted.params, provenance=converted.provenance, extra=extra, overwrite=overwrite

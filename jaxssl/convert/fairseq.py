@@ -20,6 +20,7 @@ from jaxssl.convert.config import (
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
 from jaxssl.models.arch import (
+    FULL,
     Arch,
     Attention,
     Conv,
@@ -165,13 +166,6 @@ def arch_of(
         InputError: they disagree, or are of a model that ours is not.
     """
     settings.require(SUPPORTED)
-    if "post_extract_proj.weight" not in tensors and size(tensors, "layer_norm.weight", 0) == settings.measured.get(
-        "encoder_embed_dim"
-    ):
-        raise InputError(
-            f"{settings.path}: post_extract_proj is missing, as its extractor and encoder are equally wide "
-            f"({settings.measured['encoder_embed_dim']}); models without this projection are not supported"
-        )
     head_dim = settings.head_dim("encoder_embed_dim", "encoder_attention_heads")
     mixer = Attention(settings.positive("encoder_attention_heads"), head_dim)
     layer = Layer(mixer, FeedForward(settings.positive("encoder_ffn_embed_dim")))
@@ -197,7 +191,14 @@ def arch_of(
             layer=settings.get("encoder_layerdrop", float, 0.0),
         ),
         head=head,
+        project=None if _equally_wide(settings, tensors) else FULL,
     )
+
+
+def _equally_wide(settings: Settings, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether the extractor is as wide as the encoder: fairseq has no projection between them then."""
+    width = settings.measured.get("encoder_embed_dim")
+    return "post_extract_proj.weight" not in tensors and size(tensors, "layer_norm.weight", 0) == width
 
 
 def _position(settings: Settings, tensors: Mapping[str, Tensor]) -> PositionalConvolution | ConvolutionStack:

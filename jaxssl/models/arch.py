@@ -15,7 +15,7 @@ from jaxssl.models.fronts.mel_frames import LogMel
 from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
 from jaxssl.models.mixers.attention import Attention
 from jaxssl.models.mixers.gated_attention import GatedAttention, RelativeBias
-from jaxssl.models.names import FLAT, Rule, dense_rules, norm_rules
+from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.outputs.cluster import ClusterHead
 from jaxssl.models.outputs.cosine import CosineHead
 from jaxssl.models.part import FULL, Blocks, Dialect, Dropout, Form, Full, Rank
@@ -135,6 +135,7 @@ NAMES: Mapping[Dialect, tuple[Rule, ...]] = {
     "fairseq": (
         *dense_rules(r"(?:post|pre)_extract_proj", "project"),
         Rule(r"mask_emb", "mask_embedding", FLAT),
+        *dense_rules(r"encoder\.layers\.0", "reduction", CONV),  # FitHuBERT counts it among the layers
         *norm_rules(r"encoder\.layer_norm", "norm"),
         *norm_rules(r"encoder\.layers\.(\d+)\.self_attn_layer_norm", r"layers/\1/attention_norm"),
         *norm_rules(r"encoder\.layers\.(\d+)\.final_layer_norm", r"layers/\1/ffn_norm"),

@@ -286,11 +286,17 @@ def test_contradictions_and_unsupported_options_are_refused_by_name(torch, tmp_p
         read(path)
 
 
-def test_a_missing_projection_is_explained(torch, tmp_path):
+def test_an_extractor_as_wide_as_the_encoder_has_no_projection(torch, tmp_path):
     shapes = {name: shape for name, shape in files.hubert_shapes().items() if "post_extract_proj" not in name}
-    shapes |= {"layer_norm.weight": (16,), "layer_norm.bias": (16,)}
-    with pytest.raises(InputError, match=r"post_extract_proj is missing.*\(16\)"):
+    with pytest.raises(InputError, match=r"missing: post_extract_proj.bias"):
         read(save(torch, tmp_path / "x.pt", shapes, cfg=config()))
+    shapes |= {
+        "layer_norm.weight": (16,),
+        "layer_norm.bias": (16,),
+        "feature_extractor.conv_layers.3.0.weight": (16, 12, 2),
+    }
+    listed = "[(12,10,5)] + [(12,3,2)] * 2 + [(16,2,2)]"
+    assert read(save(torch, tmp_path / "x.pt", shapes, cfg=config(conv_feature_layers=listed))).arch.project is None
 
 
 def test_unknown_missing_and_misshapen_names_come_together(torch, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from compress.depth import keep_layers
 from compress.errors import InputError
 from compress.plan import Heads, Sites, run
+from jaxssl.analysis.attention_maps import attention_maps
 from jaxssl.analysis.calibration import moments
 from jaxssl.analysis.saliency import context_gradient
 from jaxssl.inference.encode import timing
@@ -21,6 +22,7 @@ from jaxssl.training.losses import MaskedPrediction
 from tests.archs import BASE, MEL, REUSING, STUDENT, fresh, noise, transformer_layer
 
 A, R = transformer_layer(4, 24), transformer_layer(4, 24, reuse=True)
+SOFT_AND_REUSING = transformer_layer(4, 24, reuse=True, softened=True)
 
 
 def lively(arch, seed=0):
@@ -49,6 +51,26 @@ def test_reused_maps_weigh_the_values_of_each_layer(key):
                 expected = weights @ v[:, head] / weights.sum()
                 found = heard[f"layers/{layer}/attention/out"][row, frame, head]
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_softened_maps_are_the_softmax_of_maps(key):
+    """Layer 1 weighs its values by the softmax of layer 0's shares, in a padded row too; layer 0 does not."""
+    layers = (replace(A, mixer=replace(A.mixer, softened=True)), R)
+    soft, hard = (replace(MEL, layers=each, head=None) for each in (layers, (A, R)))
+    params, x, lengths = lively(soft), noise(soft, key, frames=9), jnp.array([5, 9])
+
+    def run_(params, arch):
+        return *map_inputs(arch, params, x, lengths), *attention_maps(arch, params, x, lengths)
+
+    heard, _, shares, _ = jax.jit(run_, static_argnums=1)(params, soft)
+    plain, _, made, _ = jax.jit(run_, static_argnums=1)(params, hard)
+    np.testing.assert_allclose(heard["layers/0/attention/out"], plain["layers/0/attention/out"], rtol=1e-4, atol=1e-5)
+    v = dense(params["layers"]["1"]["attention"]["v"], heard["layers/1/attention/v"][0, :5])
+    weights = np.exp(made[0][0, :, :5, :5])
+    weights /= weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(shares[1][0, :, :5, :5], weights, rtol=1e-4, atol=1e-5)
+    expected = np.einsum("hqk,khd->qhd", weights, v)
+    np.testing.assert_allclose(heard["layers/1/attention/out"][0, :5], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_time_reduction_is_a_strided_product(key):
@@ -167,6 +189,7 @@ def test_frames_are_the_encoders():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"layers": (A, SOFT_AND_REUSING)}, "layers/1: softened and reusing; the layer that makes"),
         ({"layers": (R, A)}, "layers/0: reuses attention maps, and no layer is before it"),
         ({"layers": (A, transformer_layer(3, 24, reuse=True))}, "layers/1: 3 heads reuse the maps of 4 in layers/0"),
         ({"layers": (A, transformer_layer(4, 24, reuse=True, q=Rank(2)))}, "layers/1: .*no q and k"),

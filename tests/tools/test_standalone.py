@@ -14,10 +14,11 @@ from jaxssl.inference.encode import encode
 from jaxssl.models.arch import LogMel
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import init
-from tests.archs import ARCHS, weights
+from tests.archs import ARCHS, SOFTENED, weights
 
 TOLERANCE = 1e-4
 KNOWN = {name: arch for name, arch in ARCHS.items() if arch.position.kind in POSITIONS}
+KNOWN["softened"] = SOFTENED
 
 
 @pytest.fixture(scope="module")

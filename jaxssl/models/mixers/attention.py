@@ -32,6 +32,8 @@ class Attention:
         k: the same to keys.
         v: the same to values.
         out: form of the map back, (heads, head_dim) to (width,).
+        softened: whether what it lends to layers that reuse is the softmax of its maps, which are flatter then: so do
+            ARMHuBERT's released models, whose code takes a softmax of the reused maps again.
     """
 
     heads: int
@@ -41,6 +43,7 @@ class Attention:
     k: Form = FULL
     v: Form = FULL
     out: Form = FULL
+    softened: bool = False
     kind: Literal["attention"] = "attention"
 
     place: ClassVar = "attention"  # of its arrays in a layer, and of its norm's with _norm behind it
@@ -96,10 +99,11 @@ class Attention:
         return "attention" in layer and "gate" not in layer["attention"]
 
     def read(self, arrays: Arrays) -> Self:
-        """Return the mixer that these arrays are."""
+        """Return the mixer that these arrays are; whether what it lends is softened, this one tells."""
         heads, head_dim = arrays["v"]["bias"].shape
         found: dict[str, Any] = {name: form_of(each) for name, each in arrays.items()}
-        return type(self)(heads, head_dim, "q" not in arrays, **found)
+        reuse = "q" not in arrays
+        return type(self)(heads, head_dim, reuse, softened=self.softened and not reuse, **found)
 
     def check(self, where: str, before: object) -> None:
         """Refuse a negative number, and maps of `before`, the mixer of the layer before, that are not there.
@@ -111,6 +115,10 @@ class Attention:
             raise InputError(f"{where}: {self.heads} heads of {self.head_dim}; neither may be negative")
         if not self.reuse:
             return
+        if self.softened:
+            raise InputError(
+                f"{where}: softened and reusing; the layer that makes the maps is the one that softens them"
+            )
         if before is None:
             raise InputError(
                 f"{where}: reuses attention maps, and no layer is before it; keep the layer that makes them"
@@ -133,6 +141,7 @@ class Heads(nnx.Module):
 
     def __init__(self, part: Attention, width: int, *, rate: float, prepared: bool, lends: bool, rngs: nnx.Rngs):
         self.heads, self.head_dim, self.reuse, self.lends = part.heads, part.head_dim, part.reuse, lends
+        self.softens = part.softened and lends
         self.rate = 0.0 if part.reuse else rate  # ARMHuBERT drops no weight of a reused map
         self.prepared = prepared
         for spec in part.maps(width):
@@ -143,8 +152,9 @@ class Heads(nnx.Module):
     ) -> tuple[Array, Maps | None]:
         """Attend over `x: (batch, time, width)`; keys where `valid: (batch, time)` is false are not seen.
 
-        `before` are the maps of the layer before, for a layer that reuses them; this layer's are returned, without
-        dropout, where it made or reused some: None without heads, or where nobody needs more than their product.
+        `before` are the maps of the layer before, for a layer that reuses them; what this layer lends is returned,
+        without dropout, where it made or reused some: None without heads, or where nobody needs more than their
+        product.
         """
         if self.heads == 0:
             return self.out.bias_alone(x), None
@@ -160,7 +170,7 @@ class Heads(nnx.Module):
         context = jnp.einsum("bhts,bshd->bthd", weights, self.v(x), preferred_element_type=jnp.float32)
         # Dividing after the value product touches (time × head_dim) numbers instead of (time × time).
         context = context / total.transpose(0, 2, 1)[..., None]
-        return self.out(context.astype(x.dtype)), maps
+        return self.out(context.astype(x.dtype)), softened(maps, valid) if self.softens else maps
 
     def weights(self, x: Array, valid: Array | None) -> Maps:
         """Let every frame of `x` look at every valid one."""
@@ -170,3 +180,12 @@ class Heads(nnx.Module):
             scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         return weights, weights.sum(-1)
+
+
+def softened(maps: Maps, valid: Array | None) -> Maps:
+    """Return the maps whose scores are these maps' shares, each at most 1; padded keys are not seen."""
+    weights, total = maps
+    again = jnp.exp(weights / total[..., None])
+    if valid is not None:
+        again = jnp.where(valid[:, None, None, :], again, jnp.zeros_like(again))
+    return again, again.sum(-1)

@@ -150,6 +150,7 @@ class GatedAttention:
     kind: Literal["gated_attention"] = "gated_attention"
 
     place: ClassVar = "attention"
+    softened: ClassVar = False  # it lends no maps
     carries: ClassVar = False  # what it takes is the table's, of which every layer passes on all
     names: ClassVar[Names] = {
         "fairseq": (

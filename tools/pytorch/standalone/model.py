@@ -200,6 +200,7 @@ class Attention(nn.Module):
         gated = mixer["kind"] == "gated_attention"
         self.heads = len(mixer["remaining"]) if gated else mixer["heads"]
         self.head_dim, self.reuse = mixer["head_dim"], mixer.get("reuse", False)
+        self.softened = mixer.get("softened", False)
         inner = self.heads * self.head_dim
         for name in "" if not self.heads else "v" if self.reuse else "qkv":
             setattr(self, name, dense(width, inner, mixer[name]))
@@ -209,7 +210,10 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor | None, before: Tensor | None, lend: bool, relative: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Add `bias` and gated positions to the scores; return the maps too, where there are some."""
+        """Add `bias` and gated positions to the scores.
+
+        What the next layer may use is returned too, where maps were made or `lend` asks.
+        """
         if not self.heads:
             return self.out(x), None
         if self.gate is not None:
@@ -221,6 +225,8 @@ class Attention(nn.Module):
             scores = self.split(self.q(x)) @ self.split(self.k(x)).transpose(2, 3) / math.sqrt(self.head_dim)
             before = (scores if bias is None else scores + bias).softmax(-1)
             context = before @ self.split(self.v(x))
+            if self.softened:
+                before = (before if bias is None else before + bias).softmax(-1)
         else:
             q, k, v = (self.split(each(x)) for each in (self.q, self.k, self.v))
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
