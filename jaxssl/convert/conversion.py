@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from compress.errors import InputError
 from jaxssl.convert import sources
-from jaxssl.convert.naming import build
+from jaxssl.convert.naming import build, finite
 from jaxssl.data.logmel import load_stats
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Arch, LogMel
@@ -107,9 +107,10 @@ def convert(
 
 
 def _ctc_files(ctc: sources.Ctc) -> dict[str, bytes]:
-    arrays = {"kernel": np.ascontiguousarray(ctc.kernel.read().T)}  # (width, symbols), as all our dense maps
+    kernel = finite(ctc.kernel.read(), "the CTC layer's kernel")
+    arrays = {"kernel": np.ascontiguousarray(kernel.T)}  # (width, symbols), as all our dense maps
     if ctc.bias is not None:
-        arrays["bias"] = ctc.bias.read()
+        arrays["bias"] = finite(ctc.bias.read(), "the CTC layer's bias")
     rows, symbols = arrays["kernel"].shape[1], ctc.symbols
     if symbols is not None and len(symbols) != rows:
         raise InputError(f"the CTC layer has {rows} outputs, its dictionary {len(symbols)} symbols")

@@ -81,6 +81,12 @@ class SafeTensor:
             return file.get_tensor(self.name).astype(np.float32)
 
 
+def complete(folder: Path) -> bool:
+    """Tell whether a folder has a configuration and weights."""
+    names = [*WEIGHTS, *(f"{name}.index.json" for name in WEIGHTS)]
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in names)
+
+
 def describe(folder: Path) -> Source:
     """Describe a Hugging Face folder.
 

@@ -35,6 +35,15 @@ class Tensor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """What becomes an array of ours."""
+
+    name: str
+    tensor: Tensor
+    layout: Layout
+
+
 @dataclass
 class _Problems:
     """What does not fit, by kind."""
@@ -67,7 +76,8 @@ def build(
         The tree, float32, and the names left behind.
 
     Raises:
-        InputError: names that are unknown, missing, assigned twice, of another shape or not floating, all in one.
+        InputError: names that are unknown, missing, assigned twice, of another shape or not floating, all in one; or
+            an array with numbers that are not finite.
     """
     tensors = dict(tensors)
     behind = tuple(name for name in tensors if any(re.fullmatch(pattern, name) for pattern in left))
@@ -75,7 +85,7 @@ def build(
         del tensors[name]
     expected = {path: tuple(leaf.shape) for path, leaf in flatten(shapes(arch)).items()}
     chosen = _assign(expected, tensors, arch.names(dialect), where)
-    flat = {path: _convert(*chosen[path], expected[path]) for path in expected}
+    flat = {path: _convert(chosen[path], expected[path], where) for path in expected}
     return unflatten(flat), behind
 
 
@@ -97,8 +107,8 @@ def named(arch: Arch, params: Params, dialect: Dialect) -> dict[str, np.ndarray]
 
 def _assign(
     expected: Mapping[str, Shape], tensors: Mapping[str, Tensor], rules: tuple[Rule, ...], where: str
-) -> dict[str, tuple[Tensor, Layout]]:
-    chosen: dict[str, tuple[Tensor, Layout]] = {}
+) -> dict[str, _Chosen]:
+    chosen: dict[str, _Chosen] = {}
     called = {_plain(path): path for path in expected}
     problems = _Problems()
     for name, tensor in tensors.items():
@@ -109,7 +119,7 @@ def _assign(
         elif path in chosen:
             problems.add("assigned twice", f"{name} (to {path})")
         else:
-            chosen[path] = tensor, layout
+            chosen[path] = _Chosen(name, tensor, layout)
             if tensor.shape != (want := layout.source(expected[path])):
                 problems.add("of another shape", f"{name} is {tensor.shape}, the model wants {want}")
             if tensor.dtype not in FLOATS:
@@ -148,8 +158,25 @@ def _source_name(path: str, rules: tuple[Rule, ...]) -> str:
     return path
 
 
-def _convert(tensor: Tensor, layout: Layout, shape: Shape) -> np.ndarray:
-    return np.ascontiguousarray(layout.convert(tensor.read(), shape))
+def _convert(chosen: _Chosen, shape: Shape, where: str) -> np.ndarray:
+    array = finite(chosen.tensor.read(), f"{where}: {chosen.name}")
+    return np.ascontiguousarray(chosen.layout.convert(array, shape))
+
+
+def finite(array: np.ndarray, where: str) -> np.ndarray:
+    """Return an array as it is.
+
+    Raises:
+        InputError: some of its numbers are infinite or none.
+    """
+    with np.errstate(all="ignore"):
+        total = array.sum()  # which needs no array of its own, and is finite where all numbers are, or nearly
+    if not np.isfinite(total) and (bad := array.size - int(np.isfinite(array).sum())):
+        raise InputError(
+            f"{where} has {bad} of {array.size} numbers that are NaN or infinite; copy the file again, or take "
+            "one from before its training went wrong"
+        )
+    return array
 
 
 def _listed(names: Iterable[Any]) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints of other programs, described: which kind a path holds, its arch, its tensors by their own names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from compress.errors import InputError
@@ -21,12 +22,14 @@ from jaxssl.convert.stand_ins import entries
 
 __all__ = ["Ctc", "Source", "describe"]
 
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")  # of files that may be PyTorch's
+
 
 def describe(path: Path, *, heads: int | None = None, config: Path | None = None, subnet: str | None = None) -> Source:
     """Recognise and describe a checkpoint; no weights are read.
 
     Args:
-        path: a file, or a Hugging Face folder.
+        path: a file, or a folder of Hugging Face's or with one such file.
         heads: attention heads, where the source does not say.
         config: the configuration of a checkpoint that has it in a file apart.
         subnet: which subnet of a supernet, as JSON or a file of it.
@@ -44,7 +47,7 @@ def describe(path: Path, *, heads: int | None = None, config: Path | None = None
 
 def _recognised(path: Path, heads: int | None, config: Path | None, subnet: str | None) -> Source:
     if path.is_dir():
-        return huggingface.describe(path)
+        return _in_folder(path, heads, config, subnet)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if not path.is_file():
@@ -77,3 +80,39 @@ def _recognised(path: Path, heads: int | None, config: Path | None, subnet: str 
 def _summary(state: Mapping[str, object]) -> str:
     names = ", ".join(list(state)[:5])
     return f"{len(state)} entries ({names}{', …' if len(state) > 5 else ''})" if state else "no dict"
+
+
+def _in_folder(folder: Path, heads: int | None, config: Path | None, subnet: str | None) -> Source:
+    """Describe what a folder holds: Hugging Face's model where there is one, else the one file that is a model.
+
+    Raises:
+        InputError: no file is a model, or several are.
+    """
+    files = sorted(each for each in folder.iterdir() if each.suffix in SUFFIXES and each.is_file())
+    if huggingface.complete(folder) or not files:
+        source = huggingface.describe(folder)
+        rest = [each for each in files if each not in source.files]
+        beside = [each for each in rest if each.name in huggingface.WEIGHTS or _tried([each], heads, config, subnet)[0]]
+        return replace(source, notes=(*source.notes, *(f"not read: {each.name}, a model too" for each in beside)))
+    found, errors = _tried(files, heads, config, subnet)
+    if not found:
+        raise errors[0]
+    if len(found) > 1:
+        names = ", ".join(each.files[0].name for each in found)
+        raise InputError(f"{folder}: {len(found)} of its {len(files)} files are models ({names}); give one of them")
+    taken = f"of the folder's {len(files)} files {found[0].files[0].name} was taken"
+    notes = (taken, *(f"not taken: {error}" for error in errors)) if len(files) > 1 else ()
+    return replace(found[0], notes=(*found[0].notes, *notes))
+
+
+def _tried(
+    files: Sequence[Path], heads: int | None, config: Path | None, subnet: str | None
+) -> tuple[list[Source], list[InputError]]:
+    """Describe files; return those that are models, and why others are not."""
+    found, errors = [], []
+    for file in files:
+        try:
+            found.append(_recognised(file, heads, config, subnet))
+        except InputError as error:
+            errors.append(error)
+    return found, errors

@@ -1,11 +1,14 @@
 """The names a checkpoint's pickle may use, and the inert class that stands for each.
 
-Nothing that a pickle names is ever imported: configuration objects, dictionaries and numpy values become `Inert`, which
-keeps what it is given and does nothing. What is on no list here is refused.
+Nothing that a pickle names is ever imported. What programs pickled beside a model (configurations, dictionaries,
+schedulers, numpy values), of modules that need not be there, becomes `Inert`: it keeps what it is given and does
+nothing. Of Python's own names and PyTorch's, what is on no list here is refused: no checkpoint needs it, and a file
+that asks for it may mean harm.
 """
 
 import pickle
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any, Never
 
@@ -91,8 +94,11 @@ def find(module: str, name: str) -> type | None:
     """Return what stands for a name, or None where it is not allowed."""
     if allowed := _ALLOWED.get((module, name)):
         return allowed
+    package = module.split(".")[0]
     inert = (
-        module.split(".")[0] in _INERT_PACKAGES
+        (package not in _CAPABLE and not package.startswith("_"))
+        or package in _DATA
+        or module.startswith("torch.optim")  # schedulers and optimisers
         or (module in ("builtins", "__builtin__") and _BUILTIN_TYPES.fullmatch(name))
         or (module == "torch" and _TORCH_DTYPES.fullmatch(name))
     )
@@ -172,5 +178,5 @@ _BUILTIN_TYPES = re.compile(
     "(frozen)?set|dict|list|tuple|int|long|float|complex|str|unicode|bool|bytes|bytearray|object"
 )
 _TORCH_DTYPES = re.compile(r"(bfloat|float|half|double|u?int|long|short|bool)\d*")
-# "optimizers" is a module of s3prl's that its old files hold a scheduler of.
-_INERT_PACKAGES = frozenset({"fairseq", "omegaconf", "optimizers", "typing", "numpy"})
+_DATA = frozenset({"typing"})  # of Python's modules, those with nothing but types
+_CAPABLE = frozenset({*sys.stdlib_module_names, "__builtin__", "copy_reg", "commands", "torch"})
