@@ -6,11 +6,13 @@
 
 MODEL is a model folder or the name of a model of the package. OUT gets a folder for each form, and export.json:
 
-    torch        model.py, config.json, model.safetensors: PyTorch without us, for any architecture; s3prl's expert.py
-    onnx         model.onnx for ONNX Runtime, batch and length free
-    onnx-int8    the same, its linear maps in int8: weights by channel, activations quantised as they come
-    stablehlo    model.jax for jax.export, batch and length free, for CPU, CUDA and TPU
-    huggingface  for transformers' HubertModel, where the architecture is one of its
+    torch             model.py, config.json, model.safetensors: PyTorch without us, any architecture; s3prl's expert.py
+    onnx              model.onnx for ONNX Runtime, batch and length free
+    onnx-int8         the same, its linear maps in int8: weights by channel, activations quantised as they come
+    stablehlo         model.jax for jax.export, batch and length free, for CPU, CUDA and TPU
+    huggingface       for transformers' HubertModel, where the architecture is one of its
+    huggingface-code  for transformers' AutoModel, trust_remote_code=True: as torch, any architecture of these
+    dphubert          model.pth for DPHuBERT's own code, where layers, heads and channels may differ
 
 Every form is read back from disk and run on speech (noise, without --audio) in a batch with padding. It must agree with
 our own output to 1e-4 of the largest value (int8's error is told, not limited), or nothing is written. Then all forms
@@ -48,7 +50,7 @@ from jaxssl.models.arch import SAMPLE_RATE
 from jaxssl.runtime.cli import command
 from tools.pytorch.formats import FORMATS, Given, Run, check_installed
 
-Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface"]
+Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface", "huggingface-code", "dphubert"]
 TOLERANCE = 1e-4  # of the largest value of the output
 COMPARED = 10 * SAMPLE_RATE  # samples of an utterance that outputs are compared on
 
@@ -175,11 +177,11 @@ def _bytes(given: Given) -> int:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], seconds: float) -> list[str]:
-    lines = [f"{'form':<12} {'bytes':>13} {'largest error':>14} {f'ms for {seconds:g} s':>12} {'against jax':>20}"]
+    lines = [f"{'form':<16} {'bytes':>13} {'largest error':>14} {f'ms for {seconds:g} s':>12} {'against jax':>20}"]
     for row in rows:
         ratio = f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"
         lines.append(
-            f"{row['form']:<12} {row['bytes']:>13,} {row['error']:>14.1e} {row['milliseconds']:>12.1f} {ratio:>20}"
+            f"{row['form']:<16} {row['bytes']:>13,} {row['error']:>14.1e} {row['milliseconds']:>12.1f} {ratio:>20}"
         )
     return lines
 

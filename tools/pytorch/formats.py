@@ -18,14 +18,16 @@ from jax import Array
 from safetensors.numpy import save_file
 
 from compress.errors import InputError
+from jaxssl.convert import to_dphubert
 from jaxssl.convert import to_huggingface as hugging_face
+from jaxssl.convert.conversion import read
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import WINDOW, Stats
 from jaxssl.inference.encode import encode
 from jaxssl.models.arch import Arch
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.fronts.waveform import standardise
-from jaxssl.models.model import Params
+from jaxssl.models.model import Params, apply
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # samples (batch, samples), lengths (batch,) → encoder output
 STANDALONE = Path(__file__).parent / "standalone"
@@ -133,11 +135,58 @@ def huggingface(given: Given, folder: Path) -> Run:
     return run
 
 
+def dphubert(given: Given, folder: Path) -> Run:
+    """Write the `.pth` that DPHuBERT's code and s3prl's upstream of it read; our converter reads it back."""
+    import torch
+
+    arrays, config = to_dphubert.state(given.arch, given.params)
+    torch.save(
+        {"state_dict": {name: torch.tensor(each) for name, each in arrays.items()}, "config": config},
+        folder / "model.pth",
+    )
+    back = read(folder / "model.pth")
+    program = jax.jit(lambda samples, lengths: apply(back.arch, back.params, samples, lengths).last)
+    return lambda samples, lengths: np.asarray(program(samples, lengths.astype(np.int32)))
+
+
+def huggingface_code(given: Given, folder: Path) -> Run:
+    """Write what `AutoModel.from_pretrained(…, trust_remote_code=True)` reads, the model's code included."""
+    arrays = state(given.arch, given.params, given.stats)
+    config = {
+        "model_type": "jaxssl-speech",
+        "architectures": ["SpeechModel"],
+        "auto_map": {"AutoConfig": "modeling.SpeechConfig", "AutoModel": "modeling.SpeechModel"},
+        "hidden_size": given.arch.width,
+        "num_hidden_layers": len(given.arch.layers),
+        "arch": to_json(given.arch),
+    }
+    features = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": 16_000}
+    features |= {"do_normalize": False, "return_attention_mask": True, "padding_value": 0.0}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "preprocessor_config.json").write_text(json.dumps(features, indent=1))
+    _write_tensors({f"encoder.{name}": array for name, array in arrays.items()}, folder)
+    for name in ("model.py", "modeling.py"):
+        shutil.copy(STANDALONE / name, folder / name)
+
+    import torch
+    from transformers import AutoModel
+
+    with _quiet():
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+
+    def run(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        mask = torch.arange(samples.shape[1])[None] < torch.from_numpy(lengths)[:, None]
+        with torch.inference_mode():
+            return model(torch.from_numpy(samples), mask).last_hidden_state.numpy()
+
+    return run
+
+
 def _write_torch(given: Given, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(to_json(given.arch), indent=1))
     _write_tensors(state(given.arch, given.params, given.stats), folder)
-    for file in STANDALONE.glob("*.py"):
-        shutil.copy(file, folder / file.name)
+    for name in ("model.py", "expert.py", "hubconf.py"):
+        shutil.copy(STANDALONE / name, folder / name)
 
 
 def _write_tensors(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
@@ -229,11 +278,15 @@ FORMATS: dict[str, Callable[[Given, Path], Run]] = {
     "onnx-int8": onnx_int8,
     "stablehlo": stablehlo,
     "huggingface": huggingface,
+    "huggingface-code": huggingface_code,
+    "dphubert": dphubert,
 }
 NEEDS = {
     "torch": ("torch",),
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "huggingface": ("torch", "transformers"),
+    "huggingface-code": ("torch", "transformers"),
+    "dphubert": ("torch",),
 }
 NEEDS["onnx-int8"] = NEEDS["onnx"]
 

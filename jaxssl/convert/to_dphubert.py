@@ -1,0 +1,131 @@
+"""Our waveform models as the `.pth` that DPHuBERT's own code reads: any heads, units and channels in every layer."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from compress.errors import InputError
+from jaxssl.convert.dphubert import MODES, SCALE
+from jaxssl.convert.naming import named
+from jaxssl.inference.specialise import dequantized, unpacked
+from jaxssl.models.arch import Arch, Attention, Layer, PositionalConvolution, Waveform
+from jaxssl.models.model import Params
+from jaxssl.models.part import BlockT
+from jaxssl.models.sites import matrices
+
+PRUNING = (  # switches for which of its gates there are
+    "extractor_prune_conv_channels",
+    "encoder_prune_attention_heads",
+    "encoder_prune_attention_layer",
+    "encoder_prune_feed_forward_intermediate",
+    "encoder_prune_feed_forward_layer",
+)
+OLD = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+LEFT = ("head", "mask_embedding")  # which that code has no place for
+
+
+def state(arch: Arch, params: Params) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return `state_dict` and `config`.
+
+    A block without units is gone there, where its bias is zero; else it has one unit of zeros, which adds the bias.
+
+    Raises:
+        InputError: that code cannot be such a model; the message names the first reason.
+    """
+    arch, params = dequantized(*unpacked(arch, params))
+    front, position = _check(arch)
+    pairs = [_kept(arch.width, layer, params["layers"][str(i)]) for i, layer in enumerate(arch.layers)]
+    layers = tuple(layer for layer, _ in pairs)
+    body = {name: part for name, part in params.items() if name not in LEFT}
+    found = named(arch, {**body, "layers": {str(i): arrays for i, (_, arrays) in enumerate(pairs)}}, "huggingface")
+    found.setdefault(SCALE, np.ones(front.size, np.float32))
+    return {_renamed(name): array for name, array in found.items()}, _config(arch, front, position, layers)
+
+
+def _kept(width: int, layer: Layer, arrays: Params) -> tuple[Layer, Params]:
+    """Return a layer whose blocks have units or add nothing, and its arrays without those that add nothing."""
+    found = dict(arrays)
+    mixer = _block(width, layer.mixer, found)
+    ffn = _block(width, layer.ffn, found)
+    return replace(layer, mixer=mixer, ffn=ffn), found
+
+
+def _block(width: int, block: BlockT, arrays: Params) -> BlockT:
+    if not block.empty:
+        return block
+    (units,) = block.units()
+    bias = np.asarray(arrays.pop(block.place)[units.into]["bias"])
+    if not bias.any():
+        return block
+    one = block.resized(units.name, 1)
+    zeros = {spec.name: (np.zeros((*spec.inputs, *spec.outputs), np.float32), spec.outputs) for spec in one.maps(width)}
+    arrays[block.place] = {
+        name: {"kernel": kernel, "bias": bias if name == units.into else np.zeros(outputs, np.float32)}
+        for name, (kernel, outputs) in zeros.items()
+    }
+    return one
+
+
+def _renamed(name: str) -> str:
+    """Give an array the name that torchaudio's code has for it, the inverse of `bare_state.renamed`."""
+    for new, old in OLD.items():
+        name = name.replace(new, old)
+    if name.startswith("encoder."):
+        return f"encoder.transformer.{name.removeprefix('encoder.')}"
+    return f"encoder.{name}" if name.startswith("feature_projection.") else name
+
+
+def _config(arch: Arch, front: Waveform, position: PositionalConvolution, layers: tuple[Layer, ...]) -> dict[str, Any]:
+    """Return the arguments of `wav2vec2_model` of DPHuBERT's code; blocks that are gone need a size all the same."""
+    dropout = arch.dropout
+    return {
+        "extractor_mode": next(mode for mode, norm in MODES.items() if norm == front.norm),
+        "extractor_conv_layer_config": [(conv.channels, conv.kernel, conv.stride) for conv in front.convs],
+        "extractor_conv_bias": front.bias,
+        "encoder_embed_dim": arch.width,
+        "encoder_projection_dropout": dropout.features,
+        "encoder_pos_conv_kernel": position.kernel,
+        "encoder_pos_conv_groups": position.groups,
+        "encoder_num_layers": len(layers),
+        "encoder_use_attention": [not layer.mixer.empty for layer in layers],
+        "encoder_use_feed_forward": [not layer.ffn.empty for layer in layers],
+        "encoder_num_heads": [layer.mixer.heads or 1 for layer in layers],
+        "encoder_head_dim": layers[0].mixer.head_dim,
+        "encoder_attention_dropout": dropout.attention,
+        "encoder_ff_interm_features": [layer.ffn.size or 1 for layer in layers],
+        "encoder_ff_interm_dropout": dropout.activation,
+        "encoder_dropout": dropout.hidden,
+        "encoder_layer_norm_first": arch.norm_first,
+        "encoder_layer_drop": dropout.layer,
+        "aux_num_out": None,
+        "normalize_waveform": front.normalize,
+        **dict.fromkeys(PRUNING, False),
+    }
+
+
+def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
+    front, position = arch.front, arch.position
+    if not isinstance(front, Waveform):
+        raise _refusal("it takes log-Mel frames")
+    if not isinstance(position, PositionalConvolution):
+        raise _refusal("its positions are no convolution")
+    reasons = {
+        "it has no layers": not arch.layers,
+        "its features have no norm": not front.feature_norm,
+        "its mixers are no attention": any(not isinstance(layer.mixer, Attention) for layer in arch.layers),
+        "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
+        "heads differ in size": len({layer.mixer.head_dim for layer in arch.layers}) > 1,
+        "its activation is not GELU": any(layer.ffn.activation != "gelu" for layer in arch.layers),
+        "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
+        "it has adapters": any(layer.adapter for layer in arch.layers),
+        "it has no projection, or reduces time": arch.project is None or arch.time_reduction > 1,
+    }
+    for reason, true in reasons.items():
+        if true:
+            raise _refusal(reason)
+    return front, position
+
+
+def _refusal(reason: str) -> InputError:
+    return InputError(f"DPHuBERT's code cannot be this model: {reason}; export it as torch, onnx or stablehlo")

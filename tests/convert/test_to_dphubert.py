@@ -1,0 +1,66 @@
+"""Models as DPHuBERT's own files: read again they are the same function, and their names are those of its code."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from jaxssl.convert import to_dphubert
+from jaxssl.convert.conversion import read
+from jaxssl.models.arch import Rank
+from jaxssl.models.model import shapes
+from tests.archs import ARCHS, BASE, LARGE, forward, noise, transformer_layer, weights
+from tools.pytorch import formats
+
+IRREGULAR = replace(
+    BASE, layers=(transformer_layer(2, 24), transformer_layer(0, 7), transformer_layer(4, 0), transformer_layer(0, 0))
+)
+
+
+def test_its_own_file_comes_back_name_by_name(torch, shared, tmp_path):
+    path = shared / "encoders/dphubert/dphubert.pth"
+    theirs, ours = torch.load(path, weights_only=True), read(path)
+    arrays, config = to_dphubert.state(ours.arch, ours.params)
+    assert arrays.keys() == theirs["state_dict"].keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, theirs["state_dict"][name], err_msg=name)
+    assert config.keys() == theirs["config"].keys()
+    differing = {name for name, value in config.items() if value != theirs["config"][name]}
+    assert differing == {"encoder_num_heads", "encoder_ff_interm_features"}  # of what is gone
+    assert config["encoder_num_heads"] == [3, 1, 4, 1]
+
+
+@pytest.mark.parametrize("arch", [IRREGULAR, replace(LARGE, layers=IRREGULAR.layers)], ids=["post-norm", "pre-norm"])
+def test_read_again_it_is_the_same_function(torch, tmp_path, arch):
+    """Blocks without units whose bias is zero are gone; one with a bias stays, with a unit that does nothing else."""
+    params, samples = weights(arch), noise(arch, 0)
+    params["layers"]["1"]["attention"]["out"]["bias"] *= 0
+    lengths = np.array([700, samples.shape[1]])
+    run = formats.dphubert(formats.Given(arch, params, None), tmp_path)
+    found = run(samples, lengths)
+    ours = forward(arch, params, samples, jnp.asarray(lengths))
+    for row, count in enumerate(np.asarray(ours.lengths[-1])):
+        np.testing.assert_allclose(found[row, :count], ours.last[row, :count], atol=1e-5)
+    back = read(tmp_path / "model.pth").arch.layers
+    assert [(layer.mixer.heads, layer.ffn.size) for layer in back] == [(2, 24), (0, 7), (4, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "reason"),
+    [
+        (ARCHS["mel"], "log-Mel frames"),
+        (ARCHS["student"], "features have no norm"),
+        (replace(BASE, layers=(transformer_layer(4, 24, fc1=Rank(2)),)), "maps are factorised"),
+        (replace(BASE, layers=()), "no layers"),
+        (
+            replace(BASE, layers=(transformer_layer(4, 24), transformer_layer(2, 24, head_dim=8))),
+            "heads differ in size",
+        ),
+        (replace(BASE, layers=(transformer_layer(4, 24), transformer_layer(4, 24, reuse=True))), "maps are reused"),
+    ],
+)
+def test_what_its_code_cannot_be_is_told(arch, reason):
+    with pytest.raises(InputError, match=f"DPHuBERT's code cannot be this model: .*{reason}; export it as torch"):
+        to_dphubert.state(arch, shapes(arch))
