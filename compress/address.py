@@ -50,6 +50,7 @@ class Matrix:
         rank: None when not factorised.
         blocks: (size, kept) of a packed map, as `compress.blocks` stores it; None otherwise.
         int8: whether its weights are int8, with scales beside them, as `compress.quantize` stores them.
+        bias: whether it has one.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Matrix:
     rank: int | None = None
     blocks: tuple[int, int] | None = None
     int8: bool = False
+    bias: bool = True
 
     @property
     def fan_in(self) -> int:

@@ -289,8 +289,9 @@ def pruned_arrays(step: Weights, tree: Mapping[str, Any], at: Sites) -> tuple[tu
         paths = match_paths(step.where, at.matrices)
         return tuple((f"{path}/{name}",) for path in paths for name in _weights(tree, path))
     together: dict[str, list[str]] = {}
-    for path in match(step.where, [matrix.path for matrix in at.matrices]):
-        names = [*_weights(tree, path), *(["bias"] if step.biases else [])]
+    has_bias = {matrix.path: matrix.bias for matrix in at.matrices}
+    for path in match(step.where, list(has_bias)):
+        names = [*_weights(tree, path), *(["bias"] if step.biases and has_bias[path] else [])]
         layer = "/".join(path.split("/")[:2]) if step.select == "layer" else ""
         together.setdefault(layer, []).extend(f"{path}/{name}" for name in names)
     return tuple(map(tuple, together.values()))

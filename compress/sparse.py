@@ -129,8 +129,8 @@ def zero_masks(params: Mapping[str, Any], matrices: Sequence[Matrix]) -> Masks:
     for matrix in matrices:
         stays = {path: _array(params, path) != 0 for path in _weights(matrix)}
         if not all(mask.all() for mask in stays.values()):
-            bias = f"{matrix.path}/bias"
-            masks |= {**stays, bias: np.asarray(get(params, bias)) != 0}
+            biases = [f"{matrix.path}/bias"] if matrix.bias else []
+            masks |= {**stays, **{bias: np.asarray(get(params, bias)) != 0 for bias in biases}}
     return masks
 
 

@@ -25,6 +25,7 @@ from jaxssl.models.arch import (
     ScaledConvolution,
     Sinusoids,
     Waveform,
+    Whisper,
 )
 from jaxssl.models.model import apply, init, shapes
 
@@ -123,6 +124,14 @@ ARCHS = {
     "reusing": REUSING,
     "wavlm": WAVLM,
     "sinusoid": replace(MEL, position=Sinusoids()),
+    "whisper": Arch(
+        front=Whisper(16, 12, bins=6, longest=60),
+        width=16,
+        layers=(transformer_layer(4, 24, key_bias=False), transformer_layer(2, 9, k=Rank(3), key_bias=False)),
+        norm_first=True,
+        position=Sinusoids("halves"),
+        project=None,
+    ),
     "convolution-stack": replace(MEL, layers=MEL.layers[:1], position=ConvolutionStack(3, 4, 4), head=None),
     "scaled-convolution": replace(
         MEL,
@@ -165,8 +174,8 @@ def forward(arch, params, inputs, lengths=None, **words):
 def noise(arch, key, *, batch=2, frames=30):
     """Random inputs in the form an arch takes, for that many frames; `key` may be a seed."""
     draw = np.random.default_rng(key if isinstance(key, int) else np.asarray(jax.random.key_data(key)))
-    waves = isinstance(arch.front, Waveform)
-    shape = (batch, frames * 40 + 20) if waves else (batch, frames, arch.front.size)
+    front = arch.front
+    shape = (batch, frames, front.size) if front.features else (batch, frames * front.hop + 20)
     return jax.numpy.asarray(draw.standard_normal(shape, np.float32))
 
 

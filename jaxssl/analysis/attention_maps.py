@@ -152,4 +152,5 @@ def _softened(maps: Array, valid: Array) -> Array:
 def _dense(dense: Any, x: Array) -> Array:
     y = x @ dense["down"] if "down" in dense else x
     kernel = dense["up"] if "up" in dense else dense["kernel"]
-    return jnp.einsum("bti,ihd->bthd", y, kernel) + dense["bias"][None, None]
+    y = jnp.einsum("bti,ihd->bthd", y, kernel)
+    return y + dense["bias"][None, None] if "bias" in dense else y

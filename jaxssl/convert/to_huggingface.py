@@ -67,7 +67,7 @@ def _body(params: Params) -> Params:
 
 def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
     reasons = {
-        "it takes log-Mel frames": not isinstance(arch.front, Waveform),
+        "its front end is another": not isinstance(arch.front, Waveform),
         "its extractor's output is scaled": isinstance(arch.front, Waveform) and arch.front.scaled,
         "it has no layers": not arch.layers,
         "its layers differ": len(set(arch.layers)) > 1,
@@ -76,6 +76,7 @@ def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
         "its positions are no convolution": not isinstance(arch.position, PositionalConvolution),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
         "it has adapters": any(layer.adapter for layer in arch.layers),
+        "its keys have no bias": not all(layer.mixer.key_bias for layer in arch.layers),
         "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
         "its features have no norm": arch.relative is not None and not getattr(arch.front, "feature_norm", True),
         "it has no projection, or reduces time": arch.project is None or arch.time_reduction > 1,

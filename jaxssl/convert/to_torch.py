@@ -15,6 +15,7 @@ from jaxssl.models.model import Params
 LEFT = re.compile(r"head/.*|mask_embedding")  # what only training uses
 CONVOLUTION = re.compile(r"front/convs/\d+/conv/kernel|reduction/kernel")
 SHORT = {"kernel": "weight", "scale": "weight"}
+FRONTS = ("waveform", "logmel")  # kinds of fronts that the standalone module has
 POSITIONS = ("convolution",)  # kinds of positions that the standalone module has
 
 
@@ -32,8 +33,10 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
         raise InputError(
             f"the PyTorch module has positions by {', '.join(POSITIONS)}, not by {arch.position.kind}; export stablehlo"
         )
-    if any(layer.adapter for layer in arch.layers):
-        raise InputError("the PyTorch module has no adapters; export stablehlo")
+    if arch.front.kind not in FRONTS:
+        raise InputError(f"the PyTorch module has fronts {', '.join(FRONTS)}, not {arch.front.kind}; export stablehlo")
+    if any(layer.adapter for layer in arch.layers) or not all(layer.mixer.key_bias for layer in arch.layers):
+        raise InputError("the PyTorch module has no adapters, and no keys without a bias; export stablehlo")
     arch, params = dequantized(*unpacked(arch, params))
     flat = {path: leaf for path, leaf in flatten(params).items() if leaf.size and not LEFT.fullmatch(path)}
     flat = {path: leaf for path, leaf in flat.items() if not _idle(arch, path)}

@@ -13,6 +13,7 @@ from jaxssl.models.adapter import Adapter
 from jaxssl.models.feed_forward import FeedForward
 from jaxssl.models.fronts.mel_frames import LogMel
 from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
+from jaxssl.models.fronts.whisper_frames import Whisper
 from jaxssl.models.mixers.attention import Attention
 from jaxssl.models.mixers.gated_attention import GatedAttention, RelativeBias
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
@@ -26,7 +27,7 @@ from jaxssl.models.positions.sinusoid import Sinusoids
 
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
-Front = Waveform | LogMel
+Front = Waveform | LogMel | Whisper
 Mixer = Attention | GatedAttention
 Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinusoids
 Head = ClusterHead | CosineHead
@@ -53,7 +54,9 @@ __all__ = [
     "Rank",
     "RelativeBias",
     "ScaledConvolution",
+    "Sinusoids",
     "Waveform",
+    "Whisper",
 ]
 
 
@@ -84,7 +87,7 @@ class Arch:
     """A speech self-supervised encoder: front end, layers, optional pre-training head.
 
     Attributes:
-        front: `Waveform` (HuBERT) or `LogMel` (MelHuBERT).
+        front: `Waveform` (HuBERT), `LogMel` (MelHuBERT) or `Whisper`.
         width: size of the residual stream.
         layers: the layers, first to last.
         norm_first: pre-LN when true (Large), post-LN when false (Base, MelHuBERT).

@@ -9,6 +9,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.export import is_symbolic_dim
 from jax.nn import initializers
+from jax.typing import DTypeLike
 
 from compress.errors import InputError
 from compress.quantize import rounded
@@ -21,7 +22,7 @@ from jaxssl.runtime import native
 
 
 class Dense(nnx.Module):
-    """A dense map `y = x · kernel + bias`, or `y = x · down · up + bias` when it has a rank.
+    """A dense map `y = x · kernel + bias`, or `y = x · down · up + bias` when it has a rank; some have no bias.
 
     `kernel` is (*inputs, *outputs); factorised, `down` is (*inputs, rank) and `up` is (rank, *outputs); packed, the
     kernel is given by `blocks` and `index` (`compress.blocks`). In int8, `kernel`, `down` and `up` have scales
@@ -38,7 +39,7 @@ class Dense(nnx.Module):
         rngs: nnx.Rngs,
     ):
         form, inputs, outputs = spec.form, spec.inputs, spec.outputs
-        self.contracted = len(inputs)
+        self.contracted, self.outputs = len(inputs), outputs
         self.prepared, self.special = prepared, form.int8 or isinstance(form, Blocks)
         self.listening = False
         match form:
@@ -51,7 +52,8 @@ class Dense(nnx.Module):
                 self._hold("up", kernel_init(rngs.params(), (rank, *outputs)), 1, int8)
             case Full(int8):
                 self._hold("kernel", kernel_init(rngs.params(), (*inputs, *outputs)), len(inputs), int8)
-        self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
+        if spec.bias:
+            self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
         """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs)."""
@@ -61,19 +63,23 @@ class Dense(nnx.Module):
             x = x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
         if self._native(x):
             weights = [self.kernel] if hasattr(self, "kernel") else [self.down, self.up]
-            return native.dense(x, *(each[...].astype(x.dtype) for each in (*weights, self.bias)))
+            return native.dense(x, *(each[...].astype(x.dtype) for each in weights), self.added(x.dtype))
         if hasattr(self, "kernel"):
             y = self._product(x, "kernel", self.contracted)
         elif hasattr(self, "blocks"):
             y = block_product(x.reshape(*x.shape[:2], -1), self.blocks[...], self.index[...])
-            y = y.reshape(*x.shape[:2], *self.bias.shape)
+            y = y.reshape(*x.shape[:2], *self.outputs)
         else:
             y = self._product(self._product(x, "down", self.contracted), "up", 1)
-        return checkpoint_name(y + jnp.expand_dims(self.bias[...].astype(x.dtype), (0, 1)), KEPT)
+        return checkpoint_name(y + jnp.expand_dims(self.added(x.dtype), (0, 1)) if hasattr(self, "bias") else y, KEPT)
+
+    def added(self, dtype: DTypeLike) -> Array:
+        """Return the bias; zeros where there is none."""
+        return self.bias[...].astype(dtype) if hasattr(self, "bias") else jnp.zeros(self.outputs, dtype)
 
     def bias_alone(self, x: Array) -> Array:
         """Return what the map gives for an input of no units: its bias at every frame of `x: (batch, time, …)`."""
-        bias = self.bias[...].astype(x.dtype)
+        bias = self.added(x.dtype)
         return jnp.broadcast_to(bias, (*x.shape[:2], *bias.shape))
 
     def _native(self, x: Array) -> bool:
@@ -81,7 +87,7 @@ class Dense(nnx.Module):
         if not self.prepared or self.special or any(map(is_symbolic_dim, x.shape)):
             return False
         rank = self.up.shape[0] if hasattr(self, "up") else None
-        return choice.dense(x.shape[0] * x.shape[1], math.prod(self.bias.shape), rank, x.dtype) == "native"
+        return choice.dense(x.shape[0] * x.shape[1], math.prod(self.outputs), rank, x.dtype) == "native"
 
     def _hold(self, name: str, array: Array, inputs: int, int8: bool) -> None:
         """Take an array of weights, of which the first `inputs` axes are inputs, as it is or in int8."""

@@ -63,18 +63,20 @@ class Map:
         inputs: sizes of the input axes.
         outputs: sizes of the output axes.
         form: how its weights are stored.
+        bias: whether one is added to its outputs.
     """
 
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     form: Form = FULL
+    bias: bool = True
 
     def matrix(self, path: str) -> Matrix:
         """Describe the map at a path as `compress` addresses it."""
         rank = self.form.rank if isinstance(self.form, Rank) else None
         blocks = (self.form.size, self.form.kept) if isinstance(self.form, Blocks) else None
-        return Matrix(path, len(self.inputs), (*self.inputs, *self.outputs), rank, blocks, self.form.int8)
+        return Matrix(path, len(self.inputs), (*self.inputs, *self.outputs), rank, blocks, self.form.int8, self.bias)
 
     def leaf(self, side: Side) -> tuple[str, int]:
         """Name the array that holds the map's first input or output axis, and which of its axes that is."""

@@ -5,7 +5,19 @@ Parameters are those of transformers' models of the same configuration, which a 
 
 from dataclasses import replace
 
-from jaxssl.models.arch import Arch, ConvolutionStack, Dropout, Waveform, hubert_base, transformer
+from jaxssl.models.arch import (
+    Arch,
+    Attention,
+    ConvolutionStack,
+    Dropout,
+    FeedForward,
+    Layer,
+    Sinusoids,
+    Waveform,
+    Whisper,
+    hubert_base,
+    transformer,
+)
 
 LARGE = Waveform(norm="layer", bias=True, normalize=True)  # the extractor of wav2vec 2.0 Large and all after it
 
@@ -67,6 +79,24 @@ def data2vec_audio_large() -> Arch:
     Inferred: its extractor and norms are Base's; transformers knows no others for this family.
     """
     return replace(data2vec_audio_base(), width=1024, layers=transformer(16, 64, 4096) * 24)
+
+
+def whisper(width: int, layers: int, *, bins: int = 80) -> Arch:
+    """Return the encoder of Whisper (Radford et al. 2022, table 1), whose heads are 64 wide.
+
+    tiny: width 384, 4 layers; base: 512, 6; small: 768, 12; medium: 1024, 24; large: 1280, 32, of v3 and later with
+    128 Mel bins.
+    """
+    layer = Layer(Attention(width // 64, 64, key_bias=False), FeedForward(4 * width))
+    return Arch(
+        front=Whisper(width, width, bins=bins),
+        width=width,
+        layers=(layer,) * layers,
+        norm_first=True,
+        position=Sinusoids("halves"),
+        project=None,
+        dropout=Dropout(hidden=0.0, attention=0.0),
+    )
 
 
 def _large(width: int, *, layers: int, heads: int) -> Arch:

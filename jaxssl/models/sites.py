@@ -100,7 +100,7 @@ def _check_prunable(arch: Arch) -> None:
 def _tensors(matrix: Matrix, biases: bool) -> tuple[str, ...]:
     """Name the arrays of a map."""
     weights = ("kernel",) if matrix.rank is None else ("down", "up")
-    return (*weights, "bias") if biases else weights
+    return (*weights, "bias") if biases and matrix.bias else weights
 
 
 def _axis(arch: Arch, index: int, number: int, units: Units) -> Axis:
@@ -122,5 +122,6 @@ def _leaves(at: str, maps: dict[str, Map], units: Units) -> list[tuple[str, int]
     found = []
     for name, side in units.maps:
         leaf, axis = maps[name].leaf(side)
-        found += [(f"{at}/{name}/{leaf}", axis)] + ([(f"{at}/{name}/bias", 0)] if side == "out" else [])
+        biases = [(f"{at}/{name}/bias", 0)] if side == "out" and maps[name].bias else []
+        found += [(f"{at}/{name}/{leaf}", axis), *biases]
     return [*found, *((f"{at}/{path}", axis) for path, axis in units.arrays)]

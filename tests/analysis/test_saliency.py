@@ -49,7 +49,8 @@ def drawn(arch, seed, *, rows=2, frames=12, lengths=(12, 9)):
 def test_a_gate_of_zeros_and_ones_is_a_mask(arch):
     """f(p, gates that keep k) == f(mask(p, axis, k), gates of ones), for every axis at once."""
     params, draw = lively(arch), np.random.default_rng(1)
-    shape = (1, 420) if arch.front.kind == "waveform" else (1, 10, arch.front.size)
+    front = arch.front
+    shape = (1, 10, front.size) if front.features else (1, front.hop * 10 + 20)
     inputs = jnp.asarray(draw.standard_normal(shape), jnp.float32)
     gates, ones, masked = {}, {}, params
     for axis in (axis for axis in axes(arch) if axis.size):

@@ -45,7 +45,7 @@ def test_shapes_are_those_of_init(arch, key):
 def test_output_carries_every_layer(arch, key):
     inputs = noise(arch, key)
     out = forward(arch, weights(arch), inputs)
-    heard = arch.front.frames(inputs.shape[1]) if isinstance(arch.front, Waveform) else inputs.shape[1]
+    heard = arch.front.heard(inputs.shape[1])
     frames = heard // arch.time_reduction
     assert len(out.hidden) == len(arch.layers) + 1
     assert out.features.shape == (2, heard, arch.width)

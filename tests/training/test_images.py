@@ -35,7 +35,7 @@ def multiply(dense, x):
     """A dense map to heads, in double precision: (frames, width) to (frames, heads, head_dim)."""
     dense = {name: np.asarray(value, np.float64) for name, value in dense.items()}
     kernel = dense["kernel"] if "kernel" in dense else np.tensordot(dense["down"], dense["up"], 1)
-    return np.tensordot(x, kernel, 1) + dense["bias"]
+    return np.tensordot(x, kernel, 1) + dense.get("bias", 0.0)
 
 
 def reference(block, x, head_dim):

@@ -271,6 +271,8 @@ def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
         raise InputError("the PyTorch step has no adapters, and no scale of the extractor's output")
     if arch.relative is not None:
         raise InputError("the PyTorch step has no relative positions (WavLM); time a model without them")
+    if arch.front.kind == "whisper" or not all(layer.mixer.key_bias for layer in arch.layers):
+        raise InputError("the PyTorch step has nothing of Whisper: no such front end, and no keys without a bias")
     if arch.project not in (FULL, None) or not plain or any(layer.mixer.carries for layer in arch.layers):
         raise InputError("the PyTorch step is for dense layers only; this arch has ranks, packed maps or empty blocks")
     if arch.time_reduction > 1 or not (arch.project is not None and getattr(arch.front, "feature_norm", True)):

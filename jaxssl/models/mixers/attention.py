@@ -34,6 +34,8 @@ class Attention:
         out: form of the map back, (heads, head_dim) to (width,).
         softened: whether what it lends to layers that reuse is the softmax of its maps, which are flatter then: so do
             ARMHuBERT's released models, whose code takes a softmax of the reused maps again.
+        key_bias: whether keys have a bias. Whisper's have none: it would add one number to all scores of a query, which
+            softmax takes away.
     """
 
     heads: int
@@ -44,6 +46,7 @@ class Attention:
     v: Form = FULL
     out: Form = FULL
     softened: bool = False
+    key_bias: bool = True
     kind: Literal["attention"] = "attention"
 
     place: ClassVar = "attention"  # of its arrays in a layer, and of its norm's with _norm behind it
@@ -72,7 +75,8 @@ class Attention:
         """List q, k, v and out; v and out where maps are reused."""
         heads = (self.heads, self.head_dim)
         inner = ("v",) if self.reuse else ("q", "k", "v")
-        return (*(Map(n, (width,), heads, getattr(self, n)) for n in inner), Map("out", heads, (width,), self.out))
+        each = (Map(n, (width,), heads, getattr(self, n), bias=n != "k" or self.key_bias) for n in inner)
+        return (*each, Map("out", heads, (width,), self.out))
 
     def units(self) -> tuple[Units, ...]:
         """List the heads; those that reuse maps go with the heads that made them."""
@@ -102,8 +106,8 @@ class Attention:
         """Return the mixer that these arrays are; whether what it lends is softened, this one tells."""
         heads, head_dim = arrays["v"]["bias"].shape
         found: dict[str, Any] = {name: form_of(each) for name, each in arrays.items()}
-        reuse = "q" not in arrays
-        return type(self)(heads, head_dim, reuse, softened=self.softened and not reuse, **found)
+        reuse, key_bias = "q" not in arrays, "bias" in arrays.get("k", ("bias",))
+        return type(self)(heads, head_dim, reuse, softened=self.softened and not reuse, key_bias=key_bias, **found)
 
     def check(self, where: str, before: object) -> None:
         """Refuse a negative number, and maps of `before`, the mixer of the layer before, that are not there.
@@ -130,6 +134,8 @@ class Attention:
             raise InputError(f"{where}: {heads}; cut both layers' heads together")
         if self.q != FULL or self.k != FULL:
             raise InputError(f"{where}: reuses attention maps, so it has no q and k to factorise or pack")
+        if not self.key_bias:
+            raise InputError(f"{where}: reuses attention maps, so it has no keys to be without a bias; leave key_bias")
 
     def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: nnx.Rngs) -> "Heads":
         """Make the module; `lends`: the next layer takes its maps."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -69,7 +70,8 @@ class Waves(nnx.Module):
         """Return what is added to `x: (batch, time, width)`: (1, time, width)."""
         waves = self.width // 2
         steps = waves - 1 if self.layout == "halves" else waves
-        rates = jnp.exp(jnp.arange(waves, dtype=jnp.float32) * jnp.float32(-math.log(LONGEST) / steps))
+        # Constants: a device's own exponential may be off by several roundings, which frame 1500 multiplies.
+        rates = np.exp(np.arange(waves) * -math.log(LONGEST) / steps).astype(np.float32)
         angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * rates[None]
         both = jnp.sin(angles), jnp.cos(angles)
         table = jnp.concatenate(both, 1) if self.layout == "halves" else jnp.stack(both, 2).reshape(-1, self.width)
