@@ -3,10 +3,11 @@
     python tools/convert_torch.py CHECKPOINT OUT [--verify AUDIO …]
 
 CHECKPOINT is a file of fairseq (HuBERT, ContentVec's legacy files, wav2vec 2.0, data2vec, fine-tuned or not), of s3prl
-(DistilHuBERT too), of DPHuBERT, LightHuBERT, ARMHuBERT, FitHuBERT (these with a .yaml) or of the MelHuBERT study
-(pruned or not); a Hugging Face folder of HuBERT, wav2vec 2.0 (XLS-R and MMS too), data2vec, UniSpeech or UniSpeech-SAT,
-whatever class stands around the encoder; or a bare state dict of these, or of torchaudio. OUT gets `arch.json`,
-`params/`, `provenance.json`, and `ctc/` where the model was fine-tuned.
+(DistilHuBERT too), of DPHuBERT, LightHuBERT, ARMHuBERT, FitHuBERT (these with a .yaml), WavLM or of the MelHuBERT study
+(pruned or not); a Hugging Face folder of HuBERT, wav2vec 2.0 (XLS-R and MMS too), WavLM, data2vec, UniSpeech or
+UniSpeech-SAT, whatever class stands around the encoder; a bare state dict of these, or of torchaudio; or a Whisper, of
+which the encoder is kept: a folder of Hugging Face or CTranslate2, or OpenAI's file. OUT gets `arch.json`, `params/`,
+`provenance.json`, and `ctc/` where the model was fine-tuned.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Folders that `save_pretrained` of Hugging Face wrote: HuBERT, and relatives that only training tells from it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from compress.errors import InputError
-from jaxssl.convert import hf_positions, pickle_reader
+from jaxssl.convert import hf_positions, pickle_reader, whisper
 from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tensors, size, strip
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
@@ -52,7 +52,7 @@ LEFT = (
 )
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SUPPORTED = {
-    "model_type": tuple(FAMILIES),
+    "model_type": (*FAMILIES, "whisper"),
     "hidden_act": (*get_args(Activation), *SYNONYMS),
     "feat_extract_activation": ("gelu",),
     "feat_extract_norm": ("group", "layer"),
@@ -98,6 +98,8 @@ def describe(folder: Path) -> Source:
     config = _json(folder / "config.json")
     files, everything = _weights(folder)
     family = str(config.get("model_type") or "hubert")
+    if family == "whisper":
+        return whisper.of_huggingface(folder, config, next(_preprocessors(folder), ("", {}))[1], files, everything)
     encoder = {name: tensor for name, tensor in everything.items() if name not in OUTPUT}
     tensors = hf_positions.folded(folder, strip(encoder, f"{family.replace('-', '_')}."))
     settings = Settings(folder, config | FIXED.get(family, {}), measure(tensors))
@@ -235,14 +237,19 @@ def _unread(path: Path, name: str, part: Any) -> SafeTensor:
 
 def _normalize(folder: Path) -> tuple[bool, list[str]]:
     """Find out whether the model expects normalised waveforms; only the preprocessor's file tells."""
+    for name, values in _preprocessors(folder):
+        if isinstance(normalize := values.get("do_normalize"), bool):
+            return normalize, [f"normalize is {normalize}: do_normalize of {name}"]
+    return False, ["normalize is False: the folder has no preprocessor_config.json, and the model does not normalise"]
+
+
+def _preprocessors(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the files that may tell how waveforms are prepared."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             values = _json(folder / name)
             nested = values.get("feature_extractor")
-            normalize = (nested if isinstance(nested, dict) else values).get("do_normalize")
-            if isinstance(normalize, bool):
-                return normalize, [f"normalize is {normalize}: do_normalize of {name}"]
-    return False, ["normalize is False: the folder has no preprocessor_config.json, and the model does not normalise"]
+            yield name, nested if isinstance(nested, dict) else values
 
 
 def _ctc(folder: Path, tensors: Mapping[str, Tensor], notes: list[str]) -> Ctc | None:

@@ -16,6 +16,7 @@ from jaxssl.convert import (
     melhubert,
     pickle_reader,
     wavlm,
+    whisper,
 )
 from jaxssl.convert.config import Ctc, Source
 from jaxssl.convert.stand_ins import entries
@@ -46,6 +47,8 @@ def describe(path: Path, *, heads: int | None = None, config: Path | None = None
 
 
 def _recognised(path: Path, heads: int | None, config: Path | None, subnet: str | None) -> Source:
+    if (path / "model.bin").is_file():
+        return whisper.of_ctranslate2(path)
     if path.is_dir():
         return _in_folder(path, heads, config, subnet)
     if not path.exists():
@@ -62,6 +65,8 @@ def _recognised(path: Path, heads: int | None, config: Path | None, subnet: str 
             return distilhubert.describe(path, state)
         case {"state_dict": _} if armhubert.known(state):
             return armhubert.describe(path, state, config=config)
+        case {"dims": _, "model_state_dict": _}:
+            return whisper.of_openai(path, state)
         case {"state_dict": _, "config": _}:
             return dphubert.describe(path, state)
         case {"model_weight": _, "model_cfg": _}:

@@ -1,0 +1,121 @@
+"""The weights file of CTranslate2's model folders, `model.bin`, without CTranslate2.
+
+Little-endian: version (u32), name of the specification, its revision (u32); then a count (u32) of variables, each a
+name, the number of its axes (u8), their sizes (u32 each), a type (u8), its bytes (u32) and they themselves; then a
+count (u32) of pairs of names, of which the first is an alias of the second. A name is its length (u16) and as many
+bytes, the last of which is 0.
+"""
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
+import numpy as np
+
+from compress.errors import InputError
+from jaxssl.models.names import Shape
+
+VERSION = 6
+DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # by their numbers in the file
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An array of the file, unread."""
+
+    path: Path
+    start: int
+    shape: Shape
+    dtype: str
+
+    def raw(self) -> np.ndarray:
+        """Read it as it is stored."""
+        count = math.prod(self.shape)
+        found = np.fromfile(self.path, np.dtype(self.dtype), count, offset=self.start)
+        if found.size != count:
+            raise InputError(f"{self.path}: {found.size} of {count} numbers are there; copy it again")
+        return found.reshape(self.shape)
+
+    def read(self) -> np.ndarray:
+        """Read it as float32."""
+        return self.raw().astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a variable that holds several arrays one under the other."""
+
+    whole: Variable
+    first: int
+    rows: int
+
+    @property
+    def shape(self) -> Shape:
+        return self.rows, *self.whole.shape[1:]
+
+    @property
+    def dtype(self) -> str:
+        return self.whole.dtype
+
+    def read(self) -> np.ndarray:
+        """Read them as float32."""
+        return self.whole.read()[self.first : self.first + self.rows]
+
+
+def load(path: Path) -> tuple[str, Mapping[str, Variable]]:
+    """List a file's variables by name, aliases too, and return the specification's name with them.
+
+    Raises:
+        InputError: the file is damaged, cut short, or of another version.
+    """
+    try:
+        with path.open("rb") as file:
+            (version,) = _numbers(file, "I")
+            if version != VERSION:
+                raise InputError(
+                    f"{path}: version {version} of CTranslate2's format, this program reads {VERSION}; convert the "
+                    "model again with a current CTranslate2"
+                )
+            spec, _revision, (count,) = _name(file), _numbers(file, "I"), _numbers(file, "I")
+            found = dict(_variable(path, file) for _ in range(count))
+            (count,) = _numbers(file, "I")
+            pairs = [(_name(file), _name(file)) for _ in range(count)]
+            return spec, found | {alias: found[name] for alias, name in pairs}
+    except (EOFError, UnicodeDecodeError, KeyError, IndexError) as error:
+        raise InputError(f"{path}: damaged or cut short ({error!r}); copy it again") from error
+
+
+def _variable(path: Path, file: IO[bytes]) -> tuple[str, Variable]:
+    name = _name(file)
+    (axes,) = _numbers(file, "B")
+    shape = _numbers(file, f"{axes}I")
+    kind, size = _numbers(file, "BI")
+    dtype = DTYPES[kind]
+    if size != math.prod(shape) * np.dtype(dtype).itemsize:
+        raise EOFError(f"{name} of {dtype} {shape} in {size} bytes")
+    start = file.tell()
+    if file.seek(0, 2) < start + size:
+        raise EOFError(name)
+    file.seek(start + size)
+    return name, Variable(path, start, shape, dtype)
+
+
+def _name(file: IO[bytes]) -> str:
+    (length,) = _numbers(file, "H")
+    return _bytes(file, length).removesuffix(b"\0").decode()
+
+
+def _numbers(file: IO[bytes], kinds: str) -> tuple[int, ...]:
+    layout = struct.Struct(f"<{kinds}")
+    return layout.unpack(_bytes(file, layout.size))
+
+
+def _bytes(file: IO[bytes], count: int) -> bytes:
+    found = file.read(count)
+    if len(found) < count:
+        raise EOFError("the file ends")
+    return found

@@ -1,0 +1,229 @@
+"""Whisper's encoders from Hugging Face, OpenAI and CTranslate2 give what transformers computes."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from jaxssl.convert.conversion import read
+from jaxssl.convert.whisper import OPENAI, POSITIONS
+from jaxssl.models.fronts.whisper_frames import whisper_mel
+from tests.archs import forward
+from tests.golden import meets
+
+TINY = {
+    "d_model": 24,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 3,
+    "encoder_ffn_dim": 20,
+    "num_mel_bins": 7,
+    "max_source_positions": 30,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 1,
+    "decoder_ffn_dim": 4,
+    "vocab_size": 9,
+    "max_target_positions": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def whisper(torch, transformers):
+    """Build a random model of odd sizes, with biases and norms that are not at their initial 0 and 1."""
+
+    def build(kind="WhisperModel", **config):
+        torch.manual_seed(0)
+        model = getattr(transformers, kind)(transformers.WhisperConfig(**TINY | config)).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias") or "norm.weight" in name:
+                    parameter += 0.1 * torch.randn_like(parameter)
+        return model
+
+    return build
+
+
+def compare(torch, model, path):
+    """Run a waveform of full length through ours, and its log-Mel through transformers' encoder."""
+    converted = read(path)
+    samples = np.random.default_rng(1).standard_normal((1, 30 * 320)).astype(np.float32)
+    mel = np.array(whisper_mel(samples, bins=converted.arch.front.bins)).transpose(0, 2, 1)
+    encoder = model.get_encoder()
+    with torch.no_grad():
+        theirs = encoder(torch.from_numpy(mel), output_hidden_states=True)
+    ours = forward(converted.arch, converted.params, samples)
+    wanted = {f"layer_{i}": theirs.hidden_states[i].numpy() for i in range(len(ours.hidden) - 1)}
+    found = {name: ours.hidden[int(name[-1])] for name in wanted}
+    meets(found | {"last": ours.last}, wanted | {"last": theirs.last_hidden_state.numpy()}, atol=1e-4)
+    return converted
+
+
+def test_golden(shared):
+    folder = shared / "encoders/hf_whisper"
+    golden, inputs, converted = np.load(folder / "golden.npz"), np.load(shared / "encoders/inputs.npz"), read(folder)
+    rows = np.stack([np.pad(inputs[f"raw_{i}"], (0, 480_000 - len(inputs[f"raw_{i}"]))) for i in range(2)])
+    ours, kept = forward(converted.arch, converted.params, rows), golden["frames_kept"]
+    found = {"layer_0": ours.hidden[0], "layer_1": ours.hidden[1], "last_hidden_state": ours.last}
+    meets({name: each[:, kept] for name, each in found.items()}, golden, atol=1e-4)
+    assert converted.kind == "Hugging Face WhisperModel"
+    assert all(name.startswith("decoder.") or name == POSITIONS for name in converted.left_behind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("WhisperModel", {}),
+        ("WhisperForConditionalGeneration", {"activation_function": "relu", "num_mel_bins": 80}),
+        ("WhisperForAudioClassification", {"encoder_layers": 1, "d_model": 18}),
+    ],
+)
+def test_folders_of_transformers(torch, whisper, tmp_path, kind, change):
+    model = whisper(kind, **change)
+    model.save_pretrained(tmp_path)
+    compare(torch, model, tmp_path)
+
+
+def rounded(model):
+    """Round what is learnt to float16, as the files do, and let the fixed positions be."""
+    state = {name: each if name == POSITIONS else each.half().float() for name, each in model.state_dict().items()}
+    model.load_state_dict(state)
+    return model
+
+
+def openai_names(model):
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for new, old in (
+            (r"encoder.layers.", "encoder.blocks."),
+            (".self_attn_layer_norm.", ".attn_ln."),
+            (".final_layer_norm.", ".mlp_ln."),
+            (".self_attn.q_proj.", ".attn.query."),
+            (".self_attn.k_proj.", ".attn.key."),
+            (".self_attn.v_proj.", ".attn.value."),
+            (".self_attn.out_proj.", ".attn.out."),
+            (".fc1.", ".mlp.0."),
+            (".fc2.", ".mlp.2."),
+            ("encoder.layer_norm.", "encoder.ln_post."),
+            (POSITIONS, "encoder.positional_embedding"),
+        ):
+            name = name.replace(new, old)
+        state[name] = tensor
+    return state
+
+
+DIMS = {
+    "n_mels": 7,
+    "n_audio_ctx": 30,
+    "n_audio_state": 24,
+    "n_audio_head": 3,
+    "n_audio_layer": 2,
+    "n_vocab": 9,
+    "n_text_ctx": 4,
+    "n_text_state": 24,
+    "n_text_head": 1,
+    "n_text_layer": 1,
+}
+
+
+def test_files_of_openai(torch, whisper, tmp_path):
+    model = rounded(whisper())
+    state = {name: each.half() for name, each in openai_names(model).items()}
+    torch.save({"dims": DIMS, "model_state_dict": state}, tmp_path / "tiny.pt")
+    assert len(OPENAI) == 8
+    assert compare(torch, model, tmp_path / "tiny.pt").kind == "OpenAI Whisper"
+    torch.save({"dims": DIMS | {"n_audio_layer": 3}, "model_state_dict": state}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="encoder_layers is 3 in the configuration and 2 in the arrays"):
+        read(tmp_path / "other.pt")
+
+
+def name_of(text):
+    return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
+
+
+def variable(name, array):
+    kinds = ("float32", "int8", "int16", "int32", "float16")
+    shape = struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)
+    return name_of(name) + shape + struct.pack("<BI", kinds.index(str(array.dtype)), array.nbytes) + array.tobytes()
+
+
+def ctranslate2_arrays(model):
+    """Name and join an encoder's arrays as CTranslate2 does, in float16."""
+    state = {name: each.half().numpy() for name, each in model.get_encoder().state_dict().items()}
+    found = {f"encoder/{name.replace('.', '/')}": each for name, each in state.items() if name.startswith("conv")}
+    found["encoder/position_encodings/encodings"] = state["embed_positions.weight"]
+    found["encoder/num_heads"] = np.array(3, np.int16)
+    places = {"self_attn_layer_norm": "self_attention", "final_layer_norm": "ffn"}
+    for i in range(2):
+        at, there = f"layers.{i}.", f"encoder/layer_{i}/"
+        for ours, theirs in places.items():
+            found[f"{there}{theirs}/layer_norm/gamma"] = state[f"{at}{ours}.weight"]
+            found[f"{there}{theirs}/layer_norm/beta"] = state[f"{at}{ours}.bias"]
+        for leaf in ("weight", "bias"):
+            joined = [state.get(f"{at}self_attn.{each}_proj.{leaf}", np.zeros(24, np.float16)) for each in "qkv"]
+            found[f"{there}self_attention/linear_0/{leaf}"] = np.concatenate(joined)
+            found[f"{there}self_attention/linear_1/{leaf}"] = state[f"{at}self_attn.out_proj.{leaf}"]
+            found[f"{there}ffn/linear_0/{leaf}"] = state[f"{at}fc1.{leaf}"]
+            found[f"{there}ffn/linear_1/{leaf}"] = state[f"{at}fc2.{leaf}"]
+    found["encoder/layer_norm/gamma"], found["encoder/layer_norm/beta"] = (
+        state["layer_norm.weight"],
+        state["layer_norm.bias"],
+    )
+    return found | {"decoder/embeddings/weight": np.zeros((9, 24), np.float16), "decoder/alibi": np.array(0, np.int8)}
+
+
+def ctranslate2_file(arrays, *, version=6, spec="WhisperSpec"):
+    head = struct.pack("<I", version) + name_of(spec) + struct.pack("<II", 3, len(arrays))
+    aliases = struct.pack("<I", 1) + name_of("decoder/projection/weight") + name_of("decoder/embeddings/weight")
+    return head + b"".join(variable(name, array) for name, array in arrays.items()) + aliases
+
+
+def test_folders_of_ctranslate2(torch, whisper, tmp_path):
+    model = rounded(whisper())
+    arrays = ctranslate2_arrays(model)
+    (tmp_path / "config.json").write_text(json.dumps({"alignment_heads": []}))
+    weights = tmp_path / "model.bin"
+    weights.write_bytes(ctranslate2_file(arrays))
+    converted = compare(torch, model, tmp_path)
+    assert converted.kind == "CTranslate2 Whisper"
+    assert "decoder.decoder/projection/weight" in converted.left_behind
+
+    whole = weights.read_bytes()
+    for cut in (whole[:-3], whole[: len(whole) // 2], whole[:9], b""):
+        weights.write_bytes(cut)
+        with pytest.raises(InputError, match="damaged or cut short"):
+            read(tmp_path)
+    biased = np.ones_like(arrays["encoder/layer_1/self_attention/linear_0/bias"])
+    for change, words, message in (
+        ({}, {"version": 3}, "version 3 of CTranslate2's format, this program reads 6"),
+        ({}, {"spec": "TransformerSpec"}, "a TransformerSpec of CTranslate2"),
+        ({"encoder/layer_0/ffn/linear_0/weight": np.zeros((20, 24), np.int8)}, {}, "1 arrays .* are integers.*float16"),
+        ({"encoder/layer_1/self_attention/linear_0/bias": biased}, {}, "keys have a bias in encoder.layers.1"),
+        ({"encoder/surplus": np.zeros(3, np.float16)}, {}, "unknown: encoder/surplus"),
+    ):
+        weights.write_bytes(ctranslate2_file(arrays | change, **words))
+        with pytest.raises(InputError, match=message):
+            read(tmp_path)
+
+
+def test_what_is_not_whispers_is_refused(torch, whisper, tmp_path):
+    model = whisper()
+    model.save_pretrained(tmp_path)
+    preprocessor = tmp_path / "preprocessor_config.json"
+    for said, message in (
+        ({"hop_length": 200}, "hop_length is 200"),
+        ({"feature_size": 80}, "feature_size is 80 in .* 7"),
+    ):
+        preprocessor.write_text(json.dumps(said))
+        with pytest.raises(InputError, match=message):
+            read(tmp_path)
+    preprocessor.unlink()
+    with torch.no_grad():
+        model.get_encoder().embed_positions.weight[5, 3] += 0.1
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"embed_positions.weight differs by 0\.1 from the sines and cosines"):
+        read(tmp_path)
