@@ -78,6 +78,7 @@ ROWS = (
     Family(
         "UniSpeech, UniSpeech-SAT", "Hugging Face folder", _preset("unispeech-sat-base"), ("unispeech", "unispeech-sat")
     ),
+    Family("WavLM", "Microsoft's `.pt`, Hugging Face folder", _preset("wavlm-base"), ("wavlm",)),
     Family("data2vec-audio", FAIRSEQ, _preset("data2vec-audio-base"), ("data2vec-audio",)),
     Family("DistilHuBERT", "`.ckpt` of s3prl, Hugging Face folder", _preset("distilhubert"), ("hubert",)),
     Family(
@@ -86,6 +87,12 @@ ROWS = (
     Family("LightHuBERT, any subnet", "its `.pt`", _layered(_preset("lighthubert-small"))),
     Family("ARMHuBERT", "Lightning `.ckpt` with `.yaml`", _preset("armhubert")),
     Family("FitHuBERT with time reduction", "Lightning `.ckpt` with `.yaml`", _preset("fithubert")),
+    Family(
+        "Whisper's encoder",
+        "folder of Hugging Face or CTranslate2, OpenAI's `.pt`",
+        _preset("whisper-tiny"),
+        ("whisper",),
+    ),
     Family("MelHuBERT", "`.ckpt` of the study", _preset("melhubert-20ms")),
 )
 

@@ -10,7 +10,7 @@ MODEL is a model folder or the name of a model of the package. OUT gets a folder
     onnx              model.onnx for ONNX Runtime, batch and length free
     onnx-int8         the same, its linear maps in int8: weights by channel, activations quantised as they come
     stablehlo         model.jax for jax.export, batch and length free, for CPU, CUDA and TPU
-    huggingface       for transformers' HubertModel, where the architecture is one of its
+    huggingface       for transformers' HubertModel or WavLMModel, where the architecture is one of theirs
     huggingface-code  for transformers' AutoModel, trust_remote_code=True: as torch, any architecture of these
     dphubert          model.pth for DPHuBERT's own code, where layers, heads and channels may differ
 

@@ -38,6 +38,20 @@ def test_parameters_are_the_published_ones(name, figures):
     assert encoder + more == pytest.approx(published, rel=1e-3)
 
 
+def test_wavlm_has_transformers_parameters(torch, transformers):
+    assert PRESETS["wavlm-base-plus"]() == (base := PRESETS["wavlm-base"]())
+    assert cost.parameters(base) == 94_381_936 == _count(torch, transformers)
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    large |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+    assert cost.parameters(PRESETS["wavlm-large"]()) == 315_453_120 == _count(torch, transformers, **large)
+
+
+def _count(torch, transformers, **config):
+    with torch.device("meta"):
+        model = transformers.WavLMModel(transformers.WavLMConfig(**config))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(("name", "rel"), [("dphubert", 1e-3), ("lighthubert-small", 5e-3)])
 def test_inferred_structures_are_near_the_published_count(name, rel):
     published = {"dphubert": 23.59e6, "lighthubert-small": 27.0e6}[name]

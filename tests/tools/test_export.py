@@ -49,7 +49,7 @@ def onnx(torch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["large", "uneven", "student", "reusing"])
+@pytest.mark.parametrize("name", ["large", "uneven", "student", "reusing", "wavlm"])
 def test_torch_and_stablehlo_agree(torch, saved, tmp_path, name):
     out, rows = exported(saved, tmp_path, name, "torch", "stablehlo")
     assert {name: row["error"] <= 1e-4 for name, row in rows.items()} == {"jax": True, "torch": True, "stablehlo": True}

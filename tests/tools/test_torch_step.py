@@ -16,7 +16,7 @@ from jaxssl.training import speed
 from jaxssl.training.losses import means
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import make_step, start
-from tests.archs import BASE, LARGE, MEL, UNEVEN, weights
+from tests.archs import BASE, LARGE, MEL, UNEVEN, WAVLM, weights
 
 STILL = Dropout(0.0, 0.0)
 ARCHS = {
@@ -148,6 +148,7 @@ def test_layouts_are_pytorchs(torch_step):
     ("arch", "settings", "message"),
     [
         (replace(MEL, layers=UNEVEN.layers), {}, "dense layers only"),
+        (WAVLM, {}, "no relative positions"),
         (MEL, {"optimizer": Optimizer(kind="adamw")}, "Adam at a constant rate only"),
         (MEL, {"loss": replace(speed.objective(MEL), unmasked=1.0)}, "masked frames alone"),
     ],

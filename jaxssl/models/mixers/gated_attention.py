@@ -25,6 +25,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.export import is_symbolic_dim
 from jax.nn import initializers
 
 from compress.address import numbered, numbers
@@ -96,15 +97,19 @@ class RelativeBias:
             table: (buckets, heads).
             frames: how many; may be symbolic.
         """
-        rows = jnp.asarray(self.rows())  # by k − q + max_distance
-        far = jnp.arange(2 * frames)
-        apart = jnp.where(far < frames, far, far - 2 * frames)
-        held = jnp.clip(apart, -self.max_distance, self.max_distance) + self.max_distance
-        line = table.T[:, rows[held]]
-        # Read in lines one shorter than their period, it moves by one from query to query: no gather of frames².
-        wide = jnp.broadcast_to(line[:, None], (line.shape[0], frames, 2 * frames))
-        wide = wide.reshape(line.shape[0], 2 * frames * frames)[:, : 2 * frames * frames - frames]
-        return wide.reshape(line.shape[0], frames, 2 * frames - 1)[:, :, :frames]
+        values = table[jnp.asarray(self.rows())].T  # by k − q + max_distance
+
+        def at(apart: Array) -> Array:
+            return values[:, jnp.clip(apart, -self.max_distance, self.max_distance) + self.max_distance]
+
+        place = jnp.arange(frames)
+        if is_symbolic_dim(frames):  # what follows would have to be sure that it takes no more than there is
+            return at(place[None] - place[:, None])
+        line = at(jnp.concatenate([place, place - frames]))
+        # Read in lines one shorter than its period, it moves by one from query to query: no gather of frames².
+        wide = jnp.broadcast_to(line[:, None], (self.heads, frames, 2 * frames)).reshape(self.heads, -1)
+        wide = wide[:, : frames * (2 * frames - 1)].reshape(self.heads, frames, 2 * frames - 1)
+        return wide[:, :, :frames]
 
     def rows(self) -> np.ndarray:
         """List the table's row for each distance from −max_distance to max_distance, in float32 as PyTorch does."""
