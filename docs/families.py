@@ -78,11 +78,16 @@ ROWS = (
     Family(
         "UniSpeech, UniSpeech-SAT", "Hugging Face folder", _preset("unispeech-sat-base"), ("unispeech", "unispeech-sat")
     ),
-    Family("WavLM", "Microsoft's `.pt`, Hugging Face folder", _preset("wavlm-base"), ("wavlm",)),
+    Family(
+        "WavLM", "Microsoft's `.pt`, Hugging Face folder, state dict, torchaudio", _preset("wavlm-base"), ("wavlm",)
+    ),
     Family("data2vec-audio", FAIRSEQ, _preset("data2vec-audio-base"), ("data2vec-audio",)),
     Family("DistilHuBERT", "`.ckpt` of s3prl, Hugging Face folder", _preset("distilhubert"), ("hubert",)),
     Family(
         "DPHuBERT", "its `.pth`", replace(_preset("dphubert"), front=replace(_preset("dphubert").front, scaled=True))
+    ),
+    Family(
+        "DPWavLM", "its `.pth`", replace(_preset("wavlm-base"), front=replace(_preset("wavlm-base").front, scaled=True))
     ),
     Family("LightHuBERT, any subnet", "its `.pt`", _layered(_preset("lighthubert-small"))),
     Family("ARMHuBERT", "Lightning `.ckpt` with `.yaml`", _preset("armhubert")),

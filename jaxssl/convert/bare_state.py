@@ -14,10 +14,13 @@ from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tenso
 from jaxssl.convert.fairseq import HEADS, STRIDES
 from jaxssl.convert.huggingface import DEFAULT_CONVS, FAMILIES, LEFT, arch_of, measure
 from jaxssl.convert.naming import Tensor
+from jaxssl.convert.windows import Taken
 
 EXTRACTOR = "feature_extractor.conv_layers."
 INSIDE = "encoder.transformer."  # torchaudio's, where transformers has encoder.
 OUTPUTS = (("lm_head.weight", "lm_head.bias"), ("aux.weight", "aux.bias"))  # transformers', torchaudio's
+TABLE = "encoder.layers.0.attention.rel_attn_embed.weight"  # which only WavLM has
+JOINED = ".attention.attention."  # torchaudio's WavLM: a module within a module, q, k and v in one array
 TRAINED_WITH = r"logit_generator\..*"  # torchaudio's pre-training output
 
 
@@ -46,7 +49,7 @@ def describe(path: Path, state: Mapping[str, Any], *, heads: int | None = None) 
         notes.append("a state dict has no dictionary: the CTC layer is kept without its symbols")
     return Source(
         kind=f"state dict of {'torchaudio' if torchaudio else 'Hugging Face'}",
-        arch=arch_of(settings, tensors, layered),
+        arch=arch_of(settings, tensors, layered, gated=TABLE in tensors),
         tensors=tensors,
         dialect="huggingface",
         left=(*LEFT, TRAINED_WITH),
@@ -62,8 +65,24 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name.replace(INSIDE, "encoder.", 1)
         .replace("encoder.feature_projection.", "feature_projection.", 1)
         .replace("mask_generator.mask_embedding", "masked_spec_embed", 1): tensor
-        for name, tensor in tensors.items()
+        for name, tensor in _apart(tensors).items()
     }
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take q, k and v out of the one array that torchaudio's WavLM has of them."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = name.replace(JOINED, ".attention.", 1)
+        start, joined, kind = short.partition("in_proj_")
+        if not joined or kind not in ("weight", "bias") or tensor.shape[0] % 3:
+            found[short] = tensor
+            continue
+        rows = tensor.shape[0] // 3
+        found |= {
+            f"{start}{q}_proj.{kind}": Taken(tensor, 0, range(i * rows, (i + 1) * rows)) for i, q in enumerate("qkv")
+        }
+    return found
 
 
 def _guess(path: Path, tensors: Mapping[str, Tensor], heads: int | None) -> tuple[Settings, list[str]]:
@@ -93,6 +112,8 @@ def _guess(path: Path, tensors: Mapping[str, Tensor], heads: int | None) -> tupl
         f"{given['num_attention_heads']} ({said}), strides {columns['conv_stride']}, "
         f"{'pre' if pre_norm else 'post'}-LN and GELU are assumed as the published models have them"
     ]
+    if TABLE in tensors:
+        notes.append("relative positions up to distance 800 are assumed, as the published WavLM models have them")
     if "masked_spec_embed" not in tensors:
         notes.append("no masked_spec_embed: masked frames will be zeros")
     return Settings(path, given, measured), notes

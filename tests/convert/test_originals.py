@@ -17,10 +17,14 @@ FILES = {  # with heads where the file does not say, and what its arrays begin w
     "distilhubert_s3prl/distilhubert_s3prl.ckpt": (None, "batch"),
     "torchaudio_hubert_base/torchaudio_hubert_base.pth": (4, "batch_lengths"),
     "dphubert/dphubert.pth": (None, "batch_lengths"),
+    "dpwavlm/dpwavlm.pth": (None, "batch_lengths"),
+    "torchaudio_wavlm_base/torchaudio_wavlm_base.pth": (4, "batch_nolengths"),
 }
 WRITERS = {
     "distilhubert_s3prl": "s3prl DistilHuBERT",
     "dphubert": "DPHuBERT",
+    "dpwavlm": "DPWavLM",
+    "torchaudio_wavlm_base": "state dict of torchaudio",
     "torchaudio_hubert_base": "state dict of torchaudio",
 }
 
@@ -53,8 +57,12 @@ def test_every_layer_of_a_padded_batch(original):
     converted, golden, waves, batch = original
     padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
     lengths = np.array([len(wave) for wave in waves], np.int32)
-    ours = forward(converted.arch, converted.params, padded, lengths, padding="transformers")
-    found = met(ours, golden, batch, lengths=ours.lengths[-1])
+    if batch == "batch_nolengths":  # torchaudio's WavLM takes none: padding is silence like any other
+        ours = forward(converted.arch, converted.params, padded)
+        found = met(ours, golden, batch)
+    else:
+        ours = forward(converted.arch, converted.params, padded, lengths, padding="transformers")
+        found = met(ours, golden, batch, lengths=ours.lengths[-1])
     assert {f"{batch}_layer_{i}" for i in range(1, len(ours.hidden))} <= found.keys()
 
 
@@ -88,11 +96,38 @@ def test_dphuberts_layers_are_counted_one_by_one(shared):
         ({"encoder_pos_conv_groups": 4}, "encoder_pos_conv_groups is 4 in the configuration and 16 in the arrays"),
         ({"extractor_conv_layer_config": "none"}, "extractor_conv_layer_config none is no list"),
         ({"extractor_mode": "batch_norm"}, "extractor_mode is 'batch_norm'"),
-        ({"encoder_remaining_heads": [[0]]}, "a DPWavLM"),
     ],
 )
 def test_what_dphuberts_configuration_cannot_be(torch, shared, tmp_path, change, message):
     state = torch.load(shared / "encoders/dphubert/dphubert.pth", weights_only=True)
+    torch.save({**state, "config": state["config"] | change}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "x.pth")
+
+
+def test_dpwavlms_heads_keep_their_numbers(shared):
+    """What each reads of its layer's input, and which column of the table is its own, is told by them."""
+    converted = read(shared / "encoders/dpwavlm/dpwavlm.pth")
+    assert [layer.mixer.remaining for layer in converted.arch.layers] == [(1, 2, 3), (0, 2), (), (3,)]
+    assert converted.arch.relative.heads == 4
+    assert "pruned away: feed-forward block of layer 1, attention of layer 2" in converted.notes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"encoder_remaining_heads": [[0]] * 4},
+            r"encoder_remaining_heads of layer 0 is \[0\], its arrays have 3 heads",
+        ),
+        ({"encoder_remaining_heads": [[1, 2, 4]] * 4}, r"of layer 0 is \[1, 2, 4\], no list of heads below 4"),
+        ({"encoder_remaining_heads": "all"}, "of layer 0 is None, no list of heads"),
+        ({"encoder_total_num_heads": [4, 4, 3, 4]}, r"encoder_total_num_heads is \[4, 4, 3, 4\], not one number"),
+        ({"encoder_num_buckets": 32}, "encoder_num_buckets is 32 in the configuration and 320 in the arrays"),
+    ],
+)
+def test_what_dpwavlms_configuration_cannot_be(torch, shared, tmp_path, change, message):
+    state = torch.load(shared / "encoders/dpwavlm/dpwavlm.pth", weights_only=True)
     torch.save({**state, "config": state["config"] | change}, tmp_path / "x.pth")
     with pytest.raises(InputError, match=message):
         read(tmp_path / "x.pth")
@@ -103,7 +138,9 @@ def test_heads_that_no_width_tells_are_asked_for(shared):
         read(shared / "encoders/torchaudio_hubert_base/torchaudio_hubert_base.pth")
 
 
-@pytest.mark.parametrize("folder", ["hf_wav2vec2_base", "hf_data2vec_audio_base", "hf_wav2vec2_base_ctc"])
+@pytest.mark.parametrize(
+    "folder", ["hf_wav2vec2_base", "hf_data2vec_audio_base", "hf_wav2vec2_base_ctc", "hf_wavlm_base"]
+)
 def test_a_bare_state_dict_is_the_folders_model(torch, shared, tmp_path, folder):
     import safetensors.torch
 
