@@ -1,7 +1,7 @@
 """The page of families is what the code says, and every kind of folder that converts stands in it."""
 
 from docs.families import PAGE, ROWS, page
-from jaxssl.convert.huggingface import FAMILIES
+from jaxssl.convert.huggingface import SUPPORTED
 
 
 def test_the_page_is_what_the_code_says():
@@ -9,4 +9,4 @@ def test_the_page_is_what_the_code_says():
 
 
 def test_every_model_type_stands_in_a_row():
-    assert {kind for family in ROWS for kind in family.model_types} == set(FAMILIES)
+    assert {kind for family in ROWS for kind in family.model_types} == set(SUPPORTED["model_type"])

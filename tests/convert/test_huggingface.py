@@ -241,7 +241,7 @@ def test_without_a_mask_embedding(hubert, tmp_path):
     ("change", "message"),
     [
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm is True in the configuration and False in the arrays"),
-        ({"model_type": "whisper"}, "model_type is 'whisper'; what is supported: 'hubert', 'wav2vec2'"),
+        ({"model_type": "moonshine"}, "model_type is 'moonshine'; what is supported: 'hubert', 'wav2vec2'"),
         ({"model_type": ["hubert"]}, r"model_type is \['hubert'\]"),
         ({"hidden_act": "prelu"}, "hidden_act is 'prelu'; what is supported: 'gelu', 'gelu_tanh'"),
         ({"feat_proj_layer_norm": False}, r"unknown.*feature_projection\.layer_norm"),
