@@ -44,7 +44,7 @@ LAWS := compress jaxssl tests/compress tests/test_imports.py tests/test_golden.p
 quick: lint  ## check style, format, types, the laws of compression and of the model, and the docstrings' examples
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(LAWS) $(ARGS)
 
-slow: $(VENV)/.tested  ## run the tests of full-size models
+slow: $(VENV)/.tested  ## run the slow tests: whole runs, exporters of PyTorch, full-size models
 	$(BIN)/python -m pytest -m slow --numprocesses 2 $(ARGS)
 
 lint: $(VENV)/.tested  ## check style, format and types

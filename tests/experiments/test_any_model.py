@@ -186,6 +186,7 @@ def test_labels_that_do_not_fit_are_refused_with_the_command_that_makes_such_as_
     assert [len(part[1]) for part in (data.train, data.valid)] == [2, 1]  # parts are as they were
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_of_another_program_becomes_a_curve(shared, audio, tmp_path):
     """From a folder of Hugging Face to small models that still have the CTC layer, with what it writes of speech."""
     place = shared / "encoders/hf_wav2vec2_base_ctc"

@@ -57,6 +57,7 @@ def test_torch_and_stablehlo_agree(torch, saved, tmp_path, name):
     assert json.loads((out / "export.json").read_text())["forms"] == list(rows.values())
 
 
+@pytest.mark.slow
 def test_stablehlo_takes_any_batch_and_length(saved, tmp_path, key):
     out, _ = exported(saved, tmp_path, "mel", "stablehlo")
     program = jax.export.deserialize(bytearray((out / "stablehlo/model.jax").read_bytes()))
