@@ -45,7 +45,7 @@ quick: lint  ## check style, format, types, the laws of compression and of the m
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(LAWS) $(ARGS)
 
 slow: $(VENV)/.tested  ## run the slow tests: whole runs, exporters of PyTorch, full-size models
-	$(BIN)/python -m pytest -m slow --numprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.tested  ## check style, format and types
 	$(BIN)/ruff check .
