@@ -1,5 +1,6 @@
 """What the original tools computed, as our trees, and the comparison with it."""
 
+import json
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -25,6 +26,25 @@ class Array:
 
     def read(self):
         return self.value.astype(np.float32)
+
+
+def recorded(folder):
+    """Read what a tool computed, each array under all the names that it has."""
+    arrays = dict(np.load(folder / "golden.npz"))
+    aliases = json.loads(str(arrays.pop("aliases_json", "{}")))
+    return arrays | {name: arrays[kept] for name, kept in aliases.items() if kept in arrays}
+
+
+def utterances(shared):
+    """Read the two utterances that all tools heard, the second shorter."""
+    arrays = np.load(shared / "encoders/inputs.npz")
+    return [arrays["raw_0"].astype(np.float32), arrays["raw_1"].astype(np.float32)]
+
+
+def together(waves):
+    """Put two utterances into one padded batch; return it and their lengths."""
+    padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
+    return padded, np.array([len(wave) for wave in waves], np.int32)
 
 
 def tree(arch, arrays, prefix, *, left=()):

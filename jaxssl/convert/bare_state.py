@@ -14,7 +14,7 @@ from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tenso
 from jaxssl.convert.fairseq import HEADS, STRIDES
 from jaxssl.convert.huggingface import DEFAULT_CONVS, FAMILIES, LEFT, arch_of, measure
 from jaxssl.convert.naming import Tensor
-from jaxssl.convert.windows import Taken
+from jaxssl.convert.windows import Part
 
 EXTRACTOR = "feature_extractor.conv_layers."
 INSIDE = "encoder.transformer."  # torchaudio's, where transformers has encoder.
@@ -80,7 +80,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         rows = tensor.shape[0] // 3
         found |= {
-            f"{start}{q}_proj.{kind}": Taken(tensor, 0, range(i * rows, (i + 1) * rows)) for i, q in enumerate("qkv")
+            f"{start}{q}_proj.{kind}": Part(tensor, (range(i * rows, (i + 1) * rows),)) for i, q in enumerate("qkv")
         }
     return found
 

@@ -45,27 +45,6 @@ class Variable:
         return self.raw().astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows of a variable that holds several arrays one under the other."""
-
-    whole: Variable
-    first: int
-    rows: int
-
-    @property
-    def shape(self) -> Shape:
-        return self.rows, *self.whole.shape[1:]
-
-    @property
-    def dtype(self) -> str:
-        return self.whole.dtype
-
-    def read(self) -> np.ndarray:
-        """Read them as float32."""
-        return self.whole.read()[self.first : self.first + self.rows]
-
-
 def load(path: Path) -> tuple[str, Mapping[str, Variable]]:
     """List a file's variables by name, aliases too, and return the specification's name with them.
 

@@ -10,7 +10,7 @@ from jaxssl.convert.bare_state import renamed
 from jaxssl.convert.config import Settings, Source, layer_count, only_tensors, position_groups, size
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
-from jaxssl.convert.windows import Taken, Zeros
+from jaxssl.convert.windows import Part, Zeros
 from jaxssl.models.arch import (
     Arch,
     Attention,
@@ -200,4 +200,4 @@ def _gates(tensors: Mapping[str, Tensor], at: str, mixer: GatedAttention) -> dic
         linear = {f"{at}linear.weight": Zeros((ENTRIES, mixer.head_dim)), f"{at}linear.bias": Zeros((ENTRIES,))}
         return {**linear, f"{at}const": Zeros((1, mixer.heads, 1, 1))}
     whole = len(constant.shape) == 4 and constant.shape[1] > max(mixer.remaining, default=-1)
-    return {f"{at}const": Taken(constant, 1, mixer.remaining)} if whole else {}
+    return {f"{at}const": Part(constant, (range(1), mixer.remaining))} if whole else {}

@@ -14,6 +14,7 @@ from jaxssl.convert.config import Settings, Source, only_tensors
 from jaxssl.convert.fairseq import arch_of, measure
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
+from jaxssl.convert.windows import Part
 from jaxssl.models.arch import Arch, Attention, FeedForward, Layer
 from jaxssl.models.names import Shape
 
@@ -24,26 +25,6 @@ KERNEL = "encoder.pos_conv.0."
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
 GLOBAL = "global"
 DROPPED = (11, 7, 3, 10, 6, 2)  # layers of the supernet that shallower subnets do without, in this order
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some rows and columns of a tensor: of its first axes the places in `kept`, of the others all."""
-
-    whole: Tensor
-    kept: tuple[Sequence[int], ...]
-
-    @property
-    def shape(self) -> Shape:
-        return (*map(len, self.kept), *self.whole.shape[len(self.kept) :])
-
-    @property
-    def dtype(self) -> str:
-        return self.whole.dtype
-
-    def read(self) -> np.ndarray:
-        """Return them as an array of their own."""
-        return self.whole.read()[np.ix_(*self.kept)]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jaxssl.convert import ctranslate2
 from jaxssl.convert.config import Settings, Source, layer_count, only_tensors, size, strip
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
+from jaxssl.convert.windows import Part
 from jaxssl.models.activations import SYNONYMS, Activation
 from jaxssl.models.arch import Arch, Attention, Dropout, FeedForward, Layer, Sinusoids, Whisper
 
@@ -219,7 +220,7 @@ def _split(path: Path, name: str, tensor: ctranslate2.Variable) -> list[tuple[st
     if ".qkv_proj." not in name:
         return [(name, tensor)]
     third = tensor.shape[0] // 3
-    parts = {each: ctranslate2.Part(tensor, i * third, third) for i, each in enumerate("qkv")}
+    parts = {each: Part(tensor, (range(i * third, (i + 1) * third),)) for i, each in enumerate("qkv")}
     if name.endswith("bias") and parts.pop("k").read().any():
         raise InputError(f"{path}: keys have a bias in {name}, which Whisper's have not")
     return [(name.replace("qkv_proj", f"{each}_proj"), part) for each, part in parts.items()]

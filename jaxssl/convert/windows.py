@@ -22,18 +22,16 @@ class Zeros:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Some entries of a tensor along one of its axes."""
+class Part:
+    """Some rows and columns of a tensor: of its first axes the places in `kept`, of the others all."""
 
     whole: Tensor
-    axis: int
-    entries: Sequence[int]
+    kept: tuple[Sequence[int], ...]
 
     @property
     def shape(self) -> Shape:
         """What it has of each axis."""
-        before, after = self.whole.shape[: self.axis], self.whole.shape[self.axis + 1 :]
-        return (*before, len(self.entries), *after)
+        return (*map(len, self.kept), *self.whole.shape[len(self.kept) :])
 
     @property
     def dtype(self) -> str:
@@ -41,5 +39,5 @@ class Taken:
         return self.whole.dtype
 
     def read(self) -> np.ndarray:
-        """Read the whole and take the entries."""
-        return np.take(self.whole.read(), np.asarray(self.entries, int), self.axis)
+        """Return them as an array of their own."""
+        return self.whole.read()[np.ix_(*self.kept)]

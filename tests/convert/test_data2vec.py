@@ -1,8 +1,5 @@
 """data2vec as fairseq wrote it gives fairseq's numbers, and leaves its teacher behind."""
 
-import json
-
-import numpy as np
 import pytest
 
 from compress.errors import InputError
@@ -10,7 +7,7 @@ from jaxssl.convert.conversion import read
 from jaxssl.models.arch import ConvolutionStack
 from tests.archs import forward
 from tests.convert import files
-from tests.golden import meets
+from tests.golden import meets, recorded, together, utterances
 
 ATOL = 1e-4
 
@@ -22,15 +19,12 @@ def converted(shared):
 
 @pytest.fixture(scope="module")
 def golden(shared):
-    arrays = dict(np.load(shared / "encoders/data2vec_fairseq/golden.npz"))
-    aliases = json.loads(str(arrays.pop("aliases_json")))
-    return arrays | {missing: arrays[kept] for missing, kept in aliases.items()}
+    return recorded(shared / "encoders/data2vec_fairseq")
 
 
 @pytest.fixture(scope="module")
 def waves(shared):
-    arrays = np.load(shared / "encoders/inputs.npz")
-    return [arrays["raw_0"], arrays["raw_1"]]
+    return utterances(shared)
 
 
 def test_what_it_is(converted):
@@ -52,8 +46,7 @@ def test_alone(converted, golden, waves):
 
 def test_a_padded_batch(converted, golden, waves):
     """fairseq counts 76 frames here; the padded ones leak through the stack, as in transformers."""
-    padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
-    lengths = np.array([len(wave) for wave in waves], np.int32)
+    padded, lengths = together(waves)
     ours = forward(converted.arch, converted.params, padded, lengths, padding="fairseq")
     valid = ~golden["batch_frame_padding_mask"]
     assert ours.lengths[-1].tolist() == valid.sum(1).tolist()

@@ -9,7 +9,7 @@ import pytest
 
 from jaxssl.convert.conversion import read
 from tests.archs import forward
-from tests.golden import meets
+from tests.golden import meets, recorded, together, utterances
 
 FOLDERS = {
     "hf_wav2vec2_base": "Wav2Vec2Model",
@@ -32,16 +32,13 @@ def folder(shared, request):
 
 @pytest.fixture(scope="module")
 def golden(folder):
-    arrays = dict(np.load(folder / "golden.npz"))
-    aliases = json.loads(str(arrays.pop("aliases_json", "{}")))
-    return arrays | {missing: arrays[kept] for missing, kept in aliases.items() if kept in arrays}
+    return recorded(folder)
 
 
 @pytest.fixture(scope="module")
 def waves(shared, folder):
     """The utterances as transformers' own extractor prepares them: each by itself, its variance plus 1e-7."""
-    arrays = np.load(shared / "encoders/inputs.npz")
-    rows = [arrays["raw_0"], arrays["raw_1"]]
+    rows = utterances(shared)
     if json.loads((folder / "preprocessor_config.json").read_text())["do_normalize"]:
         rows = [(row - row.mean()) / np.sqrt(row.var() + 1e-7) for row in rows]
     return [row.astype(np.float32) for row in rows]
@@ -82,8 +79,7 @@ def test_every_layer_of_a_batch(converted, golden, waves):
 
 
 def test_a_masked_batch(converted, golden, waves):
-    padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
-    lengths = np.array([len(wave) for wave in waves], np.int32)
+    padded, lengths = together(waves)
     ours = forward(converted.arch, converted.params, padded, lengths, padding="transformers")
     frames = int(ours.lengths[-1][1])
     assert frames == golden["frame_mask"][1].sum()

@@ -1,16 +1,14 @@
 """Files of the tools that made the models: s3prl, torchaudio, and bare state dicts give what their tools compute."""
 
-import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
 from tests.archs import forward
 from tests.convert import files
-from tests.golden import meets
+from tests.golden import meets, recorded, together, utterances
 
 ATOL = 1e-4
 FILES = {  # with heads where the file does not say, and what its arrays begin with
@@ -32,11 +30,7 @@ WRITERS = {
 @pytest.fixture(scope="module", params=FILES)
 def original(shared, request):
     path, (heads, batch) = shared / "encoders" / request.param, FILES[request.param]
-    arrays = dict(np.load(path.parent / "golden.npz"))
-    aliases = json.loads(str(arrays.pop("aliases_json", "{}")))
-    golden = arrays | {missing: arrays[kept] for missing, kept in aliases.items()}
-    inputs = np.load(shared / "encoders/inputs.npz")
-    return read(path, heads=heads), golden, [inputs["raw_0"], inputs["raw_1"]], batch
+    return read(path, heads=heads), recorded(path.parent), utterances(shared), batch
 
 
 def met(ours, golden, start, **words):
@@ -55,8 +49,7 @@ def test_alone(original):
 
 def test_every_layer_of_a_padded_batch(original):
     converted, golden, waves, batch = original
-    padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
-    lengths = np.array([len(wave) for wave in waves], np.int32)
+    padded, lengths = together(waves)
     if batch == "batch_nolengths":  # torchaudio's WavLM takes none: padding is silence like any other
         ours = forward(converted.arch, converted.params, padded)
         found = met(ours, golden, batch)
@@ -88,23 +81,6 @@ def test_dphuberts_layers_are_counted_one_by_one(shared):
     assert "pruned away: attention of layer 1, feed-forward block of layer 2" in converted.notes
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"encoder_use_attention": [True] * 4}, "encoder_use_attention is .*, layer 1 has 0 rows"),
-        ({"encoder_head_dim": 7}, "has 48 rows, no multiple of head size 7"),
-        ({"encoder_pos_conv_groups": 4}, "encoder_pos_conv_groups is 4 in the configuration and 16 in the arrays"),
-        ({"extractor_conv_layer_config": "none"}, "extractor_conv_layer_config none is no list"),
-        ({"extractor_mode": "batch_norm"}, "extractor_mode is 'batch_norm'"),
-    ],
-)
-def test_what_dphuberts_configuration_cannot_be(torch, shared, tmp_path, change, message):
-    state = torch.load(shared / "encoders/dphubert/dphubert.pth", weights_only=True)
-    torch.save({**state, "config": state["config"] | change}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=message):
-        read(tmp_path / "x.pth")
-
-
 def test_dpwavlms_heads_keep_their_numbers(shared):
     """What each reads of its layer's input, and which column of the table is its own, is told by them."""
     converted = read(shared / "encoders/dpwavlm/dpwavlm.pth")
@@ -114,20 +90,46 @@ def test_dpwavlms_heads_keep_their_numbers(shared):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "change", "message"),
     [
         (
-            {"encoder_remaining_heads": [[0]] * 4},
-            r"encoder_remaining_heads of layer 0 is \[0\], its arrays have 3 heads",
+            "dphubert",
+            {"encoder_use_attention": [True] * 4},
+            "encoder_use_attention is .*, layer 1 has 0 rows",
         ),
-        ({"encoder_remaining_heads": [[1, 2, 4]] * 4}, r"of layer 0 is \[1, 2, 4\], no list of heads below 4"),
-        ({"encoder_remaining_heads": "all"}, "of layer 0 is None, no list of heads"),
-        ({"encoder_total_num_heads": [4, 4, 3, 4]}, r"encoder_total_num_heads is \[4, 4, 3, 4\], not one number"),
-        ({"encoder_num_buckets": 32}, "encoder_num_buckets is 32 in the configuration and 320 in the arrays"),
+        ("dphubert", {"encoder_head_dim": 7}, "has 48 rows, no multiple of head size 7"),
+        (
+            "dphubert",
+            {"encoder_pos_conv_groups": 4},
+            "encoder_pos_conv_groups is 4 in the configuration and 16 in the arrays",
+        ),
+        (
+            "dphubert",
+            {"extractor_conv_layer_config": "none"},
+            "extractor_conv_layer_config none is no list",
+        ),
+        ("dphubert", {"extractor_mode": "batch_norm"}, "extractor_mode is 'batch_norm'"),
+        (
+            "dpwavlm",
+            {"encoder_remaining_heads": [[1, 2, 4]] * 4},
+            r"of layer 0 is \[1, 2, 4\], no list of heads below 4",
+        ),
+        ("dpwavlm", {"encoder_remaining_heads": [[0]] * 4}, r"of layer 0 is \[0\], its arrays have 3 heads"),
+        ("dpwavlm", {"encoder_remaining_heads": "all"}, "of layer 0 is None, no list of heads"),
+        (
+            "dpwavlm",
+            {"encoder_total_num_heads": [4, 4, 3, 4]},
+            r"encoder_total_num_heads is \[4, 4, 3, 4\], not one number",
+        ),
+        (
+            "dpwavlm",
+            {"encoder_num_buckets": 32},
+            "encoder_num_buckets is 32 in the configuration and 320 in the arrays",
+        ),
     ],
 )
-def test_what_dpwavlms_configuration_cannot_be(torch, shared, tmp_path, change, message):
-    state = torch.load(shared / "encoders/dpwavlm/dpwavlm.pth", weights_only=True)
+def test_what_a_configuration_cannot_be(torch, shared, tmp_path, file, change, message):
+    state = torch.load(shared / f"encoders/{file}/{file}.pth", weights_only=True)
     torch.save({**state, "config": state["config"] | change}, tmp_path / "x.pth")
     with pytest.raises(InputError, match=message):
         read(tmp_path / "x.pth")

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pickle
-import tracemalloc
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict, defaultdict
@@ -15,65 +14,7 @@ from compress.errors import InputError
 from jaxssl.convert.pickle_reader import load
 from jaxssl.convert.sources import describe
 from jaxssl.convert.stand_ins import entries
-
-
-def save_zip(path, program, storages=None):
-    with zipfile.ZipFile(path, "w") as zipped:
-        zipped.writestr("archive/data.pkl", program)
-        for key, content in (storages or {}).items():
-            zipped.writestr(f"archive/data/{key}", content)
-    return path
-
-
-class Storage:
-    """A reference to a storage, as torch pickles it, without torch."""
-
-    def __init__(self, key, numel, kind="FloatStorage"):
-        self.reference = ("storage", Global("torch", kind), key, "cpu", numel)
-
-
-class Global:
-    def __init__(self, module, name):
-        self.text = f"c{module}\n{name}\n".encode()
-
-
-class Call:
-    def __init__(self, module, name, *args):
-        self.function, self.args = Global(module, name), args
-
-
-class Build:
-    """An object, then the BUILD opcode with a state."""
-
-    def __init__(self, target, state):
-        self.target, self.state = target, state
-
-
-def program(value):
-    """Write any pickle, allowed or not: a five-line assembler."""
-    return b"\x80\x02" + assemble(value) + b"."
-
-
-def assemble(value):
-    match value:
-        case Global():
-            return value.text
-        case Call():
-            return value.function.text + assemble(value.args) + b"R"
-        case Build():
-            return assemble(value.target) + assemble(value.state) + b"b"
-        case Storage():
-            return assemble(value.reference) + b"Q"
-        case tuple():
-            return b"(" + b"".join(map(assemble, value)) + b"t"
-        case dict():
-            return b"}(" + b"".join(assemble(k) + assemble(v) for k, v in value.items()) + b"u"
-        case _:
-            return pickle.dumps(value, 2)[2:-1]
-
-
-def tensor(storage, offset, shape, strides):
-    return Call("torch._utils", "_rebuild_tensor_v2", storage, offset, shape, strides, False, None)
+from tests.convert.pickles import Build, Call, Global, Storage, program, save_zip, tensor
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -322,73 +263,6 @@ def test_noise_is_refused_and_never_crashes(torch, tmp_path, seed):
                     value.read()
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
-
-
-def text(length):
-    return b"X" + length.to_bytes(4, "little") + b"a" * length
-
-
-def doubled(times):
-    """A tuple of itself twice, so many times, from an empty one."""
-    return b")" + b"2\x86" * times
-
-
-EMPTY_LISTS = b"".join(b"]r" + i.to_bytes(4, "little") for i in range(60))
-LINKED = b"".join(
-    b"j" + i.to_bytes(4, "little") + (b"j" + (i + 1).to_bytes(4, "little") + b"a") * 2 + b"0" for i in range(59)
-)
-BOMBS = {
-    "a table of half a billion": b"Nr" + (2**29).to_bytes(4, "little"),
-    "a deep tuple as a key": b"}" + b")" + b"\x85" * 300_000 + b"Ns",
-    "a tuple of itself twice as a key": b"}" + doubled(60) + b"Ns",
-    "a tuple of itself twice, dropped": doubled(60) + b"0N",
-    "lists that grow once others hold them": EMPTY_LISTS + LINKED + b"j" + (0).to_bytes(4, "little"),
-    "one text encoded 20,000 times": text(10**6) + b"q\x000" + b"c_codecs\nencode\nh\x00\x85R0" * 20_000 + b"N",
-    "one tuple measured again and again": b"("
-    + b"N" * 10**4
-    + b"tq\x000"
-    + b"ctorch\nSize\nh\x00\x85R0" * 10**4
-    + b"N",
-    "a number of a million digits": b"\x8b" + (10**6).to_bytes(4, "little") + b"\x01" * 10**6,
-    "more text than there is": b"\x8d" + (2**40).to_bytes(8, "little"),
-    "more values than it made": b"\x85",
-    "a value that it has not kept": b"h\x07",
-    "a mark for a value": b"(\x85",
-}
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_bombs_are_refused_before_they_run(tmp_path, bomb, zipped):
-    """What would fill memory, overflow the stack or never end costs as much as reading it."""
-    path, whole = tmp_path / "x.pt", b"\x80\x04" + bomb + b"."
-    if zipped:
-        save_zip(path, whole)
-    else:
-        path.write_bytes(whole)
-    tracemalloc.start()
-    with pytest.raises(InputError, match=r"damaged, cut short or no PyTorch file \(.+\); copy it again"):
-        load(path)
-    assert tracemalloc.get_traced_memory()[1] < 4 * len(whole) + 2**28
-    tracemalloc.stop()
-
-
-def test_what_holds_itself_is_read(tmp_path):
-    """As omegaconf's nodes, which know their parents."""
-    node = {"name": "root"}
-    node["child"] = {"parent": node}
-    read = load(save_zip(tmp_path / "x.pt", pickle.dumps(node, 2)))
-    assert read["child"]["parent"] is read
-
-
-def test_many_tensors_of_one_storage_are_refused(tmp_path):
-    storage = Storage("0", 20_000)
-    shared = {f"layer{i}": tensor(storage, 0, (20_000,), (1,)) for i in range(20)}
-    path = save_zip(tmp_path / "x.pt", program(shared), {"0": bytes(80_000)})
-    with pytest.raises(InputError, match="show the 20000 numbers of storage 0 over 16 times"):
-        load(path)
-    few = dict(list(shared.items())[:16])
-    assert len(load(save_zip(tmp_path / "y.pt", program(few), {"0": bytes(80_000)}))) == 16
 
 
 def test_a_pipe_is_no_checkpoint(tmp_path):

@@ -1,6 +1,5 @@
 """Students with a shape of their own: ARMHuBERT and FitHuBERT give, layer by layer, what their code computes."""
 
-import json
 import shutil
 
 import numpy as np
@@ -11,31 +10,21 @@ from compress.errors import InputError
 from jaxssl.convert import sources
 from jaxssl.convert.conversion import read
 from tests.archs import forward
-from tests.golden import meets
+from tests.golden import meets, recorded, together, utterances
 
 ATOL = 1e-4
 STUDENTS = ("armhubert", "fithubert_tr")
 
 
-def padded(waves):
-    """Put utterances into one batch, zeros behind the shorter one; return it and their lengths."""
-    long = max(map(len, waves))
-    return np.stack([np.pad(wave, (0, long - len(wave))) for wave in waves]), np.array(list(map(len, waves)), np.int32)
-
-
 @pytest.fixture(scope="module")
 def waves(shared):
-    inputs = np.load(shared / "encoders/inputs.npz")
-    return [inputs["raw_0"], inputs["raw_1"]]
+    return utterances(shared)
 
 
 @pytest.fixture(scope="module", params=STUDENTS)
 def student(shared, request):
     folder = shared / "encoders" / request.param
-    arrays = dict(np.load(folder / "golden.npz"))
-    aliases = json.loads(str(arrays.pop("aliases_json")))
-    golden = arrays | {missing: arrays[kept] for missing, kept in aliases.items()}
-    return folder / f"{request.param}.ckpt", read(folder / f"{request.param}.ckpt"), golden
+    return folder / f"{request.param}.ckpt", read(folder / f"{request.param}.ckpt"), recorded(folder)
 
 
 def layers(ours, start, golden):
@@ -54,7 +43,7 @@ def test_alone(student, waves):
 def test_in_a_padded_batch(student, waves):
     """Where maps are reused its code mixes a batch's heads and utterances: the first layer alone is compared."""
     _, converted, golden = student
-    ours = forward(converted.arch, converted.params, *padded(waves), padding="transformers")
+    ours = forward(converted.arch, converted.params, *together(waves), padding="transformers")
     found = layers(ours, "batch", golden)
     if converted.arch.layers[-1].mixer.reuse:
         found = {"batch_layer_1": found["batch_layer_1"]}

@@ -1,6 +1,5 @@
 """WavLM as Microsoft published it gives what its own code computed; folders of transformers go there and back."""
 
-import json
 import re
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from jaxssl.convert.stand_ins import entries
 from jaxssl.convert.to_huggingface import folder
 from jaxssl.models.arch import GatedAttention, Rank, RelativeBias
 from tests.archs import BASE, forward, gated_layer, weights
-from tests.golden import meets
+from tests.golden import meets, recorded, together, utterances
 
 ATOL = 1e-4
 
@@ -33,14 +32,12 @@ def converted(original):
 
 @pytest.fixture(scope="module")
 def golden(original):
-    arrays = dict(np.load(original / "golden.npz"))
-    return arrays | {name: arrays[kept] for name, kept in json.loads(str(arrays.pop("aliases_json"))).items()}
+    return recorded(original)
 
 
 @pytest.fixture(scope="module")
 def waves(shared):
-    arrays = np.load(shared / "encoders/inputs.npz")
-    return [arrays["raw_0"].astype(np.float32), arrays["raw_1"].astype(np.float32)]
+    return utterances(shared)
 
 
 def test_it_is_described(converted):
@@ -57,8 +54,7 @@ def test_the_original_alone(converted, golden, waves):
 
 def test_the_original_in_a_batch(converted, golden, waves):
     """Its mask counts frames by dividing the padded length: 77 here, where convolutions make 76."""
-    padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
-    lengths = np.array([len(wave) for wave in waves], np.int32)
+    padded, lengths = together(waves)
     ours = forward(converted.arch, converted.params, padded, lengths, padding="fairseq")
     frames = np.asarray(ours.lengths[-1])
     assert frames.tolist() == (~golden["batch_frame_padding_mask"]).sum(1).tolist() == [124, 77]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ from jaxssl.models.part import Arrays, Names
 
 
 @dataclass(frozen=True)
-class PositionalConvolution:
-    """x + GELU(convolution(x)) with the kernel gain · v / ‖v‖, the norm over both axes but taps (wav2vec 2.0, §2).
+class LongKernel:
+    """What positions by one convolution have in common, whatever is done to its kernel and before it.
 
     Attributes:
         kernel: taps; an even number sees one frame more of the past than of the future.
@@ -33,6 +33,39 @@ class PositionalConvolution:
 
     kernel: int = 128
     groups: int = 16
+
+    def macs(self, width: int, frames: int) -> int:
+        """Count the multiply-accumulates of one utterance."""
+        return frames * width * (width // self.groups) * self.kernel
+
+    def check(self, width: int) -> None:
+        """Refuse groups that do not divide the width, and a kernel without taps.
+
+        Raises:
+            InputError: the message says which.
+        """
+        check_kernel(self.kernel, self.groups, width)
+
+    def read(self, arrays: Arrays) -> Self:
+        """Return itself: what the arrays tell, a prepared form has lost."""
+        return self
+
+    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
+        """Tell whether arrays are in the form that runs fastest here."""
+        return "filters" in arrays
+
+    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
+        """Return the arrays in the form that `jaxssl.models.choice` says for this device, for running in `dtype`."""
+        if choice.prepared_positions() is None:
+            return arrays
+        rest = {name: array for name, array in arrays.items() if name not in ("kernel", "gain")}
+        return {**rest, "filters": _ready(arrays, self.groups, jnp.dtype(dtype))}
+
+
+@dataclass(frozen=True)
+class PositionalConvolution(LongKernel):
+    """x + GELU(convolution(x)) with the kernel gain · v / ‖v‖, the norm over both axes but taps (wav2vec 2.0, §2)."""
+
     kind: Literal["convolution"] = "convolution"
 
     names: ClassVar[Names] = {
@@ -55,32 +88,6 @@ class PositionalConvolution:
             Rule(r"encoder\.pos_conv_embed\.conv\.bias", "position/bias", FLAT),
         ),
     }
-
-    def macs(self, width: int, frames: int) -> int:
-        """Count the multiply-accumulates of one utterance."""
-        return frames * width * (width // self.groups) * self.kernel
-
-    def check(self, width: int) -> None:
-        """Refuse groups that do not divide the width, and a kernel without taps.
-
-        Raises:
-            InputError: the message says which.
-        """
-        check_kernel(self.kernel, self.groups, width)
-
-    def read(self, arrays: Arrays) -> "PositionalConvolution":
-        """Return itself: what the arrays tell, a prepared form has lost."""
-        return self
-
-    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
-        """Tell whether arrays are in the form that runs fastest here."""
-        return "filters" in arrays
-
-    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
-        """Return the arrays in the form that `jaxssl.models.choice` says for this device, for running in `dtype`."""
-        if choice.prepared_positions() is None:
-            return arrays
-        return _prepared(arrays, self.groups, jnp.dtype(dtype))
 
     def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "Position":
         """Make the module."""
@@ -148,18 +155,15 @@ def filters(kernel: Array, *, groups: int) -> Array:
     return (bands if choice.prepared_positions() == "banded" else spectrum)(kernel, groups=groups)
 
 
-def rounded(ready: Array, dtype: jnp.dtype) -> Array:
-    """Return filters as they are kept for running in `dtype`: those of Fourier transforms stay in float32."""
-    return ready.astype(dtype) if choice.prepared_positions() == "banded" else ready
-
-
 def normalised(kernel: Array, gain: Array) -> Array:
     """Return the positional kernel as it runs, (taps, width / groups, width)."""
     return kernel * (gain / jnp.sqrt((kernel**2).sum((1, 2))))[:, None, None]
 
 
 @partial(jax.jit, static_argnames=("groups", "dtype"))
-def _prepared(arrays: Arrays, groups: int, dtype: jnp.dtype) -> Arrays:
-    wide = float32(arrays)  # weights may be stored in bfloat16
-    ready = filters(normalised(wide["kernel"], wide["gain"]), groups=groups)
-    return {"filters": rounded(ready, dtype), "bias": arrays["bias"]}
+def _ready(arrays: Arrays, groups: int, dtype: jnp.dtype) -> Array:
+    """Return the filters of a kernel, weight-normalised where it has gains."""
+    wide = float32({name: arrays[name] for name in ("kernel", "gain") if name in arrays})  # may be stored in bfloat16
+    kernel = normalised(wide["kernel"], wide["gain"]) if "gain" in wide else wide["kernel"]
+    ready = filters(kernel, groups=groups)
+    return ready.astype(dtype) if choice.prepared_positions() == "banded" else ready  # Fourier's stay in float32

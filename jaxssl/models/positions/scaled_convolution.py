@@ -2,37 +2,28 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.nn import initializers
 
-from compress.quantize import float32
 from jaxssl.models import choice
 from jaxssl.models.layers import gelu
 from jaxssl.models.names import CONV, dense_rules, norm_rules
-from jaxssl.models.part import Arrays, Names
-from jaxssl.models.positions.convolution import by_filters, check_kernel, convolved, filters, rounded
+from jaxssl.models.part import Names
+from jaxssl.models.positions.convolution import LongKernel, by_filters, convolved, filters
 
 
 @dataclass(frozen=True)
-class ScaledConvolution:
+class ScaledConvolution(LongKernel):
     """x + GELU(convolution(scale · x + shift)), zeros standing before and after what is shifted.
 
     So a shift is heard everywhere but at an utterance's ends, which is why it cannot be part of the convolution's bias.
     In our own padding mode an utterance ends with its last frame; other programs shift padded frames too.
-
-    Attributes:
-        kernel: taps; an even number sees one frame more of the past than of the future.
-        groups: of channels.
     """
 
-    kernel: int = 128
-    groups: int = 16
     kind: Literal["scaled_convolution"] = "scaled_convolution"
 
     names: ClassVar[Names] = {  # the norm's as the converters fold it
@@ -42,32 +33,6 @@ class ScaledConvolution:
             *dense_rules(r"encoder\.pos_conv_embed\.conv", "position", CONV),
         ),
     }
-
-    def macs(self, width: int, frames: int) -> int:
-        """Count the multiply-accumulates of one utterance."""
-        return frames * width * (width // self.groups) * self.kernel
-
-    def check(self, width: int) -> None:
-        """Refuse groups that do not divide the width, and a kernel without taps.
-
-        Raises:
-            InputError: the message says which.
-        """
-        check_kernel(self.kernel, self.groups, width)
-
-    def read(self, arrays: Arrays) -> "ScaledConvolution":
-        """Return itself: what the arrays tell, a prepared form has lost."""
-        return self
-
-    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
-        """Tell whether arrays are in the form that runs fastest here."""
-        return "filters" in arrays
-
-    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
-        """Return the arrays in the form that `jaxssl.models.choice` says for this device, for running in `dtype`."""
-        if choice.prepared_positions() is None:
-            return arrays
-        return _prepared(arrays, self.groups, jnp.dtype(dtype))
 
     def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "ScaledPosition":
         """Make the module."""
@@ -108,9 +73,3 @@ class ScaledPosition(nnx.Module):
         else:
             y = convolved(x, self.kernel[...], groups=self.groups)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
-
-
-@partial(jax.jit, static_argnames=("groups", "dtype"))
-def _prepared(arrays: Arrays, groups: int, dtype: jnp.dtype) -> Arrays:
-    ready = filters(float32(arrays)["kernel"], groups=groups)
-    return {"filters": rounded(ready, dtype), "bias": arrays["bias"], "norm": arrays["norm"]}
