@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # XLA's older emitters compile a small program in half the time. Later versions have them no more, and end a process
 # that sets a flag which they do not know.
-OLD = tuple(map(int, version("jax").split(".")[:2])) < (0, 11)
-QUICKLY = "--xla_cpu_use_fusion_emitters=false" if OLD else ""
+JAX = tuple(map(int, version("jax").split(".")[:2]))
+QUICKLY = "--xla_cpu_use_fusion_emitters=false" if JAX < (0, 11) else ""
 
 
 def start(*words, cwd=ROOT, devices=1, **settings):
