@@ -13,8 +13,7 @@ from jaxssl.models import choice
 from jaxssl.models.attend import attend
 from jaxssl.models.choice import LONG
 from jaxssl.models.layers import frame_mask
-from jaxssl.models.model import apply
-from tests.archs import ARCHS, MEL, noise, weights
+from tests.archs import ARCHS, MEL, forward, noise, weights
 
 TIMES = [5, LONG - 1, LONG, LONG + 77]
 
@@ -87,7 +86,7 @@ def test_gradients_are_those_of_all_heads_at_once(key):
 @pytest.mark.parametrize("run", [attending._at_once, attending._one_by_one])
 def test_dropout_drops_shares_and_keeps_their_mean(key, run):
     q, k = jax.random.normal(key, (2, 1, 40, 2, 4))
-    v = jnp.ones((1, 40, 2, 4))
+    v, run = jnp.ones((1, 40, 2, 4)), jax.jit(run, static_argnums=4)
     found = run(q, k, v, None, 0.25, key)
     assert float(jnp.abs(found - 1).max()) > 0.05  # without dropout all are 1
     many = jnp.stack([run(q, k, v, None, 0.25, each).mean() for each in jax.random.split(key, 50)])
@@ -98,6 +97,7 @@ def test_a_backward_pass_drops_the_same_again(key):
     """The derivative along a direction is that of the function with its mask."""
     q, k, v, to = jax.random.normal(key, (4, 1, 12, 2, 4))
 
+    @jax.jit
     def value(x):
         return (attending._one_by_one(q, k, v + x * to, None, 0.5, key) ** 2).sum()
 
@@ -118,7 +118,7 @@ def test_running_computes_what_training_does(name, key):
     """Training keeps the maps, for dropout; without any rate it is the same function."""
     arch = replace(ARCHS[name], dropout=replace(MEL.dropout, hidden=0.0, attention=0.0))
     params, x = weights(arch), noise(arch, key)
-    runs, trains = apply(arch, params, x).hidden, apply(arch, params, x, key=key).hidden
+    runs, trains = forward(arch, params, x).hidden, forward(arch, params, x, key=key).hidden
     for one, two in zip(runs, trains, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
 

@@ -23,7 +23,7 @@ from jaxssl.models.model import apply, apply_gated, map_inputs, predict, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import start
-from tests.archs import ARCHS, BASE, MEL, beside_noise, fresh, noise, transformer_layer
+from tests.archs import ARCHS, BASE, MEL, beside_noise, forward, fresh, noise, transformer_layer
 from tools import export
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
@@ -138,7 +138,7 @@ def test_costs_count_scales_and_nothing_else(arch, key):
 def test_the_whole_model_is_that_of_plain_numpy(arch, key, monkeypatch):
     wide, params = quantized(arch, fresh(arch))
     inputs = noise(arch, key)
-    found = apply(wide, params, inputs)
+    found = forward(wide, params, inputs)
     heard = []
 
     def instead(*given):
@@ -157,7 +157,7 @@ def test_the_whole_model_is_that_of_plain_numpy(arch, key, monkeypatch):
 def test_int8_stays_near_float(arch, key):
     params, inputs = fresh(arch), noise(arch, key)
     wide, whole = quantized(arch, params)
-    high, low = apply(arch, params, inputs).last, apply(wide, whole, inputs).last
+    high, low = forward(arch, params, inputs).last, forward(wide, whole, inputs).last
     far = float(jnp.linalg.norm(low - high) / jnp.linalg.norm(high))
     assert far < 0.05
     assert far > 0 or not any(layer.mixer.heads or layer.ffn.size for layer in arch.layers)
@@ -175,10 +175,10 @@ def test_padding_beside_an_utterance_changes_nothing(arch, key):
 def test_layers_run_scanned_compiled_and_in_bfloat16(stack, key):
     arch = int8(MEL)
     params, inputs = fresh(arch), noise(arch, key)
-    plain = apply(arch, params, inputs).last
-    scanned = jax.jit(lambda p, x: apply(arch, p, x, stack=stack).last)(params, inputs)
+    plain = forward(arch, params, inputs).last
+    scanned = forward(arch, params, inputs, stack=stack).last
     np.testing.assert_allclose(scanned, plain, atol=2e-3 * float(jnp.abs(plain).max()))
-    low = apply(arch, params, inputs, dtype=jnp.bfloat16, stack=stack).last
+    low = forward(arch, params, inputs, dtype=jnp.bfloat16, stack=stack).last
     assert low.dtype == jnp.bfloat16
     assert float(jnp.linalg.norm(low.astype(jnp.float32) - plain) / jnp.linalg.norm(plain)) < 0.05
 
@@ -225,7 +225,7 @@ def test_what_is_saved_is_what_is_loaded(arch, form, key, tmp_path):
     assert_same(unflatten(one), unflatten(two))
     inputs = noise(arch, key)
     # The arrays are the same to the bit; how they lie in memory may change the order of a sum.
-    np.testing.assert_allclose(apply(arch, params, inputs).last, apply(again, loaded, inputs).last, atol=1e-6)
+    np.testing.assert_allclose(forward(arch, params, inputs).last, forward(again, loaded, inputs).last, atol=1e-6)
 
 
 @pytest.mark.parametrize("base", [BASE, MEL], ids=["hubert", "melhubert"])
@@ -241,7 +241,7 @@ def test_int8_comes_after_everything_else(base, key):
         zero = np.asarray(leaf) == 0
         assert not np.asarray(get(whole, path))[zero].any(), f"{path}: what was pruned stays zero"
     inputs = noise(base, key)
-    high, low = apply(arch, params, inputs).last, apply(wide, whole, inputs).last
+    high, low = forward(arch, params, inputs).last, forward(wide, whole, inputs).last
     assert float(jnp.linalg.norm(low - high) / jnp.linalg.norm(high)) < 0.05
 
 
