@@ -4,17 +4,21 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors.numpy
 
 from compress.errors import InputError
 from jaxssl.convert import sources
-from jaxssl.convert.naming import build, finite
+from jaxssl.convert.config import Ctc, Source
+from jaxssl.convert.naming import build, finite, own
 from jaxssl.data.logmel import load_stats
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Arch, LogMel
@@ -58,17 +62,7 @@ def read(
     Raises:
         InputError: it is unknown, damaged, hostile, of an unsupported model, or its names and shapes do not fit.
     """
-    source = sources.describe(Path(path), heads=heads, config=config, subnet=subnet)
-    params, left = build(source.arch, source.tensors, source.dialect, left=source.left, where=str(path))
-    return Converted(
-        kind=source.kind,
-        arch=source.arch,
-        params=params,
-        extra=_ctc_files(source.ctc) if source.ctc else {},
-        left_behind=left,
-        notes=source.notes,
-        provenance=_provenance(source),
-    )
+    return _built(path, sources.describe(Path(path), heads=heads, config=config, subnet=subnet))
 
 
 def convert(
@@ -98,7 +92,8 @@ def convert(
     """
     if not overwrite and Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
         raise InputError(f"{out}: already there; choose another folder, or --force to replace a model")
-    converted = read(path, heads=heads, config=config, subnet=subnet)
+    source = sources.describe(Path(path), heads=heads, config=config, subnet=subnet)
+    converted = _built(path, source, held=_for_writing)
     extra = converted.extra | ({} if stats is None else {"stats.npy": _stats(converted.arch, Path(stats))})
     checkpoint.save(
         out, converted.arch, converted.params, provenance=converted.provenance, extra=extra, overwrite=overwrite
@@ -106,7 +101,35 @@ def convert(
     return converted
 
 
-def _ctc_files(ctc: sources.Ctc) -> dict[str, bytes]:
+def _built(path: str | Path, source: Source, held: Callable[[np.ndarray], Any] = own) -> Converted:
+    with ThreadPoolExecutor(1) as beside:  # digests leave Python to other threads
+        provenance = beside.submit(_provenance, source)
+        params, left = build(source.arch, source.tensors, source.dialect, left=source.left, where=str(path), held=held)
+        extra = _ctc_files(source.ctc) if source.ctc else {}
+    return Converted(
+        kind=source.kind,
+        arch=source.arch,
+        params=params,
+        extra=extra,
+        left_behind=left,
+        notes=source.notes,
+        provenance=provenance.result(),
+    )
+
+
+def _for_writing(array: np.ndarray) -> Any:
+    """Hold an array as the checkpoint's writer takes it: it copies NumPy's before it writes them, JAX's it does not.
+
+    JAX also transposes faster.
+    """
+    try:
+        place = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the processor out
+        return own(array)
+    return jax.device_put(array, place, may_alias=False)
+
+
+def _ctc_files(ctc: Ctc) -> dict[str, bytes]:
     kernel = finite(ctc.kernel.read(), "the CTC layer's kernel")
     arrays = {"kernel": np.ascontiguousarray(kernel.T)}  # (width, symbols), as all our dense maps
     if ctc.bias is not None:
@@ -127,7 +150,7 @@ def _stats(arch: Arch, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _provenance(source: sources.Source) -> dict[str, Any]:
+def _provenance(source: Source) -> dict[str, Any]:
     return {
         "kind": source.kind,
         "files": {str(file): _sha256(file) for file in source.files},

@@ -4,7 +4,7 @@ What names there are, the parts say (`jaxssl.models.arch.Arch.names`).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -60,8 +60,19 @@ class _Problems:
             raise InputError(f"{where}: {total} names do not fit the model" + "".join(lines))
 
 
+def own(array: np.ndarray) -> np.ndarray:
+    """Return a copy that shares nothing, its numbers in the order of its axes."""
+    return np.array(array, order="C")
+
+
 def build(
-    arch: Arch, tensors: Mapping[str, Tensor], dialect: Dialect, *, left: Iterable[str] = (), where: str = "source"
+    arch: Arch,
+    tensors: Mapping[str, Tensor],
+    dialect: Dialect,
+    *,
+    left: Iterable[str] = (),
+    where: str = "source",
+    held: Callable[[np.ndarray], Any] = own,
 ) -> tuple[Params, tuple[str, ...]]:
     """Turn named PyTorch tensors into a parameter tree; nothing is read unless every name fits.
 
@@ -71,6 +82,7 @@ def build(
         dialect: whose names they are.
         left: patterns of names that are known and not part of the model.
         where: the source, for messages.
+        held: makes of each array as it is read, which may be a transposed window on the file, one that is kept.
 
     Returns:
         The tree, float32, and the names left behind.
@@ -85,7 +97,7 @@ def build(
         del tensors[name]
     expected = {path: tuple(leaf.shape) for path, leaf in flatten(shapes(arch)).items()}
     chosen = _assign(expected, tensors, arch.names(dialect), where)
-    flat = {path: _convert(chosen[path], expected[path], where) for path in expected}
+    flat = {path: held(_convert(chosen[path], expected[path], where)) for path in expected}
     return unflatten(flat), behind
 
 
@@ -160,7 +172,7 @@ def _source_name(path: str, rules: tuple[Rule, ...]) -> str:
 
 def _convert(chosen: _Chosen, shape: Shape, where: str) -> np.ndarray:
     array = finite(chosen.tensor.read(), f"{where}: {chosen.name}")
-    return np.ascontiguousarray(chosen.layout.convert(array, shape))
+    return chosen.layout.convert(array, shape)
 
 
 def finite(array: np.ndarray, where: str) -> np.ndarray:

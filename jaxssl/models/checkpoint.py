@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from jaxssl.models.model import Params, check_params, shapes
 from jaxssl.runtime import seal
 
 FORMAT = 1
+PORTION = 96 << 20  # bytes that are read back at once, of which there are three copies then
+SPARSE = 0.1  # share of zeros from which compressing pays: other weights are noise, which shrinks by 8 % at best
 
 
 def save(
@@ -66,10 +69,11 @@ def save(
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-        with _alone() as checkpointer:
-            checkpointer.save((staging / "params").absolute(), _filled(params))
-        seal.seal(staging / "params")
-        _compare(load(staging), (arch, params))
+        _write(staging / "params", _filled(params))
+        with ThreadPoolExecutor(1) as beside:  # both read the files, and leave Python to each other
+            sealed = beside.submit(seal.seal, staging / "params")
+            _compare(staging, arch, params)
+        sealed.result()
         _replace(staging, folder)
 
 
@@ -127,9 +131,27 @@ def size_on_disk(folder: str | Path) -> int:
 
 def _alone() -> ocp.StandardCheckpointer:
     """Return a checkpointer that waits for no other process: one process writes a model, each reads it for itself."""
+    return ocp.StandardCheckpointer(multiprocessing_options=_no_others())
+
+
+def _write(folder: Path, params: Params) -> None:
+    """Write arrays; compressed where they are sparse."""
+    leaves = flatten(params).values()
+    zeros = sum(leaf.size - int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves)
+    sparse = zeros > SPARSE * sum(leaf.size for leaf in leaves)
+    with _portioned(use_compression=sparse, save_concurrent_gb=1) as checkpointer:
+        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(params))
+
+
+def _portioned(**words: Any) -> ocp.Checkpointer:
+    """Return a checkpointer that need not hold a model's arrays all at once."""
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_no_others(), **words)
+    return ocp.Checkpointer(handler, multiprocessing_options=_no_others())
+
+
+def _no_others() -> ocp.options.MultiprocessingOptions:
     here = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(here, {here}, barrier_sync_key_prefix=f"process-{here}")
-    return ocp.StandardCheckpointer(multiprocessing_options=options)
+    return ocp.options.MultiprocessingOptions(here, {here}, barrier_sync_key_prefix=f"process-{here}")
 
 
 def _stored_shapes(checkpointer: ocp.StandardCheckpointer, arrays: Path) -> Params:
@@ -203,13 +225,43 @@ def _replace(staging: Path, folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _compare(read: tuple[Arch, Params], given: tuple[Arch, Params]) -> None:
-    if read[0] != given[0]:
+def _compare(folder: Path, arch: Arch, params: Params) -> None:
+    """Read a model back, some arrays at a time, so that no second copy of it is ever in memory."""
+    if _read_arch(folder / "arch.json") != arch:
         raise OSError("the arch read back is not the arch written")
-    found = flatten(read[1])
-    for path, leaf in flatten(given[1]).items():
-        if not np.array_equal(np.asarray(found[path]), np.asarray(leaf), equal_nan=True):
-            raise OSError(f"{path}: read back after writing, it is not what was written; is the disk full?")
+    given = flatten(_filled(params))
+    with _alone() as checkpointer:
+        check_params(arch, _with_empty(arch, _stored_shapes(checkpointer, folder / "params")))
+    with _portioned() as checkpointer:
+        for paths in _portions(given):
+            item = unflatten(dict.fromkeys(paths, 0))
+            wanted = unflatten(dict.fromkeys(paths, ocp.RestoreArgs(restore_type=np.ndarray)))
+            args = ocp.args.PyTreeRestore(item=item, restore_args=wanted, partial_restore=True)
+            found = flatten(checkpointer.restore((folder / "params").absolute(), args=args))
+            for path in paths:
+                if not _same(found[path], np.asarray(given[path])):
+                    raise OSError(f"{path}: read back after writing, it is not what was written; is the disk full?")
+
+
+def _same(one: np.ndarray, two: np.ndarray) -> bool:
+    """Tell whether arrays are equal bit by bit, which is much faster than by numbers of which some may be none."""
+    alike = one.shape == two.shape and one.dtype == two.dtype
+    return alike and np.array_equal(_bits(one), _bits(two))
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _portions(arrays: Mapping[str, Any]) -> Iterator[list[str]]:
+    """List the paths of arrays in runs of about as many bytes as one reading may take."""
+    run: list[str] = []
+    for path, leaf in arrays.items():
+        if run and sum(arrays[each].nbytes for each in run) + leaf.nbytes > PORTION:
+            yield run
+            run = []
+        run.append(path)
+    yield run
 
 
 def _dump(values: Mapping[str, Any]) -> str:
