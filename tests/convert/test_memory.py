@@ -48,4 +48,5 @@ def test_no_array_is_held_twice(folder, tmp_path, monkeypatch):
     apart = flatten(read(folder).params)
     for path, leaf in flatten(converted.params).items():
         np.testing.assert_array_equal(np.asarray(leaf), apart[path])
-        assert apart[path].flags.c_contiguous and apart[path].flags.writeable
+        assert apart[path].flags.c_contiguous
+        assert apart[path].flags.writeable
