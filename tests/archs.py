@@ -18,6 +18,7 @@ from jaxssl.models.arch import (
     FeedForward,
     GatedAttention,
     Layer,
+    LengthAdapter,
     LogMel,
     PositionalConvolution,
     Rank,
@@ -133,6 +134,7 @@ ARCHS = {
         project=None,
     ),
     "convolution-stack": replace(MEL, layers=MEL.layers[:1], position=ConvolutionStack(3, 4, 4), head=None),
+    "length-adapter": replace(MEL, layers=MEL.layers[:1], head=None, length_adapter=LengthAdapter(10, 2)),
     "scaled-convolution": replace(
         MEL,
         layers=(replace(MEL.layers[0], adapter=Adapter(3)),),

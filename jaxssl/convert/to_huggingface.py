@@ -76,6 +76,7 @@ def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
         "its positions are no convolution": not isinstance(arch.position, PositionalConvolution),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
         "it has adapters": any(layer.adapter for layer in arch.layers),
+        "it has a length adapter": arch.length_adapter is not None,
         "its keys have no bias": not all(layer.mixer.key_bias for layer in arch.layers),
         "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
         "its features have no norm": arch.relative is not None and not getattr(arch.front, "feature_norm", True),

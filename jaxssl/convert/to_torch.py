@@ -35,6 +35,8 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
         )
     if arch.front.kind not in FRONTS:
         raise InputError(f"the PyTorch module has fronts {', '.join(FRONTS)}, not {arch.front.kind}; export stablehlo")
+    if arch.length_adapter is not None:
+        raise InputError("the PyTorch module has no length adapter behind the encoder; export stablehlo")
     if any(layer.adapter for layer in arch.layers) or not all(layer.mixer.key_bias for layer in arch.layers):
         raise InputError("the PyTorch module has no adapters, and no keys without a bias; export stablehlo")
     arch, params = dequantized(*unpacked(arch, params))

@@ -27,7 +27,7 @@ from jaxssl.models.model import Output, Params, apply
 
 LONGEST = 30  # seconds of a piece: attention's memory grows with the square of the frames, and few models heard more
 
-# The encoder's output, all hidden layers, what the output layer says, or one hidden layer (0: input of the first).
+# The model's output, all hidden layers, what the output layer says, or one hidden layer (0: input of the first).
 Layers = Literal["last", "all", "logits"] | int
 
 
@@ -123,7 +123,7 @@ def hear(
     out = encode(arch, params, inputs, lengths, stats=stats, dtype=dtype)
     match layers:
         case "last":
-            return out.last, out.lengths[-1]
+            return out.end
         case "all":
             return jnp.stack(out.hidden), out.lengths[-1]
         case "logits":
@@ -198,7 +198,7 @@ def encode_all(
 
 
 def pieces(
-    inputs: np.ndarray, timing: Timing, *, longest: float = LONGEST, frames: int | None = None
+    inputs: np.ndarray, timing: Timing, *, longest: float = LONGEST, frames: int | None = None, multiple: int = 1
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Cut inputs that are longer than `longest` seconds so that no frame is lost; yield (inputs, frames).
 
@@ -207,10 +207,12 @@ def pieces(
         timing: of the model.
         longest: seconds of a piece at most.
         frames: that the whole gives; None: as many as see no padding.
+        multiple: frames that a later part of the model makes one, which no cut parts.
     """
     hop, field = timing.hop, timing.field
     total = (len(inputs) - field) // hop + 1 if frames is None else frames
     most = (round(longest * timing.rate) - field) // hop + 1
+    most = most - most % multiple if most > multiple else most
     for first in range(0, total, most):
         count = min(most, total - first)
         yield inputs[first * hop : (first + count - 1) * hop + field], count
@@ -223,7 +225,8 @@ def _parts(arch: Arch, utterance: np.ndarray, longest: float | None) -> list[np.
     if longest is None:
         return [whole]
     frames = int(arch.frames(len(whole))) if samples else None
-    return [piece for piece, _ in pieces(whole, how, longest=longest, frames=frames)]
+    together = arch.length_adapter.joined if arch.length_adapter else 1
+    return [piece for piece, _ in pieces(whole, how, longest=longest, frames=frames, multiple=together)]
 
 
 def _together(
@@ -252,7 +255,7 @@ def _joined(ran: Iterator[tuple[int, np.ndarray]], owners: Sequence[int]) -> Ite
 
 def _check(arch: Arch, i: int, utterance: np.ndarray) -> None:
     if utterance.ndim == 2 and utterance.shape[1:] == arch.front.shape(WINDOW)[1:]:
-        short = len(utterance) < arch.time_reduction
+        short = len(utterance) < arch.least
     else:
         short = utterance.ndim != 1 or len(utterance) < WINDOW
     if short:

@@ -98,7 +98,7 @@ def speedup(baseline: Timing, other: Timing) -> Speedup:
 
 
 def compile_forward(arch: Arch, params: Params, load: Load, *, dtype: Any = jnp.float32, seed: int = 0) -> Program:
-    """Compile waveform → encoder output (`last`) for one load, and run it once on noise.
+    """Compile waveform → output (`Output.end`) for one load, and run it once on noise.
 
     Log-Mel models are timed from the waveform too, so that their features are paid for as HuBERT's are. Weights are in
     the form that runs fastest here (`jaxssl.inference.prepack`), as whoever deploys a model would have them.
@@ -107,7 +107,7 @@ def compile_forward(arch: Arch, params: Params, load: Load, *, dtype: Any = jnp.
     samples = jax.random.normal(jax.random.key(seed), (load.batch, round(load.seconds * SAMPLE_RATE)))
 
     def forward(params: Params, samples: jax.Array) -> jax.Array:
-        return encode(arch, params, samples, dtype=dtype).last
+        return encode(arch, params, samples, dtype=dtype).end[0]
 
     begin = time.perf_counter()
     compiled = jax.jit(forward).lower(params, samples).compile()

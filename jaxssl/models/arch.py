@@ -14,6 +14,7 @@ from jaxssl.models.feed_forward import FeedForward
 from jaxssl.models.fronts.mel_frames import LogMel
 from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
 from jaxssl.models.fronts.whisper_frames import Whisper
+from jaxssl.models.length_adapter import LengthAdapter
 from jaxssl.models.mixers.attention import Attention
 from jaxssl.models.mixers.gated_attention import GatedAttention, RelativeBias
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
@@ -49,6 +50,7 @@ __all__ = [
     "GatedAttention",
     "HUBERT_CONVS",
     "Layer",
+    "LengthAdapter",
     "LogMel",
     "PositionalConvolution",
     "Rank",
@@ -97,6 +99,7 @@ class Arch:
             do without (ARMHuBERT).
         time_reduction: frames that become one before the first layer, by a strided convolution (FitHuBERT).
         relative: table of relative positions that all layers' attention shares (WavLM), or None.
+        length_adapter: strided convolutions behind the encoder, or None.
         prepared: whether weights are in the form that runs fastest here (`inference.prepack`), not as checkpoints.
         dropout: probabilities in training.
         head: pre-training output, or None.
@@ -114,6 +117,7 @@ class Arch:
     time_reduction: int = 1
     prepared: bool = False
     relative: RelativeBias | None = None
+    length_adapter: LengthAdapter | None = None
 
     def frames(self, samples: Any, *, layer: int = 0) -> Any:
         """Count the frames that layer `layer` takes of `samples` samples (an int or an array of ints).
@@ -126,10 +130,15 @@ class Arch:
         """Count the frames that layer `layer` takes of `frames` frames of the front end."""
         return frames // self.time_reduction
 
+    @property
+    def least(self) -> int:
+        """Frames of the front end that a model needs to return one."""
+        return self.time_reduction * (self.length_adapter.least if self.length_adapter else 1)
+
     def names(self, dialect: Dialect) -> tuple[Rule, ...]:
         """List what another program calls the model's arrays: those of its parts, and those of none."""
         parts = {type(part): part for layer in self.layers for part in (*layer.blocks, layer.adapter) if part}
-        outer = (self.front, self.position, *(part for part in (self.head, self.relative) if part))
+        outer = (self.front, self.position, *(part for part in (self.head, self.relative, self.length_adapter) if part))
         rules = (rule for part in (*outer, *parts.values()) for rule in part.names[dialect])
         return tuple(dict.fromkeys((*rules, *NAMES[dialect])))
 

@@ -25,6 +25,8 @@ def check_arch(arch: Arch) -> None:
         raise InputError(f"there is no projection, with {have}; give both one width, or project")
     if arch.time_reduction < 1:
         raise InputError(f"time_reduction {arch.time_reduction} is no number of frames; use 1 or more")
+    if arch.length_adapter is not None:
+        arch.length_adapter.check()
     if arch.relative is not None:
         arch.relative.check(arch.width, [layer.mixer for layer in arch.layers])
     for i, layer in enumerate(arch.layers):
@@ -77,5 +79,5 @@ def checked(arch: Arch, inputs: Array) -> Array:
         InputError: they are of another form, or too short for one frame.
     """
     inputs = jnp.asarray(inputs)
-    arch.front.check_inputs(inputs, arch.time_reduction)
+    arch.front.check_inputs(inputs, arch.least)
     return inputs

@@ -39,7 +39,7 @@ class Macs:
         attention_maps: dense maps of the mixers: q, k, v and out of attention.
         attention_core: what else mixers multiply: scores and weighted sums of attention, quadratic in time.
         ffn: feed-forward blocks.
-        adapters: small blocks behind those, of one language.
+        adapters: small blocks behind those, of one language; and a length adapter behind the encoder.
     """
 
     extractor: float = 0
@@ -81,6 +81,7 @@ def macs(arch: Arch, samples: int) -> Macs:
         extractor=arch.front.macs(samples),
         project=features * sum(project),
         position=arch.position.macs(arch.width, features),
+        adapters=arch.length_adapter.macs(arch.width, frames) if arch.length_adapter else 0,
         reduction=frames * arch.time_reduction * arch.width**2 if arch.time_reduction > 1 else 0,
     )
     layers = (_layer(arch, layer, arch.frames(samples, layer=i)) for i, layer in enumerate(arch.layers))

@@ -6,7 +6,16 @@ For every arch, `describe(arch, init(arch, key)) == arch`.
 from dataclasses import replace
 
 from compress.errors import InputError
-from jaxssl.models.arch import Adapter, Arch, Attention, FeedForward, GatedAttention, Layer, RelativeBias
+from jaxssl.models.arch import (
+    Adapter,
+    Arch,
+    Attention,
+    FeedForward,
+    GatedAttention,
+    Layer,
+    LengthAdapter,
+    RelativeBias,
+)
 from jaxssl.models.model import Params, check_params
 from jaxssl.models.part import form_of
 
@@ -33,12 +42,18 @@ def describe(base: Arch, params: Params) -> Arch:
             head=base.head if "head" in params else None,
             time_reduction=params["reduction"]["kernel"].shape[0] if "reduction" in params else 1,
             relative=(base.relative or RelativeBias(0)).read(params["relative"]) if "relative" in params else None,
+            length_adapter=_length_adapter(base, params),
             prepared=base.position.is_prepared(position, base.prepared),
         )
     except (KeyError, IndexError) as error:
         raise InputError(f"these arrays are no model of ours: {error} is missing") from error
     check_params(arch, params)
     return arch
+
+
+def _length_adapter(base: Arch, params: Params) -> LengthAdapter | None:
+    part = base.length_adapter or LengthAdapter(0)
+    return part.read(params["length_adapter"]) if "length_adapter" in params else None
 
 
 def _layers(base: Arch, params: Params) -> tuple[Layer, ...]:

@@ -46,6 +46,8 @@ class Output:
         last: the encoder's output: the last layer's, through the final norm in pre-LN models.
         logits: (batch, time, clusters or codewords), or None for a model without a head.
         lengths: valid frames of each row, one array (batch,) for each of `hidden`, since layers may differ in rate.
+        shortened: what a length adapter makes of `last`, (batch, fewer, its width), or None.
+        shortened_lengths: valid frames of each row of that, (batch,).
     """
 
     extracted: Array | None
@@ -54,6 +56,15 @@ class Output:
     last: Array
     logits: Array | None
     lengths: tuple[Array, ...]
+    shortened: Array | None = None
+    shortened_lengths: Array | None = None
+
+    @property
+    def end(self) -> tuple[Array, Array]:
+        """What the whole model returns, on which a fine-tuned output layer stands, and its valid frames."""
+        if self.shortened is None or self.shortened_lengths is None:
+            return self.last, self.lengths[-1]
+        return self.shortened, self.shortened_lengths
 
 
 class Model(nnx.Module):
@@ -78,6 +89,8 @@ class Model(nnx.Module):
         self.layers = nnx.List([EncoderLayer(arch, layer, lends=lends, rngs=rngs) for layer, lends in each])
         if arch.head is not None:
             self.head = arch.head.build(arch.width, rngs=rngs)
+        if arch.length_adapter is not None:
+            self.length_adapter = arch.length_adapter.build(arch.width, rngs=rngs)
 
     def __call__(
         self,
@@ -102,7 +115,9 @@ class Model(nnx.Module):
         hidden = self.encode(features, inside, seen, rngs, stack)
         last = self.norm(hidden[-1]) if self.arch.norm_first else hidden[-1]
         logits = self.head(last) if self.arch.head else None
-        return Output(heard.extracted, features, hidden, last, logits, (reduced,) * len(hidden))
+        alone = lengths is not None and padding == "independent"
+        short = self.length_adapter(last, reduced, alone=alone) if self.arch.length_adapter else (None, None)
+        return Output(heard.extracted, features, hidden, last, logits, (reduced,) * len(hidden), *short)
 
     def featurise(self, inputs: Array, lengths: Array | None, dtype: jnp.dtype, padding: Padding) -> Featured:
         """Turn inputs into features; what lies in the padding does not matter."""

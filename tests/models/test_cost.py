@@ -84,7 +84,7 @@ def test_arithmetic_agrees_with_xla(arch, key):
     frames = 200 // arch.front.stack
     params = jax.eval_shape(lambda: weights(wide))
     inputs = jax.ShapeDtypeStruct((1, frames, wide.front.size), jnp.float32)
-    compiled = jax.jit(lambda p, x: apply(wide, p, x).last).lower(params, inputs).compile()
+    compiled = jax.jit(lambda p, x: apply(wide, p, x).end[0]).lower(params, inputs).compile()
     counted = cost.macs(wide, 400 + 160 * 199).total
     assert frames == wide.front.frames(400 + 160 * 199)
     flops = compiled.cost_analysis()["flops"]

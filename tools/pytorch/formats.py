@@ -49,9 +49,9 @@ class Given:
         return export_onnx(self)
 
     def forward(self, samples: Array, lengths: Array) -> tuple[Array, Array]:
-        """Return the encoder's output, (batch, frames, width), and the valid frames of each row."""
+        """Return the model's output, (batch, frames, width), and the valid frames of each row."""
         out = encode(self.arch, self.params, samples, lengths, stats=self.stats)
-        return out.last, out.lengths[-1]
+        return out.end
 
 
 def torch(given: Given, folder: Path) -> Run:

@@ -269,6 +269,8 @@ def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
         raise InputError(f"the PyTorch step has GELU between feed-forward maps only, not {other[0]}")
     if any(layer.adapter for layer in arch.layers) or getattr(arch.front, "scaled", False):
         raise InputError("the PyTorch step has no adapters, and no scale of the extractor's output")
+    if arch.length_adapter is not None:
+        raise InputError("the PyTorch step has no length adapter behind the encoder; time a model without one")
     if arch.relative is not None:
         raise InputError("the PyTorch step has no relative positions (WavLM); time a model without them")
     if arch.front.kind == "whisper" or not all(layer.mixer.key_bias for layer in arch.layers):
