@@ -16,7 +16,7 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.convert import to_dphubert, to_huggingface, to_torch
-from jaxssl.models.arch import Adapter, Arch, ScaledConvolution, Waveform
+from jaxssl.models.arch import Adapter, Arch, LengthAdapter, ScaledConvolution, Waveform
 from jaxssl.models.model import Params, shapes
 from jaxssl.models.sites import axes, channels, matrices
 from jaxssl.models.zoo import PRESETS
@@ -82,6 +82,12 @@ ROWS = (
         "WavLM", "Microsoft's `.pt`, Hugging Face folder, state dict, torchaudio", _preset("wavlm-base"), ("wavlm",)
     ),
     Family("data2vec-audio", FAIRSEQ, _preset("data2vec-audio-base"), ("data2vec-audio",)),
+    Family(
+        "wav2vec 2.0, WavLM or data2vec with a length adapter (`add_adapter`)",
+        "Hugging Face folder",
+        replace(_preset("xls-r-300m"), length_adapter=LengthAdapter(1024)),
+        ("wav2vec2", "wavlm", "data2vec-audio"),
+    ),
     Family("DistilHuBERT", "`.ckpt` of s3prl, Hugging Face folder", _preset("distilhubert"), ("hubert",)),
     Family(
         "DPHuBERT", "its `.pth`", replace(_preset("dphubert"), front=replace(_preset("dphubert").front, scaled=True))

@@ -18,7 +18,7 @@ import safetensors.numpy
 from compress.errors import InputError
 from jaxssl.convert import sources
 from jaxssl.convert.config import Ctc, Source
-from jaxssl.convert.naming import build, finite, own
+from jaxssl.convert.naming import FLOATS, build, finite, own
 from jaxssl.data.logmel import load_stats
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Arch, LogMel
@@ -105,7 +105,7 @@ def _built(path: str | Path, source: Source, held: Callable[[np.ndarray], Any] =
     with ThreadPoolExecutor(1) as beside:  # digests leave Python to other threads
         provenance = beside.submit(_provenance, source)
         params, left = build(source.arch, source.tensors, source.dialect, left=source.left, where=str(path), held=held)
-        extra = _ctc_files(source.ctc) if source.ctc else {}
+        extra = _ctc_files(source.ctc, source.arch) if source.ctc else {}
     return Converted(
         kind=source.kind,
         arch=source.arch,
@@ -129,7 +129,9 @@ def _for_writing(array: np.ndarray) -> Any:
     return jax.device_put(array, place, may_alias=False)
 
 
-def _ctc_files(ctc: Ctc) -> dict[str, bytes]:
+def _ctc_files(ctc: Ctc, arch: Arch) -> dict[str, bytes]:
+    width = arch.length_adapter.width if arch.length_adapter else arch.width
+    _check_ctc(ctc, width)
     kernel = finite(ctc.kernel.read(), "the CTC layer's kernel")
     arrays = {"kernel": np.ascontiguousarray(kernel.T)}  # (width, symbols), as all our dense maps
     if ctc.bias is not None:
@@ -137,8 +139,27 @@ def _ctc_files(ctc: Ctc) -> dict[str, bytes]:
     rows, symbols = arrays["kernel"].shape[1], ctc.symbols
     if symbols is not None and len(symbols) != rows:
         raise InputError(f"the CTC layer has {rows} outputs, its dictionary {len(symbols)} symbols")
+    if odd := [symbol for symbol in symbols or () if not _is_text(symbol)]:
+        raise InputError(f"{len(odd)} of the CTC layer's {rows} symbols are no text, first {odd[0]!a}; correct them")
     listed = json.dumps({"symbols": symbols}, ensure_ascii=False, indent=1) + "\n"
     return {"ctc/ctc.safetensors": safetensors.numpy.save(arrays), "ctc/symbols.json": listed.encode()}
+
+
+def _check_ctc(ctc: Ctc, width: int) -> None:
+    """Refuse an output layer that is no map of a model `width` wide, before it is read."""
+    rows = ctc.kernel.shape[0] if ctc.kernel.shape else 0
+    wanted = {"kernel": (ctc.kernel, (rows, width)), "bias": (ctc.bias, (rows,))}
+    for name, (tensor, shape) in wanted.items():
+        if tensor is not None and (tensor.shape != shape or rows < 1 or tensor.dtype not in FLOATS):
+            raise InputError(
+                f"the CTC layer's {name} is {tensor.dtype} {str(tensor.shape)[:60]}, which is no map of the model's "
+                f"{width} numbers a frame to symbols; give the file as its program wrote it, or without this layer"
+            )
+
+
+def _is_text(symbol: str) -> bool:
+    """Tell whether a symbol can be written down: half of a surrogate pair, which JSON and pickles can hold, cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in symbol)
 
 
 def _stats(arch: Arch, path: Path) -> bytes:

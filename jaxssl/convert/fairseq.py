@@ -83,11 +83,11 @@ def describe(path: Path, state: Mapping[str, Any], *, heads: int | None = None) 
     if teacher:
         parts = replace(parts, tensors={name: each for name, each in parts.tensors.items() if name != "_ema"})
     only_tensors(path, parts.tensors)
-    name = parts.model.get("_name") or parts.model.get("arch")
+    name = _name(path, parts.model)
     if name in REFUSED:
-        raise InputError(f"{path}: {REFUSED[str(name)]}")
+        raise InputError(f"{path}: {REFUSED[name]}")
     if name is not None and name not in MODELS:
-        raise InputError(f"{path}: a model of type {str(name)[:40]!r}; supported are {', '.join(sorted(MODELS))}")
+        raise InputError(f"{path}: a model of type {name[:40]!r}; supported are {', '.join(sorted(MODELS))}")
     if any(key.startswith(INNER) for key in parts.tensors):
         return _fine_tuned(path, parts, heads)
     if name is None and any(key.startswith(("quantizer.", "project_q.")) for key in parts.tensors):
@@ -108,6 +108,14 @@ def describe(path: Path, state: Mapping[str, Any], *, heads: int | None = None) 
     )
 
 
+def _name(path: Path, model: Mapping[str, Any]) -> str | None:
+    """Return what a configuration calls its model, if anything."""
+    said = next((found for key in ("_name", "arch") if (found := model.get(key)) not in (None, "")), None)
+    if said is not None and not isinstance(said, str):
+        raise InputError(f"{path}: its model is called {str(said)[:40]!r}, which is no name; copy the file again")
+    return said
+
+
 def _counting(arch: Arch, name: object) -> Arch:
     """Let a front end count the frames of padded rows as the model's family does in fairseq."""
     if name not in BY_CONVOLUTIONS or not isinstance(arch.front, Waveform):
@@ -117,7 +125,8 @@ def _counting(arch: Arch, name: object) -> Arch:
 
 def _s3prl(state: Mapping[str, Any]) -> _Parts:
     dictionaries = state.get("dictionaries_symbols")
-    sets = tuple(len(symbols) for symbols in dictionaries or () if isinstance(symbols, list))
+    listed = dictionaries if isinstance(dictionaries, (list, tuple)) else ()
+    sets = tuple(len(symbols) for symbols in listed if isinstance(symbols, list))
     model, task = entries(state.get("model_cfg")), entries(state.get("task_cfg"))
     return _Parts(entries(state["model_weight"]), model, task, sets, None, "s3prl-converted")
 
@@ -263,7 +272,7 @@ def _fine_tuned(path: Path, parts: _Parts, heads: int | None) -> Source:
         notes.append("no target dictionary in the file: the CTC layer is kept without its symbols")
     return Source(
         kind=f"{parts.writer} CTC model",
-        arch=_counting(arch_of(settings, tensors, None), parts.model.get("_name") or parts.model.get("arch")),
+        arch=_counting(arch_of(settings, tensors, None), _name(path, parts.model)),
         tensors=tensors,
         dialect="fairseq",
         left=(HEAD, WAV2VEC),

@@ -25,6 +25,7 @@ from jaxssl.models.arch import (
     FeedForward,
     GatedAttention,
     Layer,
+    LengthAdapter,
     RelativeBias,
     Waveform,
 )
@@ -42,6 +43,7 @@ FAMILIES = {
 }
 # What the code of a family does whatever its configuration says.
 FIXED = {"data2vec-audio": {"feat_extract_norm": "layer", "do_stable_layer_norm": False}}
+SHORTENING = "adapter.layers."
 OUTPUT = ("lm_head.weight", "lm_head.bias")
 # What classes around the encoder add, whose inputs are hidden states.
 LEFT = (
@@ -57,7 +59,6 @@ SUPPORTED = {
     "feat_extract_activation": ("gelu",),
     "feat_extract_norm": ("group", "layer"),
     "layer_norm_eps": (1e-5,),
-    "add_adapter": (False,),
 }
 DEFAULT_CONVS = {
     "conv_dim": [512] * 7,
@@ -80,7 +81,8 @@ class SafeTensor:
         if 0 in self.shape:
             return np.zeros(self.shape, np.float32)
         window = np.memmap(self.path, self.dtype, "r", self.start, self.shape or (1,)).reshape(self.shape)
-        return np.asarray(window.astype(np.float32, copy=False))
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite there, which `finite` tells
+            return np.asarray(window.astype(np.float32, copy=False))
 
 
 def complete(folder: Path) -> bool:
@@ -99,7 +101,7 @@ def describe(folder: Path) -> Source:
         raise InputError(f"{folder}: not a Hugging Face folder, config.json is missing; give a file or such a folder")
     config = _json(folder / "config.json")
     files, everything = _weights(folder)
-    family = str(config.get("model_type") or "hubert")
+    family = "hubert" if (said := config.get("model_type")) is None else str(said)
     if family == "whisper":
         return whisper.of_huggingface(folder, config, next(_preprocessors(folder), ("", {}))[1], files, everything)
     encoder = {name: tensor for name, tensor in everything.items() if name not in OUTPUT}
@@ -133,7 +135,21 @@ def measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "intermediate_size": size(tensors, "encoder.layers.0.feed_forward.intermediate_dense.weight", 0),
         **hf_positions.measure(tensors),
         "conv_bias": "feature_extractor.conv_layers.0.conv.bias" in tensors,
+        **_measured_adapter(tensors),
         "num_buckets": size(tensors, "encoder.layers.0.attention.rel_attn_embed.weight", 0),
+    }
+
+
+def _measured_adapter(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read off what its arrays tell of a length adapter, if there is one."""
+    kernel = f"{SHORTENING}0.conv.weight"
+    if kernel not in tensors:
+        return {"add_adapter": False}
+    return {
+        "add_adapter": True,
+        "output_hidden_size": size(tensors, kernel, 1),
+        "num_adapter_layers": layer_count(tensors, SHORTENING),
+        "adapter_kernel_size": size(tensors, kernel, 2),
     }
 
 
@@ -173,6 +189,18 @@ def arch_of(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool, 
             layer=settings.get("layerdrop", float, 0.1),
         ),
         relative=_relative(settings, heads) if gated else None,
+        length_adapter=_length_adapter(settings),
+    )
+
+
+def _length_adapter(settings: Settings) -> LengthAdapter | None:
+    if not settings.get("add_adapter", bool):
+        return None
+    return LengthAdapter(
+        width=settings.positive("output_hidden_size"),
+        layers=settings.positive("num_adapter_layers"),
+        kernel=settings.positive("adapter_kernel_size"),
+        stride=settings.get("adapter_stride", int, 2),
     )
 
 

@@ -185,8 +185,8 @@ def finite(array: np.ndarray, where: str) -> np.ndarray:
         total = array.sum()  # which needs no array of its own, and is finite where all numbers are, or nearly
     if not np.isfinite(total) and (bad := array.size - int(np.isfinite(array).sum())):
         raise InputError(
-            f"{where} has {bad} of {array.size} numbers that are NaN or infinite; copy the file again, or take "
-            "one from before its training went wrong"
+            f"{where} has {bad} of {array.size} numbers that are NaN or infinite in float32; copy the file again, or "
+            "take one from before its training went wrong"
         )
     return array
 

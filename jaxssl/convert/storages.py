@@ -119,4 +119,5 @@ class Tensor(_Sealed):
         numbers = np.frombuffer(self.storage.archive.read(self.storage.key), dtype, self.storage.numel)
         strides = [stride * dtype.itemsize for stride in self.strides]
         view = np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
-        return np.array(view, np.float32)
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite there, which `finite` tells
+            return np.array(view, np.float32)
