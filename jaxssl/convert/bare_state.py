@@ -114,6 +114,8 @@ def _guess(path: Path, tensors: Mapping[str, Tensor], heads: int | None) -> tupl
     ]
     if TABLE in tensors:
         notes.append("relative positions up to distance 800 are assumed, as the published WavLM models have them")
+    if measured["add_adapter"]:
+        notes.append("a stride of 2 is assumed of its length adapter, as transformers has it by default")
     if "masked_spec_embed" not in tensors:
         notes.append("no masked_spec_embed: masked frames will be zeros")
     return Settings(path, given, measured), notes

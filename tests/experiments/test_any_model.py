@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from jaxssl.data.audio import read
 from jaxssl.data.demo import synthesize
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import ClusterHead, Conv, Dropout, Waveform
+from jaxssl.models.arch import ClusterHead, Conv, Dropout, LengthAdapter, Waveform
 from jaxssl.runtime import files
 from jaxssl.training import output_layer
 from jaxssl.training.corpus import evaluate
@@ -205,6 +206,25 @@ def test_a_fine_tuned_model_of_another_program_becomes_a_curve(shared, audio, tm
         assert point.arch.head == ClusterHead(4)
     assert small["units"] == [32, 32]
     assert small["step"] == 1
+
+
+@pytest.mark.slow
+def test_a_length_adapter_and_the_ctc_layer_on_it_stay_as_they_are(audio, tmp_path):
+    """Every second frame is written down of a model whose encoder alone is compressed and trained."""
+    arch = replace(ARCH, head=None, length_adapter=LengthAdapter(10, 1))
+    symbols = ["<pad>", "|", *"AETSI"]
+    kernel = np.random.default_rng(0).normal(size=(10, len(symbols))).astype(np.float32)
+    extra = {ARRAYS: safetensors.numpy.save({"kernel": kernel}), SYMBOLS: json.dumps({"symbols": symbols}).encode()}
+    checkpoint.save(tmp_path / "model", arch, drawn(arch), extra=extra)
+    words = {"clusters": 4, "recover": "distil", "keep": (12,), "schedule": "once", "every": 1, "control": False}
+    rows.run(rows.Config(model=str(tmp_path / "model"), audio=(str(audio),), out=tmp_path / "rows", **QUICK, **words))
+    dense, small = json.loads((tmp_path / "rows/report.json").read_text())["points"]
+    original = load_model(str(tmp_path / "model"), seed=0)
+    point = load_model(str(tmp_path / "rows/models" / small["name"]), seed=0)
+    assert min(dense["ctc_loss"], small["ctc_loss"]) > 0
+    assert point.arch.length_adapter == arch.length_adapter
+    assert dict(point.ctc) == dict(original.ctc)
+    jax.tree.map(np.testing.assert_array_equal, point.params["length_adapter"], original.params["length_adapter"])
 
 
 def test_a_ctc_layer_is_read_with_its_blank_first():

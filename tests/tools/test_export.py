@@ -29,7 +29,7 @@ QUICK = {"seconds": 0.2, "rounds": 1}
 def saved(tmp_path_factory):
     """Folders of small models, log-Mel ones with statistics."""
     place = tmp_path_factory.mktemp("models")
-    for name in ("base", "large", "mel", "uneven", "student", "reusing", "wavlm"):
+    for name in ("base", "large", "mel", "uneven", "student", "reusing", "wavlm", "length-adapter"):
         arch = ARCHS[name]
         mel = arch.front.kind == "logmel"
         params = init(arch, jax.random.key(1, impl="rbg"))  # of which int8 takes as little as of real ones
@@ -55,6 +55,14 @@ def test_torch_and_stablehlo_agree(torch, saved, tmp_path, name):
     assert {name: row["error"] <= 1e-4 for name, row in rows.items()} == {"jax": True, "torch": True, "stablehlo": True}
     assert all(row["speedup"] > 0 and row["bytes"] > 0 for row in rows.values())
     assert json.loads((out / "export.json").read_text())["forms"] == list(rows.values())
+
+
+@pytest.mark.slow
+def test_a_length_adapter_goes_where_all_models_go(torch, saved, tmp_path):
+    _, rows = exported(saved, tmp_path, "length-adapter", "stablehlo")
+    assert rows["stablehlo"]["error"] <= 1e-4
+    with pytest.raises(InputError, match="no length adapter behind the encoder; export stablehlo"):
+        exported(saved, tmp_path / "other", "length-adapter", "torch")
 
 
 @pytest.mark.slow
