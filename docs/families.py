@@ -96,7 +96,7 @@ ROWS = (
         "DPWavLM", "its `.pth`", replace(_preset("wavlm-base"), front=replace(_preset("wavlm-base").front, scaled=True))
     ),
     Family("LightHuBERT, any subnet", "its `.pt`", _layered(_preset("lighthubert-small"))),
-    Family("ARMHuBERT", "Lightning `.ckpt` with `.yaml`", _preset("armhubert")),
+    Family("ARMHuBERT, MaskHuBERT, STaRHuBERT", "Lightning `.ckpt` with `.yaml`", _preset("armhubert")),
     Family("FitHuBERT with time reduction", "Lightning `.ckpt` with `.yaml`", _preset("fithubert")),
     Family(
         "Whisper's encoder",

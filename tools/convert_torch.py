@@ -3,11 +3,12 @@
     python tools/convert_torch.py CHECKPOINT OUT [--verify AUDIO …]
 
 CHECKPOINT is a file of fairseq (HuBERT, ContentVec's legacy files, wav2vec 2.0, data2vec, fine-tuned or not), of s3prl
-(DistilHuBERT too), of DPHuBERT, LightHuBERT, ARMHuBERT, FitHuBERT (these with a .yaml), WavLM or of the MelHuBERT study
-(pruned or not); a Hugging Face folder of HuBERT, wav2vec 2.0 (XLS-R and MMS too), WavLM, data2vec, UniSpeech or
-UniSpeech-SAT, whatever class stands around the encoder; a bare state dict of these, or of torchaudio; or a Whisper, of
-which the encoder is kept: a folder of Hugging Face or CTranslate2, or OpenAI's file. OUT gets `arch.json`, `params/`,
-`provenance.json`, and `ctc/` where the model was fine-tuned.
+(DistilHuBERT too), of DPHuBERT, LightHuBERT, ARMHuBERT, MaskHuBERT, STaRHuBERT, FitHuBERT (these with a .yaml), WavLM
+or the MelHuBERT study (pruned or not); a Hugging Face folder of HuBERT, wav2vec 2.0 (XLS-R and MMS too), WavLM,
+data2vec, UniSpeech or UniSpeech-SAT, whatever class stands around the encoder, with a length adapter or not; a bare
+state dict of these, or of torchaudio; or a Whisper, of which the encoder is kept: a folder of Hugging Face or
+CTranslate2, or OpenAI's file. OUT gets `arch.json`, `params/`, `provenance.json`, and `ctc/` where the model was
+fine-tuned.
 """
 
 import sys
@@ -36,7 +37,7 @@ class Options:
         force: replace the model that is in OUT.
         stats: MelHuBERT's mean and deviation of each Mel bin (.npy, 2 × 40), to keep with the model.
         heads: attention heads, for state dicts and fine-tuned fairseq files, which do not say.
-        config: the .yaml of an ARMHuBERT or FitHuBERT; default: the one beside the checkpoint that fits it.
+        config: the .yaml of an ARMHuBERT, STaRHuBERT or FitHuBERT; default: the one beside the checkpoint that fits it.
         subnet: of a LightHuBERT, as JSON or a file of it (embed_dim, heads_num, ffn_embed); default: the largest.
         verify: audio to run through the source's own framework and ours; the differences are printed.
     """

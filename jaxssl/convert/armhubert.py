@@ -1,4 +1,8 @@
-"""ARMHuBERT and FitHuBERT as Lightning wrote them: arrays in a .ckpt, the configuration in a .yaml beside it."""
+"""ARMHuBERT, MaskHuBERT, STaRHuBERT and FitHuBERT as Lightning wrote them: a .ckpt, and a .yaml of settings beside it.
+
+All are students of one code. They differ in what they were taught, of which no array tells, but for heads: STaRHuBERT
+learns from relations between frames and needs none (Jang et al. 2024).
+"""
 
 import ast
 import re
@@ -50,10 +54,11 @@ def describe(path: Path, state: Mapping[str, Any], *, config: Path | None = None
     notes += [f"not taken, {reason}" for reason in passed]
     if left := len(everything) - len(mine):
         notes.append(f"{left} arrays of its teacher are left behind")
-    if any(re.fullmatch(HEADS, name) for name in tensors):
+    headed = any(re.fullmatch(HEADS, name) for name in tensors)
+    if headed:
         notes.append("the projections to the teacher's layers are left behind; its code's `x` is the last of them")
     return Source(
-        kind="FitHuBERT" if arch.time_reduction > 1 else "ARMHuBERT",
+        kind="FitHuBERT" if arch.time_reduction > 1 else "ARMHuBERT" if headed else "STaRHuBERT",
         arch=arch,
         tensors=tensors,
         dialect="fairseq",

@@ -56,7 +56,7 @@ def read(
     Args:
         path: a file, or a Hugging Face folder.
         heads: attention heads, for a state dict or a fine-tuned fairseq file, which do not say.
-        config: the .yaml of an ARMHuBERT or FitHuBERT, where it is not beside the file.
+        config: the .yaml of an ARMHuBERT, STaRHuBERT or FitHuBERT, where it is not beside the file.
         subnet: which subnet of a LightHuBERT, as JSON or the path of such a file; default: the largest.
 
     Raises:

@@ -1,7 +1,9 @@
 """Students with a shape of their own: ARMHuBERT and FitHuBERT give, layer by layer, what their code computes."""
 
+import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -79,6 +81,45 @@ def written(path, values, **change):
     block = values["distiller"] | change
     path.write_text(yaml.safe_dump({**values, "distiller": block}))
     return path
+
+
+@pytest.fixture
+def changed(torch, alone):
+    """Save ARMHuBERT's checkpoint with other arrays of its student."""
+    path, values = alone
+
+    def save(change, **settings):
+        held = torch.load(path, weights_only=False)
+        state, prefix = held["state_dict"], "student_model."
+        student = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+        others = {name: each for name, each in state.items() if not name.startswith(prefix)}
+        held["state_dict"] = others | {f"{prefix}{name}": each for name, each in change(student).items()}
+        torch.save(held, path)
+        written(path.with_suffix(".yaml"), values, **settings)
+        return read(path)
+
+    return save
+
+
+def test_a_student_without_heads_is_starhuberts(shared, changed):
+    found = changed(lambda student: {name: each for name, each in student.items() if not name.startswith("proj_head")})
+    assert (found.kind, found.left_behind) == ("STaRHuBERT", ())
+    whole = read(shared / "encoders/armhubert/armhubert.ckpt")
+    assert found.arch == whole.arch
+    jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
+
+
+def test_a_student_that_makes_all_its_maps(changed):
+    """As MaskHuBERT, whose other arrays are ARMHuBERT's."""
+
+    def with_maps(student):
+        made = {name: each for name, each in student.items() if re.search(r"layers\.[02]\.self_attn\.[qk]_proj", name)}
+        return student | {
+            re.sub(r"\.([02])\.", lambda m: f".{int(m[1]) + 1}.", name): each for name, each in made.items()
+        }
+
+    mixers = [layer.mixer for layer in changed(with_maps, reuse_pattern="[True, True, True, True]").arch.layers]
+    assert [(mixer.reuse, mixer.softened) for mixer in mixers] == [(False, False)] * 4
 
 
 def test_without_its_configuration(alone, tmp_path):
