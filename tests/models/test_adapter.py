@@ -1,4 +1,4 @@
-"""What an adapter keeps out of, since it is no part of what is compressed or exported."""
+"""What an adapter keeps out of, since it is no part of what is compressed."""
 
 from dataclasses import replace
 
@@ -6,7 +6,6 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.convert import to_huggingface
-from jaxssl.convert.to_torch import state
 from jaxssl.models.arch import Adapter
 from jaxssl.models.sites import axes, matrices
 from tests.archs import ARCHS, LARGE, weights
@@ -21,8 +20,6 @@ def test_its_maps_are_no_sites():
 
 
 def test_exports_without_them_refuse():
-    with pytest.raises(InputError, match="no adapters"):
-        state(ADAPTED, weights(ADAPTED), None)
     with pytest.raises(InputError, match="it has adapters"):
         to_huggingface.folder(ADAPTED, weights(ADAPTED))
 

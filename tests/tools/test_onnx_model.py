@@ -6,15 +6,21 @@ import json
 import numpy as np
 import pytest
 
-from jaxssl.convert.to_torch import POSITIONS, state
+from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import hamming, triangles
 from jaxssl.models.arch_json import to_json
+from jaxssl.models.fronts.whisper_frames import hann, slaney_triangles
 from tests.archs import ARCHS, weights
 
 
 @pytest.fixture(scope="module")
 def plain(torch):
     return importlib.import_module("tools.pytorch.standalone.model")
+
+
+@pytest.fixture(scope="module")
+def fronts(torch):
+    return importlib.import_module("tools.pytorch.standalone.fronts")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +34,7 @@ def standalone(torch, plain, arch, key):
     return model.eval()
 
 
-KNOWN = {name: arch for name, arch in ARCHS.items() if arch.position.kind in POSITIONS}
-
-
-@pytest.mark.parametrize("arch", KNOWN.values(), ids=KNOWN.keys())
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
 def test_every_layer_is_the_same_whatever_pads_it(torch, plain, fast, key, arch):
     model, faster = standalone(torch, plain, arch, key), fast.faster(standalone(torch, plain, arch, key))
     for count in (560, 561, 1000, 1041, 1080, 2003):
@@ -57,9 +60,9 @@ def test_position_is_the_convolution(torch, fast, taps):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
-def test_energies_are_those_of_the_transform(torch, plain, fast, scale):
+def test_energies_are_those_of_the_transform(torch, fronts, fast, scale):
     """Noise, and a tone beside which the other bins hear the window alone, against float64."""
-    front = plain.LogMel(40, 2)
+    front = fronts.LogMel(40, 2)
     front.window.copy_(torch.tensor(hamming()))
     front.mel.copy_(torch.tensor(triangles(40)))
     rng = np.random.default_rng(0)
@@ -70,9 +73,20 @@ def test_energies_are_those_of_the_transform(torch, plain, fast, scale):
     np.testing.assert_allclose(found.log(), np.log(power @ triangles(40).astype(np.float64)), atol=1e-4)
 
 
-def test_the_norm_survives_a_kernel_that_lets_nothing_through(torch, plain, fast):
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_whispers_energies_are_those_of_the_transform(torch, fronts, fast, scale):
+    front = fronts.Listener({"bins": 80, "hidden": 4, "width": 4, "longest": 9})
+    front.window.copy_(torch.tensor(hann()))
+    front.mel.copy_(torch.tensor(slaney_triangles(80)))
+    frames = scale * np.random.default_rng(0).normal(size=(2, 400)).astype(np.float32)
+    power = np.square(np.abs(np.fft.rfft(frames.astype(np.float64) * hann())))
+    found = fast.Tones(front).energies(torch.tensor(frames[None]))[0].detach()
+    np.testing.assert_allclose(found.log(), np.log(power @ slaney_triangles(80).astype(np.float64)), atol=1e-4)
+
+
+def test_the_norm_survives_a_kernel_that_lets_nothing_through(torch, fronts, fast):
     """A low tone ten thousand times louder than what a kernel of ninth differences hears; float32 is off by 2 there."""
-    layer = plain.ConvLayer(1, {"channels": 2, "kernel": 10, "stride": 5}, bias=False, norm="group")
+    layer = fronts.ConvLayer(1, {"channels": 2, "kernel": 10, "stride": 5}, bias=False, norm="group")
     differences = np.poly1d([1, -1]) ** 9
     with torch.no_grad():
         layer.conv.weight.copy_(torch.tensor(np.stack([differences.coef, np.eye(10)[3]]))[:, None])

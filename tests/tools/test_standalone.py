@@ -7,18 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from compress.errors import InputError
-from jaxssl.convert.to_torch import POSITIONS, state
+from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.encode import encode
 from jaxssl.models.arch import LogMel
 from jaxssl.models.arch_json import to_json
-from jaxssl.models.model import init
 from tests.archs import ARCHS, SOFTENED, weights
 
 TOLERANCE = 1e-4
-KNOWN = {name: arch for name, arch in ARCHS.items() if arch.position.kind in POSITIONS}
-KNOWN["softened"] = SOFTENED
+KNOWN = {**ARCHS, "softened": SOFTENED}
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +50,3 @@ def test_every_layer_is_ours(torch, module, key, arch, padded):
     for one, other in zip((*ours.hidden, ours.last), (*theirs["hidden"], theirs["last"]), strict=True):
         for row, count in enumerate(valid):
             np.testing.assert_allclose(one[row, :count], other[row, :count], atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("arch", [arch for arch in ARCHS.values() if arch.position.kind not in POSITIONS])
-def test_positions_that_the_module_has_not_are_refused(key, arch):
-    with pytest.raises(InputError, match=f"not by {arch.position.kind}"):
-        state(arch, init(arch, key), None)

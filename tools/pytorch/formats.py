@@ -1,5 +1,6 @@
 """Forms a model is deployed in: each writes a folder, and reads it back as a function that runs what was written."""
 
+import importlib.util
 import json
 import logging
 import shutil
@@ -28,9 +29,11 @@ from jaxssl.models.arch import Arch
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.fronts.waveform import standardise
 from jaxssl.models.model import Params, apply
+from tools.pytorch.one_file import one_file
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # samples (batch, samples), lengths (batch,) → encoder output
 STANDALONE = Path(__file__).parent / "standalone"
+MODULES = ("fronts", "blocks", "positions", "model")  # which go out as one file
 OPSET = 20
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -59,7 +62,7 @@ def torch(given: Given, folder: Path) -> Run:
     import torch
 
     _write_torch(given, folder)
-    model = _module().load(folder)
+    model = _written(folder).load(folder)
 
     def run(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -98,8 +101,10 @@ def onnx_int8(given: Given, folder: Path) -> Run:
 
 def stablehlo(given: Given, folder: Path) -> Run:
     """Write a serialised JAX program of samples and lengths, both of any size, weights included."""
-    size, least = jax.export.symbolic_shape("batch, samples", constraints=[f"samples >= {_shortest(given.arch)}"])
-    shapes = jax.ShapeDtypeStruct((size, least), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.int32)
+    most = given.arch.front.most
+    limits = [f"samples >= {_shortest(given.arch)}", *([] if most is None else [f"samples <= {most}"])]
+    size, count = jax.export.symbolic_shape("batch, samples", constraints=limits)
+    shapes = jax.ShapeDtypeStruct((size, count), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.int32)
     exported = jax.export.export(jax.jit(given.forward), platforms=PLATFORMS)(*shapes)
     (folder / "model.jax").write_bytes(exported.serialize())
     (folder / "README.txt").write_text(
@@ -165,8 +170,7 @@ def huggingface_code(given: Given, folder: Path) -> Run:
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "preprocessor_config.json").write_text(json.dumps(features, indent=1))
     _write_tensors({f"encoder.{name}": array for name, array in arrays.items()}, folder)
-    for name in ("model.py", "modeling.py"):
-        shutil.copy(STANDALONE / name, folder / name)
+    _write_module(folder, "modeling.py")
 
     import torch
     from transformers import AutoModel
@@ -185,8 +189,24 @@ def huggingface_code(given: Given, folder: Path) -> Run:
 def _write_torch(given: Given, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(to_json(given.arch), indent=1))
     _write_tensors(state(given.arch, given.params, given.stats), folder)
-    for name in ("model.py", "expert.py", "hubconf.py"):
+    _write_module(folder, "expert.py", "hubconf.py")
+
+
+def _write_module(folder: Path, *beside: str) -> None:
+    """Write the standalone module as one file, and what stands beside it."""
+    (folder / "model.py").write_text(one_file([STANDALONE / f"{name}.py" for name in MODULES]))
+    for name in beside:
         shutil.copy(STANDALONE / name, folder / name)
+
+
+def _written(folder: Path) -> Any:
+    """Read the module that was written, as its user will."""
+    spec = importlib.util.spec_from_file_location("exported_model", folder / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _write_tensors(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
@@ -203,6 +223,7 @@ def export_onnx(given: Given, *, tuned: bool = True) -> Any:
     import torch
 
     from tools.pytorch.onnx_model import faster, unfused
+    from tools.pytorch.standalone import model as standalone
 
     class Last(torch.nn.Module):
         """What a deployed model returns: two tensors."""
@@ -217,9 +238,10 @@ def export_onnx(given: Given, *, tuned: bool = True) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         _write_torch(given, Path(folder))
-        plain = _module().load(folder)
+        plain = standalone.load(folder)
         model = Last(faster(plain) if tuned else plain).eval()
-    size, count = torch.export.Dim("batch"), torch.export.Dim("samples", min=_shortest(given.arch))
+    size = torch.export.Dim("batch")
+    count = torch.export.Dim("samples", min=_shortest(given.arch), max=given.arch.front.most)
     example = torch.zeros(2, 16_000), torch.tensor([16_000, 12_000])
     with _quiet():
         program = torch.onnx.export(
@@ -250,12 +272,6 @@ def _shortest(arch: Arch) -> int:
     while arch.frames(samples) < 1:
         samples += 1
     return samples
-
-
-def _module() -> Any:
-    from tools.pytorch.standalone import model
-
-    return model
 
 
 class _quiet(warnings.catch_warnings):
@@ -297,7 +313,5 @@ def check_installed(name: str) -> None:
     Raises:
         InputError: naming them.
     """
-    import importlib.util
-
     if missing := [need for need in NEEDS.get(name, ()) if importlib.util.find_spec(need) is None]:
         raise InputError(f"--format {name}: needs {', '.join(missing)}; pip install {' '.join(missing)}")

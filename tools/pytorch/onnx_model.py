@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tools.pytorch.standalone.model import EPSILON, FFT, WINDOW, ConvLayer, LogMel, Model, first
+from tools.pytorch.standalone.fronts import EPSILON, FFT, WINDOW, ConvLayer, Extractor, Listener, LogMel, first
+from tools.pytorch.standalone.model import Model
+from tools.pytorch.standalone.positions import Convolution
 
 
 class Waves(LogMel):
@@ -33,6 +35,26 @@ class Waves(LogMel):
     def energies(self, frames: Tensor) -> Tensor:
         before, after = frames[..., : WINDOW // 2].flip(-1), frames[..., WINDOW // 2 :]
         power = ((after + before) @ self.cosines).square() + ((after - before) @ self.sines).square()
+        return power @ self.mel
+
+
+class Tones(Listener):
+    """Whisper's energies as `Waves` has them; the middle sample of its window has no other to be paired with."""
+
+    def __init__(self, front: Listener):
+        conv = front.convs[0]
+        spec = {"bins": conv.in_channels, "hidden": conv.out_channels, "width": front.size, "longest": front.longest}
+        super().__init__(spec)
+        self.load_state_dict(front.state_dict())
+        turns = torch.arange(WINDOW // 2, dtype=torch.float64)[:, None] * torch.arange(WINDOW // 2 + 1)
+        turns, window = turns * (2 * math.pi / WINDOW), self.window[WINDOW // 2 :, None]
+        self.register_buffer("cosines", (turns.cos() * window).float())
+        self.register_buffer("sines", (turns.sin() * window)[1:].float())
+
+    def energies(self, frames: Tensor) -> Tensor:
+        before, after = frames[..., 1 : WINDOW // 2].flip(-1), frames[..., WINDOW // 2 :]  # the window begins with 0
+        both = torch.cat([after[..., :1], after[..., 1:] + before], -1)
+        power = (both @ self.cosines).square() + ((after[..., 1:] - before) @ self.sines).square()
         return power @ self.mel
 
 
@@ -104,11 +126,9 @@ class Position(nn.Module):
 def faster(model: Model) -> Model:
     """Change the model in place and return it; from then on it wants lengths."""
     with torch.no_grad():
-        model.position = Position(model.position)
-        if isinstance(model.front, LogMel):
-            model.front = Waves(model.front)
-        else:
-            model.front.convs = nn.ModuleList([_faster_layer(layer) for layer in model.front.convs])
+        if isinstance(model.position, Convolution):
+            model.position.conv = Position(model.position.conv)
+        model.front = _faster_front(model.front)
     # As if all attention maps were to be lent: plain products, with half the transposes of the exporter's attention.
     model.lends = [True] * len(model.lends)
     return model
@@ -120,6 +140,17 @@ def unfused(graph: Any) -> None:
         before = node.inputs[0].producer() if node.op_type == "LayerNormalization" else None
         if before is not None and before.op_type == "Add":
             before.op_type = "Sum"
+
+
+def _faster_front(front: nn.Module) -> nn.Module:
+    match front:
+        case LogMel():
+            return Waves(front)
+        case Listener():
+            return Tones(front)
+        case Extractor():
+            front.convs = nn.ModuleList([_faster_layer(layer) for layer in front.convs])
+    return front
 
 
 def _faster_layer(layer: ConvLayer) -> nn.Module:

@@ -25,6 +25,7 @@ class LogMel:
     kind: Literal["logmel"] = "logmel"
 
     features: ClassVar = True  # whether inputs are features, normalised by a corpus's statistics
+    most: ClassVar = None  # inputs that it takes at most; None: any number
     hop: ClassVar = 1  # inputs from one frame to the next
     field: ClassVar = 1  # inputs that a frame sees
     penalty: ClassVar = 0.0  # pre-training has no term of it

@@ -66,6 +66,7 @@ class Waveform:
     kind: Literal["waveform"] = "waveform"
 
     features: ClassVar = False  # whether inputs are features, normalised by a corpus's statistics
+    most: ClassVar = None  # inputs that it takes at most; None: any number
     rate: ClassVar = 16_000  # inputs (samples) a second
     penalty: ClassVar = 10.0  # weight of the mean square of its output in pre-training (Hsu et al. 2021)
     spans: ClassVar = (0.8, 10)  # masked in pre-training: share of frames, frames of a span

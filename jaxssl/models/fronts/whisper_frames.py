@@ -56,6 +56,11 @@ class Whisper:
     names: ClassVar[Names] = {"fairseq": NAMES, "huggingface": NAMES}
 
     @property
+    def most(self) -> int:
+        """Inputs that it takes at most: the last one that there is a position for."""
+        return (2 * self.longest + 1) * SHIFT - 1
+
+    @property
     def size(self) -> int:
         """Width of the features handed to the encoder."""
         return self.width
@@ -166,14 +171,18 @@ def whisper_mel(samples: Array, lengths: Array | None = None, *, bins: int = 80)
     last = ends[:, None] - 1
     at = jnp.clip(jnp.where(at > last, 2 * last - at, at), 0, total - 1)
     frames = jnp.take_along_axis(samples.astype(jnp.float32), at, 1).reshape(batch, count, WINDOW)
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
-    spectrum = jnp.fft.rfft(frames * jnp.asarray(hann, jnp.float32)[None, None])
+    spectrum = jnp.fft.rfft(frames * jnp.asarray(hann(), jnp.float32)[None, None])
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     energies = jnp.matmul(power, jnp.asarray(slaney_triangles(bins)), precision=jax.lax.Precision.HIGHEST)
     decades = jnp.log10(jnp.maximum(energies, FLOOR))
     valid = frame_mask(ends // SHIFT, count)[..., None]
     loudest = decades.max((1, 2), keepdims=True, where=valid, initial=math.log10(FLOOR))
     return jnp.where(valid, (jnp.maximum(decades, loudest - RANGE) + 4) / 4, jnp.zeros_like(decades))
+
+
+def hann() -> np.ndarray:
+    """Return the window of a frame, (400,), one period of a raised cosine."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
 
 
 @lru_cache
