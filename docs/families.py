@@ -144,8 +144,7 @@ def _writes(write: Callable[[], Any]) -> bool:
 def page() -> str:
     """Return the page."""
     rows = [
-        f"| {each.name} | {each.read} | {', '.join(compressed_by(each.arch))} | "
-        f"{', '.join(exported_to(each.arch)) or 'stablehlo only'} |"
+        f"| {each.name} | {each.read} | {', '.join(compressed_by(each.arch))} | {', '.join(exported_to(each.arch))} |"
         for each in ROWS
     ]
     head = ("| family | is read from | loses | is written as |", "|---|---|---|---|")

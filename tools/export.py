@@ -10,13 +10,17 @@ MODEL is a model folder or the name of a model of the package. OUT gets a folder
     onnx              model.onnx for ONNX Runtime, batch and length free
     onnx-int8         the same, its linear maps in int8: weights by channel, activations quantised as they come
     stablehlo         model.jax for jax.export, batch and length free, for CPU, CUDA and TPU
-    huggingface       for transformers' HubertModel or WavLMModel, where the architecture is one of theirs
+    huggingface       for transformers' own class (HubertModel, WavLMModel, …), where it can be the architecture
     huggingface-code  for transformers' AutoModel, trust_remote_code=True: as torch, any architecture of these
     dphubert          model.pth for DPHuBERT's own code, where layers, heads and channels may differ
 
 Every form is read back from disk and run on speech (noise, without --audio) in a batch with padding. It must agree with
 our own output to 1e-4 of the largest value (int8's error is told, not limited), or nothing is written. Then all forms
 are timed in turns with ours on one utterance.
+
+A CTC layer that stands beside a model (ctc/) goes along: as `logits` in torch and onnx, for AutoModelForCTC and its
+tokenizer in both forms of Hugging Face; stablehlo and dphubert are the encoder alone. transformers' Whisper hears 30 s
+whatever it is given, and is compared on that.
 """
 
 import json
@@ -39,6 +43,7 @@ import tyro
 
 from compress.errors import InputError
 from jaxssl import pretrained
+from jaxssl.convert.to_ctc import outputs
 from jaxssl.data import audio
 from jaxssl.data.logmel import load_stats
 from jaxssl.data.padding import pad
@@ -48,9 +53,10 @@ from jaxssl.inference.specialise import dequantized
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import SAMPLE_RATE
 from jaxssl.runtime.cli import command
-from tools.pytorch.formats import FORMATS, Given, Run, check_installed
+from tools.pytorch.formats import FORMATS, Given, Run, check_installed, heard
 
 Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface", "huggingface-code", "dphubert"]
+Expected = tuple[jax.Array, jax.Array]  # an encoder's output and the valid frames of each row
 TOLERANCE = 1e-4  # of the largest value of the output
 COMPARED = 10 * SAMPLE_RATE  # samples of an utterance that outputs are compared on
 
@@ -92,7 +98,9 @@ def run(options: Options) -> list[dict[str, Any]]:
         check_installed(name)
     samples, lengths = _speech(options.audio)
     ours: Run = _ours(given)
-    expected, frames = given.forward(jnp.asarray(samples), jnp.asarray(lengths))
+    if given.ctc and (without := [name for name in options.format if name in ("stablehlo", "dphubert")]):
+        print(f"{', '.join(without)}: the encoder alone, without its CTC layer", file=sys.stderr)
+    plain = given.forward(jnp.asarray(samples), jnp.asarray(lengths))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{options.out.name}.", dir=options.out.parent) as staging:
         runs, rows = {"jax": ours}, [{"form": "jax", "error": 0.0, "bytes": _bytes(given)}]
@@ -101,6 +109,7 @@ def run(options: Options) -> list[dict[str, Any]]:
             folder = Path(staging) / "all" / name
             folder.mkdir(parents=True)
             runs[name] = FORMATS[name](given, folder)
+            expected, frames = _expected(name, given, plain, samples, lengths)
             error = difference(runs[name](samples, lengths), np.asarray(expected), np.asarray(frames))
             if not error <= TOLERANCE and name != "onnx-int8":
                 raise InputError(f"{name}: differs from ours by {error:.1e}, more than {TOLERANCE:.0e}; not written")
@@ -126,13 +135,20 @@ def read(place: str) -> Given:
     path = Path(place) / "stats.npy"
     if arch.front.features and not path.is_file():
         raise InputError(f"{path}: missing; a log-Mel model is deployed with the statistics of its features")
-    return Given(arch, params, load_stats(path) if path.is_file() else None)
+    ctc = {f"ctc/{file.name}": file.read_bytes() for file in sorted((Path(place) / "ctc").glob("*"))}
+    return Given(arch, params, load_stats(path) if path.is_file() else None, outputs(ctc) if ctc else None)
 
 
 def difference(found: np.ndarray, expected: np.ndarray, frames: np.ndarray) -> float:
     """Return the largest difference in valid frames, as a share of the largest value there."""
     pairs = [(found[row, :count], expected[row, :count]) for row, count in enumerate(frames.tolist())]
     return max(float(np.abs(a - b).max()) for a, b in pairs) / max(float(np.abs(b).max()) for _, b in pairs)
+
+
+def _expected(name: str, given: Given, plain: Expected, samples: np.ndarray, lengths: np.ndarray) -> Expected:
+    """Return our output and frames of what a form hears, where that is not what `plain` is of."""
+    fed = heard(name, given, samples, lengths)
+    return plain if fed[0] is samples else given.forward(*map(jnp.asarray, fed))
 
 
 def _ours(given: Given) -> Run:

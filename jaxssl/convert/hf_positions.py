@@ -62,6 +62,19 @@ def folded(where: object, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rest | {f"{NORM}weight": Folded(norm, bias=False), f"{NORM}bias": Folded(norm, bias=True)}
 
 
+def unfolded(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays with a batch norm's statistics beside its scale and bias, the inverse of `folded`.
+
+    Nothing is left for the statistics to do: a mean of 0, and the variance that epsilon makes 1.
+    """
+    if f"{NORM}weight" not in tensors:
+        return dict(tensors)
+    bias = tensors[f"{NORM}bias"]
+    statistics = {"running_mean": np.zeros_like(bias), "running_var": np.full_like(bias, 1 - EPSILON)}
+    counted = {f"{NORM}num_batches_tracked": np.array(1, np.int64)}
+    return {**tensors, **{NORM + name: array for name, array in statistics.items()}, **counted}
+
+
 def measure(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read off the arrays what they tell of positions, under the configuration's names.
 

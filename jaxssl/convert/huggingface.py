@@ -44,6 +44,7 @@ FAMILIES = {
 # What the code of a family does whatever its configuration says.
 FIXED = {"data2vec-audio": {"feat_extract_norm": "layer", "do_stable_layer_norm": False}}
 SHORTENING = "adapter.layers."
+COUNTED = ("wav2vec2", "data2vec-audio")  # whose code in fairseq counts a padded row's frames as the convolutions give
 OUTPUT = ("lm_head.weight", "lm_head.bias")
 # What classes around the encoder add, whose inputs are hidden states.
 LEFT = (
@@ -116,7 +117,7 @@ def describe(folder: Path) -> Source:
         notes.append("no masked_spec_embed: masked frames will be zeros")
     return Source(
         kind=f"Hugging Face {FAMILIES[family]}{'ForCTC' if ctc else 'Model'}",
-        arch=arch_of(settings, tensors, normalize, gated=family == "wavlm"),
+        arch=arch_of(settings, tensors, normalize, gated=family == "wavlm", counted=family in COUNTED),
         tensors=tensors,
         dialect="huggingface",
         left=LEFT,
@@ -153,8 +154,22 @@ def _measured_adapter(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def arch_of(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool, *, gated: bool = False) -> Arch:
-    """Describe an encoder by a configuration of Hugging Face's and its arrays; `gated`: its attention is WavLM's.
+def arch_of(
+    settings: Settings,
+    tensors: Mapping[str, Tensor],
+    normalize: bool,
+    *,
+    gated: bool = False,
+    counted: bool = False,
+) -> Arch:
+    """Describe an encoder by a configuration of Hugging Face's and its arrays.
+
+    Args:
+        settings: the configuration.
+        tensors: the arrays.
+        normalize: whether it wants normalised waveforms.
+        gated: whether its attention is WavLM's.
+        counted: whether its family's code in fairseq counts frames as convolutions give them.
 
     Raises:
         InputError: they disagree, or settings are missing.
@@ -175,6 +190,7 @@ def arch_of(settings: Settings, tensors: Mapping[str, Tensor], normalize: bool, 
             bias=settings.get("conv_bias", bool),
             normalize=normalize,
             feature_norm=settings.get("feat_proj_layer_norm", bool, True),
+            counts="convolutions" if counted else "samples",
         ),
         width=settings.positive("hidden_size"),
         layers=(layer,) * settings.positive("num_hidden_layers"),

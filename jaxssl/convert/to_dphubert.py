@@ -114,6 +114,7 @@ def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
         "it has no layers": not arch.layers,
         "its features have no norm": not front.feature_norm,
         "its mixers are no attention": any(not isinstance(layer.mixer, Attention) for layer in arch.layers),
+        "its keys have no bias": not all(layer.mixer.key_bias for layer in arch.layers),
         "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
         "heads differ in size": len({layer.mixer.head_dim for layer in arch.layers}) > 1,
         "its activation is not GELU": any(layer.ffn.activation != "gelu" for layer in arch.layers),

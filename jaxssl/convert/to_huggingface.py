@@ -1,15 +1,22 @@
-"""Our waveform models as folders that `from_pretrained` of Hugging Face's `HubertModel` or `WavLMModel` reads."""
+"""Our models as folders that `from_pretrained` of Hugging Face's classes reads.
+
+Which class: WavLM's for gated attention, data2vec's for stacked positions, wav2vec 2.0's for adapters and where frames
+are counted as it does, Whisper's for its front end (`to_whisper`), HuBERT's for all else.
+"""
 
 from typing import Any
 
 import numpy as np
 
 from compress.errors import InputError
+from jaxssl.convert import to_whisper
+from jaxssl.convert.equal_layers import differing
+from jaxssl.convert.hf_positions import unfolded
+from jaxssl.convert.huggingface import FAMILIES
 from jaxssl.convert.naming import named
 from jaxssl.inference.specialise import dequantized, unpacked
-from jaxssl.models.arch import Arch, PositionalConvolution, Waveform
+from jaxssl.models.arch import Arch, ConvolutionStack, PositionalConvolution, ScaledConvolution, Waveform, Whisper
 from jaxssl.models.model import Params
-from jaxssl.models.sites import matrices
 
 ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # whose name is another there
 
@@ -18,14 +25,17 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
     """Return config.json, preprocessor_config.json and the tensors of model.safetensors.
 
     Raises:
-        InputError: that class cannot be such a model; the message names the first reason.
+        InputError: no class can be such a model; the message names the first reason.
     """
     arch, params = dequantized(*unpacked(arch, params))
-    front, position = _check(arch)
+    if isinstance(arch.front, Whisper):
+        return to_whisper.folder(arch, params)
+    family = _family(arch)
+    front = _check(arch, family)
     layer, dropout = arch.layers[0], arch.dropout
     config = {
-        "model_type": "hubert",
-        "architectures": [_kind(arch)],
+        "model_type": family,
+        "architectures": [f"{FAMILIES[family]}Model"],
         "hidden_size": arch.width,
         "num_hidden_layers": len(arch.layers),
         "num_attention_heads": layer.mixer.heads,
@@ -39,8 +49,6 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
         "conv_bias": front.bias,
         "feat_extract_norm": front.norm,
         "feat_proj_layer_norm": front.feature_norm,
-        "num_conv_pos_embeddings": position.kernel,
-        "num_conv_pos_embedding_groups": position.groups,
         "mask_time_prob": 0.05 if arch.mask_embedding else 0.0,  # without it transformers has no mask embedding
         "hidden_dropout": dropout.hidden,
         "attention_dropout": dropout.attention,
@@ -48,16 +56,38 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
         "feat_proj_dropout": dropout.features,
         "layerdrop": dropout.layer,
     }
+    config |= _positions(arch)
+    if layer.adapter is not None:
+        config["adapter_attn_dim"] = layer.adapter.size
     if arch.relative is not None:
-        config |= {"model_type": "wavlm", "num_buckets": arch.relative.buckets}
-        config |= {"max_bucket_distance": arch.relative.max_distance}
+        config |= {"num_buckets": arch.relative.buckets, "max_bucket_distance": arch.relative.max_distance}
     features = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": 16_000}
     features |= {"do_normalize": front.normalize, "return_attention_mask": front.norm == "layer", "padding_value": 0.0}
-    return config, features, named(arch, _body(params), "huggingface")
+    return config, features, unfolded(named(arch, _body(params), "huggingface"))
 
 
-def _kind(arch: Arch) -> str:
-    return "HubertModel" if arch.relative is None else "WavLMModel"
+def _family(arch: Arch) -> str:
+    """Name the model_type whose class has an arch's parts."""
+    if arch.relative is not None:
+        return "wavlm"
+    if isinstance(arch.position, ConvolutionStack):
+        return "data2vec-audio"
+    counted = isinstance(arch.front, Waveform) and arch.front.counts == "convolutions" and arch.front.feature_norm
+    plain = counted and isinstance(arch.position, PositionalConvolution)
+    return "wav2vec2" if plain or any(layer.adapter for layer in arch.layers) else "hubert"
+
+
+def _positions(arch: Arch) -> dict[str, Any]:
+    match arch.position:
+        case ConvolutionStack(depth, kernel, groups):
+            sizes = {"num_conv_pos_embeddings": depth, "conv_pos_kernel_size": kernel}
+        case PositionalConvolution(kernel, groups):
+            sizes = {"num_conv_pos_embeddings": kernel}
+        case ScaledConvolution(kernel, groups):
+            sizes = {"num_conv_pos_embeddings": kernel, "conv_pos_batch_norm": True}
+        case other:
+            raise AssertionError(f"{other}: refused before")
+    return {**sizes, "num_conv_pos_embedding_groups": groups}
 
 
 def _body(params: Params) -> Params:
@@ -65,26 +95,32 @@ def _body(params: Params) -> Params:
     return {name: part for name, part in params.items() if name != "head"}
 
 
-def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
+def _check(arch: Arch, family: str) -> Waveform:
+    front = arch.front
+    if not isinstance(front, Waveform):
+        raise _refusal(family, "its front end is another")
+    wanted = {"data2vec-audio": (ConvolutionStack,), "hubert": (PositionalConvolution, ScaledConvolution)}
     reasons = {
-        "its front end is another": not isinstance(arch.front, Waveform),
-        "its extractor's output is scaled": isinstance(arch.front, Waveform) and arch.front.scaled,
-        "it has no layers": not arch.layers,
-        "its layers differ": len(set(arch.layers)) > 1,
-        "blocks were emptied": any(block.empty for layer in arch.layers for block in layer.blocks),
-        "heads were cut": any(layer.mixer.heads * layer.mixer.head_dim != arch.width for layer in arch.layers),
-        "its positions are no convolution": not isinstance(arch.position, PositionalConvolution),
-        "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
-        "it has adapters": any(layer.adapter for layer in arch.layers),
-        "it has a length adapter": arch.length_adapter is not None,
+        "its extractor's output is scaled": front.scaled,
+        **differing(arch),
+        "its positions are others": not isinstance(arch.position, wanted.get(family, (PositionalConvolution,))),
         "its keys have no bias": not all(layer.mixer.key_bias for layer in arch.layers),
-        "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
-        "its features have no norm": arch.relative is not None and not getattr(arch.front, "feature_norm", True),
+        "its features have no norm": family != "hubert" and not front.feature_norm,
+        "its adapters are in post-norm layers": not arch.norm_first and any(layer.adapter for layer in arch.layers),
+        "it has adapters": family != "wav2vec2" and any(layer.adapter for layer in arch.layers),
+        "it has a length adapter": arch.length_adapter is not None,
+        "it norms before its blocks": family == "data2vec-audio" and arch.norm_first,
+        "its extractor has one norm only": family == "data2vec-audio" and front.norm != "layer",
         "it has no projection, or reduces time": arch.project is None or arch.time_reduction > 1,
     }
     for reason, true in reasons.items():
         if true:
-            raise InputError(f"{_kind(arch)} cannot be this model: {reason}; export it as torch, onnx or stablehlo")
-    assert isinstance(arch.front, Waveform)
-    assert isinstance(arch.position, PositionalConvolution)
-    return arch.front, arch.position
+            raise _refusal(family, reason)
+    return front
+
+
+def _refusal(family: str, reason: str) -> InputError:
+    return InputError(
+        f"{FAMILIES[family]}Model cannot be this model: {reason}; export it as huggingface-code, torch, onnx or "
+        "stablehlo"
+    )

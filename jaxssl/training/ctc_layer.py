@@ -78,9 +78,14 @@ def read_ctc(files: Mapping[str, bytes]) -> CtcLayer | None:
         return None
     kernel = arrays["kernel"].astype(np.float32)
     bias = arrays.get("bias", np.zeros(kernel.shape[1])).astype(np.float32)
-    blank = next((symbols.index(name) for name in BLANKS if name in symbols and symbols[0] != "<s>"), 0)
+    blank = blank_of(symbols)
     order = [blank, *(number for number in range(len(symbols)) if number != blank)]
     return CtcLayer(kernel[:, order], bias[order], tuple(symbols[number] for number in order))
+
+
+def blank_of(symbols: Sequence[str]) -> int:
+    """Return which of a layer's symbols, by column, is the blank: the one called so, else the first."""
+    return next((symbols.index(name) for name in BLANKS if name in symbols and symbols[0] != "<s>"), 0)
 
 
 @jax.jit

@@ -148,7 +148,8 @@ def test_a_bare_state_dict_is_the_folders_model(torch, shared, tmp_path, folder)
 
     torch.save(safetensors.torch.load_file(shared / "encoders" / folder / "model.safetensors"), tmp_path / "x.bin")
     bare, whole = read(tmp_path / "x.bin", heads=4), read(shared / "encoders" / folder)
-    front = replace(whole.arch.front, normalize=bare.arch.front.normalize)  # which is assumed, and noted
+    assumed = {name: getattr(bare.arch.front, name) for name in ("normalize", "counts")}  # which arrays do not tell
+    front = replace(whole.arch.front, **assumed)
     assert bare.arch == replace(whole.arch, front=front, dropout=bare.arch.dropout)
     assert any("normalize" in note and "assumed" in note for note in bare.notes)
     assert bare.kind == "state dict of Hugging Face"

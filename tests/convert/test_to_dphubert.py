@@ -53,6 +53,7 @@ def test_read_again_it_is_the_same_function(torch, tmp_path, arch):
         (ARCHS["mel"], "log-Mel frames"),
         (ARCHS["student"], "features have no norm"),
         (replace(BASE, layers=(transformer_layer(4, 24, fc1=Rank(2)),)), "maps are factorised"),
+        (replace(BASE, layers=(transformer_layer(4, 24, key_bias=False),)), "keys have no bias"),
         (replace(BASE, layers=()), "no layers"),
         (
             replace(BASE, layers=(transformer_layer(4, 24), transformer_layer(2, 24, head_dim=8))),

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 
 from compress.errors import InputError
-from jaxssl.convert import to_huggingface
 from jaxssl.models.arch import Adapter
 from jaxssl.models.sites import axes, matrices
-from tests.archs import ARCHS, LARGE, weights
+from tests.archs import ARCHS, LARGE
 
 ADAPTED = replace(LARGE, layers=tuple(replace(layer, adapter=Adapter(3)) for layer in LARGE.layers), head=None)
 
@@ -17,11 +16,6 @@ def test_its_maps_are_no_sites():
     assert matrices(ADAPTED) == matrices(LARGE)
     assert axes(ADAPTED) == axes(LARGE)
     assert any(layer.adapter for arch in ARCHS.values() for layer in arch.layers), "no law is tried on one"
-
-
-def test_exports_without_them_refuse():
-    with pytest.raises(InputError, match="it has adapters"):
-        to_huggingface.folder(ADAPTED, weights(ADAPTED))
 
 
 def test_one_without_units_is_refused():

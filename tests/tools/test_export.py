@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
+from jaxssl.convert.to_ctc import Outputs
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.models import checkpoint
 from jaxssl.models.model import init
@@ -95,6 +97,20 @@ def test_onnx_agrees_at_any_length(onnx, saved, tmp_path, name):
             assert export.difference(last, np.asarray(expected), frames) <= tolerance
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whisper", "convolution-stack", "scaled-convolution", "sinusoid"])
+def test_every_part_goes_out_in_every_form(onnx, cache, tmp_path, name):
+    given = formats.Given(ARCHS[name], weights(ARCHS[name]), STATS if ARCHS[name].front.features else None)
+    samples = (0.1 * np.random.default_rng(0).normal(size=(3, 9000))).astype(np.float32)
+    lengths = np.array([9000, 5000, 3210])
+    ours, frames = given.forward(jax.numpy.asarray(samples), jax.numpy.asarray(lengths))
+    for form in ("torch", "onnx", "onnx-int8", "stablehlo", "huggingface-code"):
+        out = tmp_path / form
+        out.mkdir()
+        error = export.difference(formats.FORMATS[form](given, out)(samples, lengths), ours, np.asarray(frames))
+        assert error <= (0.6 if form == "onnx-int8" else 1e-4), form  # int8 of random weights
+
+
 @pytest.fixture(scope="module")
 def mini(onnx, tmp_path_factory):
     """The model of the package in both forms, and what was told of them."""
@@ -162,6 +178,7 @@ def cache(transformers, tmp_path, monkeypatch):
     from transformers import dynamic_module_utils
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which that place is added
     yield
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
@@ -187,6 +204,35 @@ def test_hugging_faces_automodel_takes_any_architecture(torch, transformers, cac
     assert not any(loading.values())
     hidden = model(torch.tensor(samples), output_hidden_states=True).hidden_states
     assert len(hidden) == 1 + len(arch.layers)
+
+
+def test_a_ctc_layer_goes_out_with_any_architecture(torch, transformers, cache, tmp_path):
+    arch = replace(ARCHS["wave-uneven"], layers=ARCHS["wave-uneven"].layers[:1])
+    draw = np.random.default_rng(0)
+    layer = Outputs(draw.normal(size=(4, 16)).astype(np.float32), np.ones(4, np.float32), ("a", "|", "b", "[PAD]"), 3)
+    given = formats.Given(arch, weights(arch), None, layer)
+    samples, lengths = (0.1 * draw.normal(size=(2, 2000))).astype(np.float32), np.array([1300, 2000])
+    for form in ("torch", "code"):
+        (tmp_path / form).mkdir()
+    last = formats.torch(given, tmp_path / "torch")(samples, lengths)
+    formats.huggingface_code(given, tmp_path / "code")
+    model, loading = transformers.AutoModelForCTC.from_pretrained(
+        tmp_path / "code", trust_remote_code=True, output_loading_info=True
+    )
+    assert not any(loading.values())
+    assert model.config.pad_token_id == 3
+    mask = torch.tensor(np.arange(2000) < lengths[:, None])
+    with torch.no_grad():
+        found = model(torch.tensor(samples), mask, output_hidden_states=True)
+    assert len(found.hidden_states) == 1 + len(arch.layers)
+    np.testing.assert_allclose(found.logits, last @ layer.weight.T + layer.bias, atol=1e-5)
+    module = formats.written(tmp_path / "torch").load(tmp_path / "torch")
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            module(torch.tensor(samples), torch.tensor(lengths))["logits"], found.logits, atol=1e-5
+        )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "code")
+    assert tokenizer.decode([3, 0, 0, 3, 2, 1, 0]) == "ab a"
 
 
 def test_s3prl_finds_its_upstream(torch, saved, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from jaxssl.models.arch_json import to_json
 from tests.archs import ARCHS, SOFTENED, weights
 
 TOLERANCE = 1e-4
+encoded = jax.jit(encode, static_argnums=0)
 KNOWN = {**ARCHS, "softened": SOFTENED}
 
 
@@ -38,7 +39,7 @@ def test_every_layer_is_ours(torch, module, key, arch, padded):
     )
     samples = 0.1 * jax.random.normal(key, (2, 2000))
     lengths = np.array([2000, 1300]) if padded else None
-    ours = encode(arch, params, samples, lengths, stats=stats)
+    ours = encoded(arch, params, samples, lengths, stats=stats)
     with torch.no_grad():
         theirs = exported(torch, module, arch, params, stats)(
             torch.tensor(np.asarray(samples)), None if lengths is None else torch.tensor(lengths)
@@ -50,3 +51,12 @@ def test_every_layer_is_ours(torch, module, key, arch, padded):
     for one, other in zip((*ours.hidden, ours.last), (*theirs["hidden"], theirs["last"]), strict=True):
         for row, count in enumerate(valid):
             np.testing.assert_allclose(one[row, :count], other[row, :count], atol=TOLERANCE)
+
+
+def test_whisper_refuses_what_it_has_no_positions_for(torch, module):
+    arch = ARCHS["whisper"]
+    model = exported(torch, module, arch, weights(arch), None)
+    with torch.no_grad():
+        assert model(torch.zeros(1, arch.front.most))["last"].shape[1] == arch.front.longest
+        with pytest.raises(ValueError, match="19360 samples are longer than 60 frames"):
+            model(torch.zeros(1, arch.front.most + 1))

@@ -22,10 +22,11 @@ from compress.errors import InputError
 from jaxssl.convert import to_dphubert
 from jaxssl.convert import to_huggingface as hugging_face
 from jaxssl.convert.conversion import read
+from jaxssl.convert.to_ctc import Outputs, tokenizer, with_ctc
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import WINDOW, Stats
 from jaxssl.inference.encode import encode
-from jaxssl.models.arch import Arch
+from jaxssl.models.arch import SAMPLE_RATE, Arch, Whisper
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.fronts.waveform import standardise
 from jaxssl.models.model import Params, apply
@@ -40,11 +41,19 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 @dataclass(frozen=True)
 class Given:
-    """A model to deploy; `stats` are those of its log-Mel features."""
+    """A model to deploy.
+
+    Attributes:
+        arch: what it is.
+        params: its parameters.
+        stats: of its log-Mel features.
+        ctc: the output layer that it was fine-tuned with, or None.
+    """
 
     arch: Arch
     params: Params
     stats: Stats | None
+    ctc: Outputs | None = None
 
     @cached_property
     def graph(self) -> Any:
@@ -62,7 +71,7 @@ def torch(given: Given, folder: Path) -> Run:
     import torch
 
     _write_torch(given, folder)
-    model = _written(folder).load(folder)
+    model = written(folder).load(folder)
 
     def run(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -115,20 +124,30 @@ def stablehlo(given: Given, folder: Path) -> Run:
 
 
 def huggingface(given: Given, folder: Path) -> Run:
-    """Write what `from_pretrained` of transformers' HubertModel or WavLMModel reads, where it can be such a model."""
+    """Write what `from_pretrained` of transformers' classes reads, with the CTC layer, where one can be the model."""
     config, features, tensors = hugging_face.folder(given.arch, given.params)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "preprocessor_config.json").write_text(json.dumps(features, indent=1))
+    if given.ctc:
+        config, tensors = with_ctc(config, tensors, given.ctc)
+        _write_json(folder, tokenizer(given.ctc))
+    _write_json(folder, {"config.json": config, "preprocessor_config.json": features})
     _write_tensors(tensors, folder)
 
-    import torch
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(folder).eval()
+    with _quiet():  # of a Whisper's decoder, which is not there
+        model = AutoModel.from_pretrained(folder).eval()
+    return _listening(model, folder) if isinstance(given.arch.front, Whisper) else _rows(model, features)
+
+
+def _rows(model: Any, features: Mapping[str, Any]) -> Run:
+    """Run one of transformers' models on waveforms.
+
+    Row by row: in a padded batch it lets the padding into the group norm. And normalised as fairseq does, which adds
+    1e-5 to the variance; transformers' own extractor adds 1e-7.
+    """
+    import torch
 
     def run(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        # Row by row: in a padded batch transformers lets the padding into the group norm. And normalised as fairseq
-        # does, which adds 1e-5 to the variance; transformers' own extractor adds 1e-7.
         found = []
         for row, count in zip(samples, lengths.tolist(), strict=True):
             fed = standardise(jnp.asarray(row[None, :count])) if features["do_normalize"] else row[None, :count]
@@ -138,6 +157,32 @@ def huggingface(given: Given, folder: Path) -> Run:
         return np.stack([np.pad(row, ((0, most - len(row)), (0, 0))) for row in found])
 
     return run
+
+
+def _listening(model: Any, folder: Path) -> Run:
+    """Run transformers' Whisper on waveforms, all of which it hears with silence up to its 30 s."""
+    import torch
+    from transformers import AutoFeatureExtractor
+
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+
+    def run(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        rows = [row[:count] for row, count in zip(samples, lengths.tolist(), strict=True)]
+        heard = extractor(rows, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        with torch.inference_mode():
+            return model.get_encoder()(heard).last_hidden_state.numpy()
+
+    return run
+
+
+def heard(name: str, given: Given, samples: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the batch that a form hears when it is given this one: transformers' Whisper hears silence to its end."""
+    if name != "huggingface" or not isinstance(given.arch.front, Whisper):
+        return samples, lengths
+    whole = given.arch.front.longest * given.arch.front.hop
+    silenced = np.where(np.arange(samples.shape[1]) < lengths[:, None], samples, 0)[:, :whole]
+    padded = np.pad(silenced, ((0, 0), (0, whole - silenced.shape[1])))
+    return padded, np.full_like(lengths, whole)
 
 
 def dphubert(given: Given, folder: Path) -> Run:
@@ -156,20 +201,22 @@ def dphubert(given: Given, folder: Path) -> Run:
 
 def huggingface_code(given: Given, folder: Path) -> Run:
     """Write what `AutoModel.from_pretrained(…, trust_remote_code=True)` reads, the model's code included."""
-    arrays = state(given.arch, given.params, given.stats)
-    config = {
+    config: dict[str, Any] = {
         "model_type": "jaxssl-speech",
-        "architectures": ["SpeechModel"],
+        "architectures": ["SpeechForCTC" if given.ctc else "SpeechModel"],
         "auto_map": {"AutoConfig": "modeling.SpeechConfig", "AutoModel": "modeling.SpeechModel"},
         "hidden_size": given.arch.width,
         "num_hidden_layers": len(given.arch.layers),
-        "arch": to_json(given.arch),
+        "arch": _described(given),
     }
+    if given.ctc:
+        config["auto_map"] |= {"AutoModelForCTC": "modeling.SpeechForCTC"}
+        config |= {"vocab_size": len(given.ctc.bias), "pad_token_id": given.ctc.blank}
+        _write_json(folder, tokenizer(given.ctc))
     features = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": 16_000}
     features |= {"do_normalize": False, "return_attention_mask": True, "padding_value": 0.0}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "preprocessor_config.json").write_text(json.dumps(features, indent=1))
-    _write_tensors({f"encoder.{name}": array for name, array in arrays.items()}, folder)
+    _write_json(folder, {"config.json": config, "preprocessor_config.json": features})
+    _write_tensors({f"encoder.{name}": array for name, array in _state(given).items()}, folder)
     _write_module(folder, "modeling.py")
 
     import torch
@@ -186,9 +233,25 @@ def huggingface_code(given: Given, folder: Path) -> Run:
     return run
 
 
+def _described(given: Given) -> dict[str, Any]:
+    """Return what the standalone module is made from."""
+    return to_json(given.arch) | ({"ctc": given.ctc.told()} if given.ctc else {})
+
+
+def _state(given: Given) -> dict[str, np.ndarray]:
+    """Return the standalone module's arrays."""
+    arrays = state(given.arch, given.params, given.stats)
+    return arrays | ({"ctc.weight": given.ctc.weight, "ctc.bias": given.ctc.bias} if given.ctc else {})
+
+
+def _write_json(folder: Path, files: Mapping[str, Any]) -> None:
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
 def _write_torch(given: Given, folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps(to_json(given.arch), indent=1))
-    _write_tensors(state(given.arch, given.params, given.stats), folder)
+    _write_json(folder, {"config.json": _described(given)})
+    _write_tensors(_state(given), folder)
     _write_module(folder, "expert.py", "hubconf.py")
 
 
@@ -199,7 +262,7 @@ def _write_module(folder: Path, *beside: str) -> None:
         shutil.copy(STANDALONE / name, folder / name)
 
 
-def _written(folder: Path) -> Any:
+def written(folder: Path) -> Any:
     """Read the module that was written, as its user will."""
     spec = importlib.util.spec_from_file_location("exported_model", folder / "model.py")
     assert spec is not None
@@ -226,15 +289,15 @@ def export_onnx(given: Given, *, tuned: bool = True) -> Any:
     from tools.pytorch.standalone import model as standalone
 
     class Last(torch.nn.Module):
-        """What a deployed model returns: two tensors."""
+        """What a deployed model returns: two tensors, and logits where it has a CTC layer."""
 
         def __init__(self, model: Any):
             super().__init__()
             self.model = model
 
-        def forward(self, samples: Any, lengths: Any) -> tuple[Any, Any]:
+        def forward(self, samples: Any, lengths: Any) -> tuple[Any, ...]:
             out = self.model(samples, lengths)
-            return out["last"], out["lengths"]
+            return tuple(out[name] for name in ("last", "lengths", "logits") if name in out)
 
     with tempfile.TemporaryDirectory() as folder:
         _write_torch(given, Path(folder))
@@ -248,7 +311,7 @@ def export_onnx(given: Given, *, tuned: bool = True) -> Any:
             model,
             example,
             input_names=["samples", "lengths"],
-            output_names=["last", "frames"],
+            output_names=["last", "frames", *["logits"] * (given.ctc is not None)],
             dynamic_shapes=({0: size, 1: count}, {0: size}),
             opset_version=OPSET,
             verbose=False,

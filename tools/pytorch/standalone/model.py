@@ -4,6 +4,7 @@
     model = load("exported")
     out = model(samples, lengths)  # (batch, samples) at 16 kHz in [-1, 1], (batch,) valid ones
     out["hidden"]  # input of the first layer, then each layer's output, every one (batch, frames, width)
+    out["logits"]  # (batch, frames, symbols), of a model with a CTC layer; config.json lists the symbols
 
 Layers may have any number of heads and feed-forward units, none included, and maps of low rank. What stands beside an
 utterance in a padded batch never changes its frames. `jaxssl`'s tools/export.py writes these folders.
@@ -66,10 +67,14 @@ class Model(nn.Module):
         self.stride = self.front.hop * ratio  # samples from one frame to the next
         self.layers = nn.ModuleList([Layer(config, layer) for layer in config["layers"]])
         self.lends = [layer.attention.reuse for layer in self.layers[1:]] + [False] * bool(self.layers)
+        self.ctc = nn.Linear(width, config["ctc"]["outputs"]) if config.get("ctc") else None
         self.relative = Relative(config["relative"]) if config.get("relative") else None
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> dict:
-        """Run `samples: (batch, samples)`; return `hidden`, `last` (the encoder's output) and `lengths` in frames."""
+        """Run `samples: (batch, samples)`.
+
+        Return `hidden`, `last` (the encoder's output), `lengths` in frames, and `logits` where there is a CTC layer.
+        """
         x, lengths = self.front(samples, lengths)
         x, valid = self.project(x), None
         if lengths is not None:
@@ -87,4 +92,5 @@ class Model(nn.Module):
         for layer, lend in zip(self.layers, self.lends, strict=True):
             x, maps = layer(x, bias, maps, lend, relative)
             hidden.append(x)
-        return {"hidden": hidden, "last": self.norm(x) if self.norm_first else x, "lengths": lengths}
+        out = {"hidden": hidden, "last": self.norm(x) if self.norm_first else x, "lengths": lengths}
+        return out if self.ctc is None else {**out, "logits": self.ctc(out["last"])}

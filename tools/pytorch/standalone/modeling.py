@@ -4,6 +4,7 @@
     model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
     model(input_values, attention_mask).last_hidden_state  # (batch, samples) at 16 kHz, 1 where there is sound
 
+A model with a CTC layer is read by AutoModelForCTC too, whose output has `logits`, and its tokenizer by AutoTokenizer.
 It normalises waveforms itself, where the model wants that.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from .model import Model
 
@@ -49,10 +50,20 @@ class SpeechModel(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **_: Any,
-    ) -> BaseModelOutput | tuple:
+    ) -> BaseModelOutput | CausalLMOutput | tuple:
         """Run waveforms; hidden states are the input of the first layer, then each layer's output."""
         lengths = None if attention_mask is None else attention_mask.long().sum(1)
         out = self.encoder(input_values, lengths)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        found = BaseModelOutput(last_hidden_state=out["last"], hidden_states=tuple(out["hidden"]) if wanted else None)
+        found = self.output(out, tuple(out["hidden"]) if wanted else None)
         return found if return_dict is not False else found.to_tuple()
+
+    def output(self, out: dict, hidden: tuple[Tensor, ...] | None) -> BaseModelOutput | CausalLMOutput:
+        return BaseModelOutput(last_hidden_state=out["last"], hidden_states=hidden)
+
+
+class SpeechForCTC(SpeechModel):
+    """The same with the logits of its CTC layer, (batch, frames, symbols)."""
+
+    def output(self, out: dict, hidden: tuple[Tensor, ...] | None) -> BaseModelOutput | CausalLMOutput:
+        return CausalLMOutput(logits=out["logits"], hidden_states=hidden)
