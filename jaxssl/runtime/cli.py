@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 
 from compress.errors import InputError
-from jaxssl.runtime import compiled
+from jaxssl.runtime import causes, compiled
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -83,18 +83,33 @@ def command(
         compiled.remember()
     try:
         run(values)
-    except InputError as error:
-        return _told(f"error: {error}", 2)
-    except OSError as error:
-        what = f"{error.filename or 'output'}: {error.strerror or error}"
-        return _told(f"error: {what}; nothing half-written was kept", 2)
-    except Preempted as stopped:
-        return _told(f"stopped: {stopped}", 75)  # EX_TEMPFAIL: try again later
-    except KeyboardInterrupt:
-        messages.print("interrupted: finished models are whole, unfinished ones were removed")
-        sys.stdout.flush()
-        os._exit(130)  # XLA's threads may still run, and the interpreter's own shutdown has crashed under them
+    except BaseException as error:
+        if causes.interrupted(error):  # also where a library has made another exception of it
+            _leave()
+        if (told := _ending(error)) is None:
+            raise
+        return _told(*told)
     return 0
+
+
+def _ending(error: BaseException) -> tuple[str, int] | None:
+    """Say in one line, and by an exit code, what ended a run; None: a bug did."""
+    match error:
+        case InputError():
+            return f"error: {error}", 2
+        case Preempted():
+            return f"stopped: {error}", 75  # EX_TEMPFAIL: try again later
+        case OSError():
+            what = f"{error.filename or 'output'}: {error.strerror or error}"
+        case _:
+            what = causes.refusal(error) or ""
+    return (f"error: {what}; nothing half-written was kept", 2) if what else None
+
+
+def _leave() -> NoReturn:
+    messages.print("interrupted: finished models are whole, unfinished ones were removed")
+    sys.stdout.flush()
+    os._exit(130)  # XLA's threads may still run, and the interpreter's own shutdown has crashed under them
 
 
 def _program() -> str | None:

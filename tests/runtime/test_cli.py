@@ -1,5 +1,7 @@
 """What every command line shares."""
 
+import errno
+import os
 import re
 import runpy
 import sys
@@ -63,6 +65,64 @@ main(run, Config, "")
 @dataclass(frozen=True)
 class Nothing:
     """No options."""
+
+
+def wrapped(inner, outer, how):
+    """Raise one exception in the ways in which libraries make another of it."""
+    try:
+        raise inner
+    except BaseException as error:
+        if how == "cause":
+            raise outer from error
+        if how == "hidden":
+            raise outer from None
+        if how == "group":
+            raise BaseExceptionGroup("several", [outer, error]) from None
+        raise outer  # noqa: B904
+
+
+HOWS = ("cause", "context", "hidden", "group")
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("outer", [ValueError("not restored"), InputError("cannot be read"), OSError(5, "lost")])
+def test_a_wrapped_ctrl_c_is_a_ctrl_c(how, outer, monkeypatch, capsys):
+    """Orbax's event loop makes another exception of one that arrives while it reads."""
+
+    def run(_):
+        wrapped(wrapping(), RuntimeError("outermost"), how)
+
+    def wrapping():
+        try:
+            wrapped(KeyboardInterrupt(), outer, how)
+        except BaseException as error:
+            return error
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as left:
+        command(run, Nothing, "", args=[], remember=False)
+    assert left.value.code == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_wrapped_refusal_of_the_disk_is_one_line(how, number, capsys):
+    """TensorStore keeps the text alone, Orbax the exception."""
+    text = f"RESOURCE_EXHAUSTED: Error writing local file: {os.strerror(number)} [OS error {number}]\nmore lines"
+    raised = iter((OSError(number, os.strerror(number)), ValueError(text)))
+    for _ in range(2):
+        code = command(lambda _: wrapped(next(raised), RuntimeError("a"), how), Nothing, "", args=[], remember=False)
+        err = capsys.readouterr().err
+        assert code == 2
+        assert os.strerror(number) in err
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_bug_beside_a_missing_file_keeps_its_traceback(how):
+    with pytest.raises((TypeError, BaseExceptionGroup)):
+        command(lambda _: wrapped(FileNotFoundError("a"), TypeError("bug"), how), Nothing, "", args=[], remember=False)
 
 
 @pytest.mark.parametrize("hostile", ["\x1b]0;owned\x07", "\x1b[2J", "a\r\nb\u202e", "\x00\x7f\x9b31m"])
