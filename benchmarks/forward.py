@@ -30,8 +30,9 @@ from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import init
 from jaxssl.models.zoo import PRESETS
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import On, console, follow, main
+from jaxssl.runtime.ranges import Count, Stretch
 from jaxssl.training.estimate import named
 
 System = Literal["ours", "exported", "pytorch", "compiled", "onnxruntime"]
@@ -77,9 +78,9 @@ class Config:
 
     arch: tuple[str, ...] = ("hubert-base", "melhubert-20ms")
     """presets"""
-    seconds: tuple[float, ...] = (1.0, 5.0, 15.0, 30.0)
+    seconds: Stretch[tuple[float, ...]] = (1.0, 5.0, 15.0, 30.0)
     """lengths of an utterance, in seconds"""
-    batch: tuple[int, ...] = (1, 4)
+    batch: Count[tuple[int, ...]] = (1, 4)
     """utterances in one run"""
     system: tuple[System, ...] = ("ours", "exported", *RIVALS)
     """programs; ours is always among them"""
@@ -87,7 +88,7 @@ class Config:
     """also compressed forms, and the parts, at 5 s × 1"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the computation; ONNX Runtime knows float32 only"""
-    rounds: int = 7
+    rounds: Count[int] = 7
     """timed runs of each program, in turns"""
     out: Path = Path("runs/bench")
     """folder of the report"""
@@ -95,10 +96,9 @@ class Config:
 
 def run(config: Config) -> None:
     """Carry out the benchmark."""
-    if min(config.seconds) < 0.1 or min(config.batch) < 1 or config.rounds < 1:
-        raise InputError(
-            f"--seconds {config.seconds}, --batch {config.batch}, --rounds {config.rounds}: give 0.1, 1, 1 or more"
-        )
+    ranges.check(config)
+    if not (config.seconds and config.batch and config.arch):
+        raise InputError("--seconds, --batch and --arch: name one or more of each")
     archs = {name: named(name, PRESETS, "model")() for name in config.arch}
     files.claim(config.out)
     files.own(config.out, config)

@@ -29,8 +29,9 @@ from jaxssl.inference.latency import Load, Timing, machine, matmul_peak, speedup
 from jaxssl.models.arch import Arch
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.zoo import PRESETS
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, follow, main
+from jaxssl.runtime.ranges import Count, Stretch
 from jaxssl.training import speed
 from jaxssl.training.estimate import named
 
@@ -53,15 +54,15 @@ class Config:
 
     arch: str = "melhubert-20ms"
     """preset"""
-    seconds: float = 15.0
+    seconds: Stretch[float] = 15.0
     """length of an utterance, in seconds"""
-    batch: int = 4
+    batch: Count[int] = 4
     """utterances in one update"""
     system: tuple[System, ...] = ("scan", "remat")
     """beside PyTorch: ours by how the stack runs"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the computation (in PyTorch by autocast)"""
-    rounds: int = 5
+    rounds: Count[int] = 5
     """timed updates of each, in turns"""
     out: Path = Path("runs/bench-training")
     """folder of the report"""
@@ -69,10 +70,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Carry out the benchmark."""
-    if config.seconds < 0.1 or config.batch < 1 or config.rounds < 1:
-        raise InputError(
-            f"--seconds {config.seconds:g}, --batch {config.batch}, --rounds {config.rounds}: give 0.1, 1, 1 or more"
-        )
+    ranges.check(config)
     arch = named(config.arch, PRESETS, "model")()
     load = Load(config.seconds, config.batch)
     files.claim(config.out)

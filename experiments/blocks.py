@@ -32,8 +32,9 @@ from jaxssl.inference.latency import Load, Program, Timing, machine, race, speed
 from jaxssl.inference.specialise import SIZES, compiled
 from jaxssl.models.block_product import block_product
 from jaxssl.models.layers import gelu
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, follow, main, progress
+from jaxssl.runtime.ranges import Count, Less, Seconds, Seed
 
 TOLERANCE = 1e-5  # relative, of float32 outputs
 FRAME_S = 0.02
@@ -44,25 +45,25 @@ Product = Callable[[Array, Tree], Array]
 class Config:
     """Time a feed-forward block dense against block-sparse."""
 
-    sparsity: tuple[float, ...] = (0.75, 0.9)
+    sparsity: Less[tuple[float, ...]] = (0.75, 0.9)
     """shares of the blocks that are empty"""
-    size: tuple[int, ...] = SIZES
+    size: Count[tuple[int, ...]] = SIZES
     """sides of the square blocks"""
-    width: int = 768
+    width: Count[int] = 768
     """inputs and outputs of the feed-forward block"""
-    hidden: int = 3072
+    hidden: Count[int] = 3072
     """its hidden units"""
-    seconds: float = 5.0
+    seconds: Seconds[float] = 5.0
     """length of the utterance, in seconds; a frame is 20 ms"""
-    batch: int = 1
+    batch: Count[int] = 1
     """utterances in one run"""
-    rounds: int = 31
+    rounds: Count[int] = 31
     """timed runs of each program"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the computation that is timed; outputs are compared in float32"""
     out: Path = Path("runs/blocks")
     """folder for blocks.csv and report.json"""
-    seed: int = 0
+    seed: Seed[int] = 0
     """of weights, of the blocks that stay and of the inputs"""
 
     @property
@@ -216,18 +217,11 @@ def _row(name: str, each: Variant | None, timing: Timing, baseline: Timing, far:
 
 
 def _check(config: Config) -> None:
-    counts = {name: getattr(config, name) for name in ("width", "hidden", "batch", "rounds")}
-    if bad := next((f"--{name} {value}" for name, value in counts.items() if value < 1), None):
-        raise InputError(f"{bad}: use 1 or more")
+    ranges.check(config)
     if not config.sparsity or not config.size:
         raise InputError("--sparsity and --size: name one or more of each")
-    if round(config.seconds / FRAME_S) < 1:
-        raise InputError(f"--seconds {config.seconds:g}: a frame is {FRAME_S:g} s; use that or more")
-    for share in config.sparsity:
-        if not 0 <= share < 1:
-            raise InputError(f"--sparsity {share:g}: a share of the blocks; use 0 or more and less than 1")
     for size in config.size:
-        if size < 1 or config.width % size or config.hidden % size:
+        if config.width % size or config.hidden % size:
             raise InputError(f"--size {size}: does not divide {config.width} and {config.hidden}; use one that does")
 
 

@@ -41,8 +41,9 @@ from jaxssl.inference.encode import hear
 from jaxssl.inference.source import Model, Speech, load_model, with_stats
 from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, main
+from jaxssl.runtime.ranges import Count, Seed, There
 from jaxssl.training.probe import Score, difference
 
 
@@ -52,20 +53,21 @@ class Config:
 
     model: str | None = None
     """model folder, run folder or checkpoint; default: the trained model that comes with the package"""
-    speakers: Path | None = None
+    speakers: There[Path | None] = None
     """speech with known speakers, ten utterances or more of each: a manifest.tsv, or a folder of folders"""
-    limit: int = 300
+    limit: Count[int] = 300
     """utterances of the embedded corpus that train; a third as many test"""
-    frames: int = 8_000
+    frames: Count[int] = 8_000
     """frames that train each probe of frames, spread evenly; a third as many test"""
     out: Path = Path("runs/card")
     """folder for table and report.json"""
-    seed: int = 0
+    seed: Seed[int] = 0
     """of the random weights, the choice of utterances and the bootstrap"""
 
 
 def run(config: Config) -> None:
     """Carry out the comparisons and write their report."""
+    ranges.check(config)
     if config.limit < 8 or config.frames < 100:
         raise InputError(f"--limit {config.limit} --frames {config.frames}: give 8 utterances and 100 frames or more")
     files.claim(config.out)

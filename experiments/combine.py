@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 from compress.errors import InputError
 from compress.lowrank import check_rank
@@ -40,6 +40,7 @@ from experiments.curves.schedule import Schedule
 from jaxssl.models.arch import Arch
 from jaxssl.models.sites import matrices
 from jaxssl.runtime.cli import console, main
+from jaxssl.runtime.ranges import NATURAL, Count, There, Written
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.lesson import Lesson
 
@@ -52,19 +53,38 @@ ALONE: dict[Kind, str] = {
     "svd": "low rank, plain SVD",
     "weights": "weights",
 }
+FORM = (
+    "KIND=VALUE with layers, heads, rows, rank, svd or weights, then @UPDATES and :distil or :predict if wanted, as "
+    "rows=512@30:distil"
+)
+T = TypeVar("T")
 STAGE = re.compile(r"(?P<kind>layers|heads|rows|rank|svd|weights)=(?P<value>[0-9.]+)(@(?P<steps>\d+))?(:(?P<how>\w+))?")
 ROUND = 64  # rows of the default plan are multiples, where there are enough of them
+
+
+def _words(word: str) -> tuple[str, float, int | None, str | None]:
+    """Part a stage into kind, value, updates and way of recovery; ValueError where it is not written as one."""
+    found = STAGE.fullmatch(word)
+    if found is None or found["how"] not in (None, "distil", "predict"):
+        raise ValueError(word)
+    value, steps = float(found["value"]), None if found["steps"] is None else int(found["steps"])
+    if value not in NATURAL or (steps is not None and steps not in NATURAL):
+        raise ValueError(word)
+    return found["kind"], value, steps, found["how"]
+
+
+Stages = Annotated[T, Written(_words, FORM)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Curve):
     """Compress a model stage by stage."""
 
-    plan: tuple[str, ...] = ()
+    plan: Stages[tuple[str, ...]] = ()
     """stages as KIND=VALUE, @UPDATES and :distil or :predict after it; default: the study's winner, in proportion"""
-    file: Path | None = None
+    file: There[Path | None] = None
     """file with a stage on each line, instead of --plan"""
-    every: int = 30
+    every: Count[int] = 30
     """updates after each stage that does not say itself"""
     recover: Literal["predict", "distil"] = "predict"
     """how the model recovers after each stage that does not say itself"""
@@ -205,14 +225,13 @@ def _stage(
 
 
 def _parse(config: Config, word: str) -> Stage:
-    found = STAGE.fullmatch(word)
-    if found is None or found["how"] not in (None, "distil", "predict") or found["value"].count(".") > 1:
-        raise InputError(
-            f"--plan {word}: write KIND=VALUE with layers, heads, rows, rank, svd or weights, then @UPDATES and "
-            ":distil or :predict if wanted, as rows=512@30:distil"
-        )
-    asked, steps = float(found["value"]), int(found["steps"] or config.every)
-    return Stage(_step(found["kind"], asked), asked, steps, (found["how"] or config.recover) == "distil")
+    try:
+        kind, asked, steps, how = _words(word)
+    except ValueError:
+        raise InputError(f"{config.file or '--plan'} {word}: write {FORM}") from None
+    return Stage(
+        _step(kind, asked), asked, config.every if steps is None else steps, (how or config.recover) == "distil"
+    )
 
 
 def _step(kind: str, value: float) -> Step:

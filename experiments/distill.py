@@ -45,6 +45,7 @@ from jaxssl.models.describe import describe
 from jaxssl.models.model import init
 from jaxssl.models.part import formed
 from jaxssl.runtime.cli import On, main
+from jaxssl.runtime.ranges import Count, Natural, Positive, Share
 from jaxssl.training import hidden_states
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.corpus import Data
@@ -57,27 +58,27 @@ class Config(Curve):
 
     student: str | None = None
     """a model to train instead of what the settings below make of the teacher, named like --model"""
-    layers: tuple[int, ...] = ()
+    layers: Count[tuple[int, ...]] = ()
     """layers of the students, one each, falling; default: every number below the teacher's, six at most"""
     take: Literal["first", "even"] = "first"
     """which of the teacher's layers: the first, or evenly spread ones that end with its last"""
-    given: tuple[int, ...] = ()
+    given: Natural[tuple[int, ...]] = ()
     """the teacher's layers that one student takes, counted from 0, instead of --layers"""
-    width: int | None = None
+    width: Count[int | None] = None
     """of the student, with new weights; default: the teacher's"""
-    heads: int | None = None
+    heads: Natural[int | None] = None
     """heads of each layer; default: the teacher's; those of least weight go"""
-    ffn: int | None = None
+    ffn: Natural[int | None] = None
     """feed-forward units of each layer, likewise"""
-    rank: int | None = None
+    rank: Count[int | None] = None
     """rank of each dense map of the layers, where that makes it smaller"""
     random: bool = False
     """start from new weights instead of the teacher's"""
     loss: Literal["soft", "distilhubert", "fithubert", "armhubert", "starhubert", "dphubert"] = "soft"
     """soft: the study's, of cluster probabilities; the others compare hidden layers as those systems do"""
-    temperature: float = 1.0
+    temperature: Positive[float] = 1.0
     """of --loss soft: divides the logits of both"""
-    alpha: float = 1.0
+    alpha: Share[float] = 1.0
     """of --loss soft: share of the teacher; the rest is the clusters' cross-entropy"""
     masked: bool = False
     """of --loss soft: both hear masked speech and masked frames count; default: all of it, and every frame"""
@@ -85,7 +86,7 @@ class Config(Curve):
     """let the teacher drop at random, as the study's code did by mistake"""
     keep_answers: On = True
     """write what the teacher says of each batch, for the other students and for a run that was broken off"""
-    steps: int = 105
+    steps: Count[int] = 105
     """updates of each student"""
     out: Path = Path("runs/distil")
     """folder of the run"""
@@ -99,8 +100,6 @@ def run(config: Config) -> None:
     plans = [plan_of(config, model.arch, level) for level in levels] if student is None else []
     for plan in plans:
         make(config, subject, plan)  # refuses what cannot be before any work
-    if config.steps < 1:
-        raise InputError(f"--steps {config.steps}: a student learns nothing without an update; give 1 or more")
     schedule = Schedule(Calendar((), config.steps), tuple(map(float, levels)))
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)

@@ -46,8 +46,9 @@ from jaxssl.inference.encode import front_inputs, timing
 from jaxssl.inference.source import Model, Speech, load_model, load_speech, with_stats
 from jaxssl.inference.specialise import dequantized, unpacked
 from jaxssl.models.arch import Arch
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, follow, main
+from jaxssl.runtime.ranges import Count, Length, Seed, There
 from jaxssl.training.study_schedules import PAPER_HEADS, PAPER_HEADS_KEPT
 
 Measure = Literal["distance", "entropy", "globalness", "verticality", "diagonality", "cumulative_diagonality"]
@@ -63,25 +64,25 @@ class Config:
 
     model: tyro.conf.Positional[str | None] = None
     """model folder, run folder, preset or checkpoint; default: the trained model that comes with the package"""
-    pruned: tuple[Path, ...] = ()
+    pruned: There[tuple[Path, ...]] = ()
     """runs of experiments.heads on this model"""
-    audio: tuple[str, ...] = ()
+    audio: There[tuple[str, ...]] = ()
     """speech to look at; default: the embedded corpus"""
-    limit: int = 8
+    limit: Count[int] = 8
     """utterances of it, the first 10 s of each"""
     gradient: bool = False
     """score by the loss's gradient, too, on --audio labelled by the model itself, or on --corpus"""
-    corpus: Path | None = None
+    corpus: There[Path | None] = None
     """of --gradient: folder of experiments.prepare with the model's labels"""
-    shortest: float | None = None
+    shortest: Length[float | None] = None
     """of --gradient: utterances below that are left out, in seconds; default: 1"""
     sort: Literal["layer"] | Measure | Score = "layer"
     """column that orders the table, the highest first"""
-    permutations: int = 9999
+    permutations: Count[int] = 9999
     """draws of each permutation test"""
     out: Path = Path("runs/heads-atlas")
     """folder for atlas.png, heads.csv, report.json and, with --pruned, points.csv"""
-    seed: int = 0
+    seed: Seed[int] = 0
     """of the permutations, batches and random weights"""
 
 
@@ -130,8 +131,7 @@ def run(config: Config) -> None:
 
 def _open(config: Config) -> Model:
     """Load the model, packed maps unpacked, int8 ones in float; refuse settings that cannot be."""
-    if config.limit < 1 or config.permutations < 1:
-        raise InputError(f"--limit {config.limit} and --permutations {config.permutations}: give 1 or more of each")
+    ranges.check(config)
     if config.sort == "gradient" and not config.gradient:
         raise InputError("--sort gradient: nothing is scored by it; add --gradient")
     model = load_model(config.model, seed=config.seed)

@@ -41,6 +41,7 @@ from jaxssl.models.describe import describe
 from jaxssl.models.model import Params
 from jaxssl.models.sites import axes, channels
 from jaxssl.runtime.cli import console, main
+from jaxssl.runtime.ranges import Count, Inner, Part, Positive
 from jaxssl.training import gates
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.distillation import joined, split
@@ -56,17 +57,17 @@ from jaxssl.training.step import State, compile_step, start
 class Config(Curve):
     """Distil and prune at once; --model is the teacher and where the student begins."""
 
-    target: tuple[float, ...] = (0.25, 0.5, 0.75)
+    target: Inner[tuple[float, ...]] = (0.25, 0.5, 0.75)
     """shares of the parameters that are to go, rising, one point each"""
     channels: bool = False
     """let channels of a waveform extractor go as well"""
-    steps: int = 105
+    steps: Count[int] = 105
     """updates with gates"""
-    ramp: float = 0.5
+    ramp: Part[float] = 0.5
     """share of these updates over which the target rises from 0"""
-    after: int = 60
+    after: Count[int] = 60
     """updates of the slim model"""
-    gate_rate: float = 0.2
+    gate_rate: Positive[float] = 0.2
     """learning rate of gates and multipliers; the published 0.02 is for some 50,000 updates"""
     out: Path = Path("runs/joint")
     """folder of the run"""
@@ -98,11 +99,6 @@ def check(config: Config, subject: Subject) -> None:
     """
     if subject.masks:
         raise InputError("weights that are zero stay zero, and gates keep no masks; prune weights afterwards")
-    if min(config.steps, config.after) < 1 or not 0 < config.ramp <= 1 or not config.gate_rate > 0:
-        given = (
-            f"--steps {config.steps}, --after {config.after}, --ramp {config.ramp:g}, --gate-rate {config.gate_rate:g}"
-        )
-        raise InputError(f"{given}; give 1 or more, 1 or more, a share above 0, and a rate above 0")
     mine = axes_of(config, subject.arch)
     dense = cost.parameters(subject.arch)
     most = 1 - gates.size(subject.arch, mine, {axis.name: 0 for axis in mine}) / dense

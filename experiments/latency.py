@@ -34,8 +34,9 @@ from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Stack, init
 from jaxssl.models.zoo import PRESETS
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, follow, main, progress
+from jaxssl.runtime.ranges import Count, Seconds, Seed
 from jaxssl.training import speed
 from jaxssl.training.estimate import named
 
@@ -59,17 +60,17 @@ class Config:
     """of --train: presets"""
     stack: tuple[Stack, ...] = ("unroll", "scan", "remat")
     """of --train: how the Transformer layers run: written out, scanned, scanned with rematerialisation"""
-    seconds: tuple[float, ...] | None = None
+    seconds: Seconds[tuple[float, ...] | None] = None
     """lengths of an utterance, in seconds; default: 1 5 15 30, with --train 15"""
-    batch: tuple[int, ...] | None = None
+    batch: Count[tuple[int, ...] | None] = None
     """utterances in one run; default: 1 4, with --train 4"""
-    rounds: int = 9
+    rounds: Count[int] = 9
     """timed runs of each point"""
     dtype: Literal["float32", "bfloat16"] | None = None
     """of the computation; default: float32, with --train bfloat16 where there is a GPU or TPU"""
     out: Path | None = None
     """folder for latency.csv and report.json; default: runs/latency, with --train runs/latency-train"""
-    seed: int = 0
+    seed: Seed[int] = 0
     """of random weights, noise and dropout"""
 
     @property
@@ -131,10 +132,9 @@ def run(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-    if config.seconds is not None and (not config.seconds or min(config.seconds) < 0.025):
-        raise InputError(f"--seconds {config.seconds}: one frame needs 0.025 s")
-    if config.batch == () or min(load.batch for load in config.loads) < 1 or config.rounds < 1:
-        raise InputError(f"--batch {config.batch} and --rounds {config.rounds} must be 1 or more")
+    ranges.check(config)
+    if () in (config.seconds, config.batch):
+        raise InputError("--seconds and --batch: name one or more of each")
     if config.train and (config.model or config.against):
         raise InputError("--train times presets: name them by --arch, without --model and --against")
     if config.train and not (config.arch and config.stack):

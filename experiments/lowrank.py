@@ -36,7 +36,7 @@ from experiments.curves.job import Job, open_bench, open_model, report, subject_
 from experiments.curves.points import Bench, Row, Subject, sizes
 from experiments.curves.recovery import ready
 from experiments.curves.schedule import Schedule
-from experiments.curves.targets import Target, check, parse
+from experiments.curves.targets import Budget, Target, check, parse
 from experiments.curves.variants import (
     Known,
     Method,
@@ -51,8 +51,9 @@ from experiments.curves.variants import (
 )
 from experiments.reports import ranks, tables
 from jaxssl.inference.source import Model, Speech, load_speech, with_stats
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, main
+from jaxssl.runtime.ranges import Count, Crop, Length, Natural, Part, Positive, Seed, There
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.corpus import Data, HeldOut, check_batches, held_out
 from jaxssl.training.settings import Training, claim, own
@@ -82,44 +83,44 @@ FIRST = {
 class Config(Curve):
     """Factorise a model's dense maps and measure the result beside the dense model."""
 
-    rank: tuple[int, ...] = ()
+    rank: Count[tuple[int, ...]] = ()
     """ranks to try, one model each; 128 when neither --energy nor --budget is given"""
-    energy: tuple[float, ...] = ()
+    energy: Part[tuple[float, ...]] = ()
     """shares of each map's squared singular values to keep, in (0, 1]"""
-    budget: tuple[str, ...] = ()
+    budget: Budget[tuple[str, ...]] = ()
     """whole-model budgets shared over the maps: params=40e6, or macs=3e9 (per second of speech)"""
     where: str = "layers/*"
     """glob on the maps to factorise, as layers/*/ffn/*; commas separate alternatives"""
     method: tuple[Method, ...] = ("svd", "activation")
     """svd: least error of the weights; activation: least error of the outputs on calibration speech"""
-    audio: tuple[str, ...] = ()
+    audio: There[tuple[str, ...]] = ()
     """speech for calibration, for the output error and to recover on: files, folders, .tsv manifests; default: embedded
     corpus"""
-    limit: int = 20
+    limit: Count[int] = 20
     """utterances used of --audio, spread evenly over it"""
-    steps: int = 0
+    steps: Natural[int] = 0
     """updates of recovery training after factorising"""
-    corpus: Path | None = None
+    corpus: There[Path | None] = None
     """prepared speech to recover on, instead of --audio"""
-    held_out: tuple[str, ...] = ()
+    held_out: There[tuple[str, ...]] = ()
     """speech of others to validate on, labelled likewise; default: a part of the speech to recover on"""
-    batch: int = 8
+    batch: Count[int] = 8
     """utterances of a batch in the recovery"""
-    crop: float = 7.5
+    crop: Crop[float] = 7.5
     """longest stretch of an utterance in the recovery, in seconds"""
-    shortest: float = 1.0
+    shortest: Length[float] = 1.0
     """utterances below that are left out of the recovery, in seconds"""
-    learning_rate: float = 3e-4
+    learning_rate: Positive[float] = 3e-4
     """highest learning rate of the recovery"""
-    save_every: int = 25
+    save_every: Count[int] = 25
     """updates of the recovery between two checkpoints"""
     probes: bool = False
     """probe every point for phones and speakers (embedded corpus)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the computation, in the timing and in the output error"""
-    rounds: int = 11
+    rounds: Count[int] = 11
     """timed runs of each model, in turns with the dense one"""
-    seed: int = 0
+    seed: Seed[int] = 0
     """of random weights, and of the recovery's order, crops, masks and dropout"""
     maps: bool = False
     """print what became of every map, and errors by layer; they are in maps.csv and layers.csv in any case"""
@@ -201,13 +202,9 @@ class Begun:
 
 def _targets(config: Config) -> list[Target]:
     """Refuse what can be refused before anything is read."""
+    ranges.check(config)
     if not config.method:
         raise InputError("--method: name svd, activation or both")
-    if config.steps < 0:
-        raise InputError(f"--steps {config.steps}: 0 trains nothing, more recovers")
-    if config.limit < 1 or config.rounds < 1 or config.seconds < 0.025:
-        given = f"--limit {config.limit}, --rounds {config.rounds}, --seconds {config.seconds:g}"
-        raise InputError(f"{given}: give 1 utterance, 1 round and 0.025 s or more")
     return parse(config.rank, config.energy, config.budget)
 
 

@@ -59,8 +59,9 @@ from jaxssl.data.lexicon import read_lexicon
 from jaxssl.data.manifest import Utterance
 from jaxssl.data.quality import frame_phones, phone_names
 from jaxssl.inference.source import Model, Speech, load_model, with_stats
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, follow, main, progress
+from jaxssl.runtime.ranges import Count, Length, Natural, Positive, Seed, Several, There
 from jaxssl.training import ctc
 from jaxssl.training.ctc import Head, Recipe
 from jaxssl.training.error_rates import error_rate
@@ -80,39 +81,39 @@ class Config:
     """what is asked"""
     data: str = EMBEDDED
     """speech: `embedded`, or a folder, a glob or a manifest.tsv (LibriSpeech's and VoxCeleb's layouts are known)"""
-    test: Path | None = None
+    test: There[Path | None] = None
     """speech that tests, all of --data trains then; default: the corpus's own parts, or a part that is held out"""
-    split_file: Path | None = None
+    split_file: There[Path | None] = None
     """VoxCeleb's identification split, iden_split.txt"""
-    phones: Path | None = None
+    phones: There[Path | None] = None
     """table of phone times, where not beside the manifest"""
-    lexicon: Path | None = None
+    lexicon: There[Path | None] = None
     """words and their phones, as LibriSpeech's lexicon; phones then come from the texts"""
     stress: bool = False
     """keep the stress of the lexicon's vowels"""
-    limit: int = 300
+    limit: Count[int] = 300
     """utterances that train each probe at most; a third as many test"""
-    frames: int = 8_000
+    frames: Count[int] = 8_000
     """frames that train the frame probe at most; a third as many test"""
-    longest: float = 20.0
+    longest: Length[float] = 20.0
     """seconds of an utterance that trains CTC, at most"""
-    updates: int = 400
+    updates: Count[int] = 400
     """of the CTC probes"""
-    batch: int = 16
+    batch: Count[int] = 16
     """utterances of an update"""
-    rate: float = 3e-2
+    rate: Positive[float] = 3e-2
     """Adam's for phones"""
-    project: int = 0
+    project: Natural[int] = 0
     """width of a linear map before the LSTM; 0: none"""
-    lstm_layers: int = 1
+    lstm_layers: Count[int] = 1
     """of the characters' BiLSTM"""
-    lstm_size: int = 64
+    lstm_size: Count[int] = 64
     """of each of its directions"""
-    lstm_rate: float = 5e-3
+    lstm_rate: Positive[float] = 5e-3
     """Adam's for characters"""
     constant: bool = False
     """keep Adam's rates constant, as SUPERB does, instead of letting them fall to 0"""
-    memory: float = 4.0
+    memory: Natural[float] = 4.0
     """GB for features; where they do not fit they are computed anew for every update"""
     baselines: bool = False
     """also the log-Mel frames at the first model's times, and its shape with random weights"""
@@ -120,11 +121,11 @@ class Config:
     """also what needs no training: CKA, PNMI, masked prediction"""
     teacher: str | None = None
     """of CKA; default: the first model"""
-    clusters: int = 100
+    clusters: Several[int] = 100
     """of PNMI"""
     out: Path = Path("runs/probe")
     """folder for table, picture and report.json"""
-    seed: int = 0
+    seed: Seed[int] = 0
     """of held-out parts, heads, the order of utterances, and the bootstrap"""
 
 
@@ -351,9 +352,7 @@ def _thinned(rows: Sequence[np.ndarray], question: Question, most: int) -> list[
 
 
 def _check(config: Config) -> None:
-    numbers = {"limit": config.limit, "frames": config.frames, "updates": config.updates, "batch": config.batch}
-    if wrong := [f"--{name} {value}" for name, value in numbers.items() if value < 1]:
-        raise InputError(f"{', '.join(wrong)}: give 1 or more")
+    ranges.check(config)
     if not config.task or (unknown := [task for task in config.task if task not in TASKS]):
         raise InputError(f"--task {' '.join(unknown) if config.task else ''}: there are {', '.join(TASKS)}")
     if config.lexicon is not None and PHONES not in config.task:

@@ -26,6 +26,7 @@ from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.pretrained import Labeller, Pretrained
 from jaxssl.runtime.cli import console, main
+from jaxssl.runtime.ranges import Count, Natural, There
 from jaxssl.training.label_source import layer_source
 from jaxssl.training.preparation import Preparation, prepare
 from jaxssl.training.pretraining import Pretraining, pretrain
@@ -37,21 +38,21 @@ LIMIT = 12e6  # bytes of the packed model
 class Config:
     """Train and pack the package's own model."""
 
-    audio: Path
+    audio: There[Path]
     """speech to train on"""
-    valid: Path
+    valid: There[Path]
     """speech of other speakers to validate on"""
     out: Path = Path("runs/teacher")
     """folder of the runs"""
     pack: Path = Path("runs/teacher/packed")
     """folder of the packed model"""
-    first: tuple[int, int] = (600, 100)
+    first: Count[tuple[int, int]] = (600, 100)
     """updates and clusters of stage 1"""
-    second: tuple[int, int] = (1600, 200)
+    second: Count[tuple[int, int]] = (1600, 200)
     """updates and clusters of stage 2"""
-    last: int = 300
+    last: Count[int] = 300
     """updates of the output layer alone"""
-    layer: int = 4
+    layer: Natural[int] = 4
     """layer that stage 2 and the output layer take their clusters from"""
 
 

@@ -70,8 +70,9 @@ from experiments.curves.runs import Curve, distinct, read_curves, spoken
 from experiments.reports import compared, page, pictures, published, tables
 from jaxssl.inference.latency import Load
 from jaxssl.models import checkpoint
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, main
+from jaxssl.runtime.ranges import Count, Positive, Seconds, There
 
 SAME = 0.01  # nats; losses of one dense model that differ by more are of other speech
 SHOWN = ("device", "processor", "cores", "dtype", "jax", "XLA_FLAGS")  # what makes two machines different
@@ -81,21 +82,21 @@ SHOWN = ("device", "processor", "cores", "dtype", "jax", "XLA_FLAGS")  # what ma
 class Config:
     """Compare runs at equal measured time, and against every cost."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[There[tuple[Path, ...]]]
     """folders of runs, finished or not"""
-    budget: tuple[str, ...] = ()
+    budget: planning.Budgets[tuple[str, ...]] = ()
     """of --plan auto: what each planned model may take, as rtf=50%, macs=0.15e9 or params=3e6"""
     plan: Literal["none", "auto"] = "none"
     """auto: search the first run's model for the best ranks, heads, rows and depth under each --budget, and add it"""
-    share: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5)
+    share: Positive[tuple[float, ...]] = (0.9, 0.8, 0.7, 0.6, 0.5)
     """shares of the dense model's time to compare at"""
     quality: Literal["difference", "absolute"] = "difference"
     """of losses and accuracies: what they are above the dense model trained as long, or their own values"""
     retime: bool = False
     """time every point of every run again, all in turns"""
-    seconds: float = 5.0
+    seconds: Seconds[float] = 5.0
     """of --retime: length of the utterance that is timed, in seconds"""
-    rounds: int = 15
+    rounds: Count[int] = 15
     """of --retime: timed runs of each model shape"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of --retime: of the computation"""
@@ -140,19 +141,17 @@ def run(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
+    ranges.check(config)
     if (config.plan == "auto") != bool(config.budget):
         raise InputError(
             f"--plan {config.plan} with {len(config.budget)} budgets; --plan auto and --budget go together"
         )
-    if not (config.runs or config.zoo or config.budget) or not config.share or min(config.share) <= 0:
-        given = f"{len(config.runs)} runs and --share {' '.join(map(str, config.share))}"
-        raise InputError(f"{given}; name one run or more (or --zoo), and shares above 0")
+    if not (config.runs or config.zoo or config.budget) or not config.share:
+        raise InputError(
+            f"{len(config.runs)} runs and {len(config.share)} shares; name one run or more (or --zoo), and one --share"
+        )
     if config.out in config.runs:
         raise InputError(f"{config.out}: is one of the runs; choose another --out")
-    if config.seconds < 0.025 or config.rounds < 1:
-        raise InputError(
-            f"--seconds {config.seconds:g} and --rounds {config.rounds}: a frame needs 0.025 s, a timing 1 round"
-        )
 
 
 def _planned(config: Config) -> list[Path]:

@@ -44,6 +44,7 @@ from jaxssl.inference.specialise import specialise
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params
 from jaxssl.runtime.cli import On, main, progress
+from jaxssl.runtime.ranges import Count, Inner, Less, Natural
 from jaxssl.training.calendar import Gate
 from jaxssl.training.study_schedules import PAPER_SPARSITIES, PAPER_WEIGHTS
 
@@ -59,12 +60,12 @@ EQUAL = 1e-5  # largest relative difference between the block-sparse and the mas
 class Config(Pruning):
     """Prune weights by magnitude."""
 
-    sparsity: tuple[float, ...] = ()
+    sparsity: Inner[tuple[float, ...]] = ()
     """shares of the prunable weights that are zero, rising, each above 0 and below 1"""
     pattern: Literal["entries", "groups", "blocks"] = "entries"
     """entries: any weight; groups: of every --size inputs the same number goes (2:4 is --size 4 --sparsity 0.5);
     blocks: squares of --size × --size, equally many for each column of blocks"""
-    size: int | None = None
+    size: Count[int | None] = None
     """of a group (default 4) or a block (default 32)"""
     scope: Literal["model", "layer"] = "model"
     """of entries: one threshold for the whole model, as the study has it, or one for each layer"""
@@ -72,11 +73,11 @@ class Config(Pruning):
     """of entries: prune biases as well, as the study does; they are small and go first"""
     gate: bool = False
     """hold an event back while the loss still falls; --schedule paper always does"""
-    smoothing: float = 0.9998
+    smoothing: Less[float] = 0.9998
     """of --gate: weight of the past in the smoothed loss"""
-    lookback: int | None = None
+    lookback: Count[int | None] = None
     """of --gate: updates before an event at which the target is taken; default: 0.6 of the distance of events"""
-    tolerance: float = 0.001
+    tolerance: Natural[float] = 0.001
     """of --gate: by how much the loss may have fallen since, in nats"""
     out: Path = Path("runs/weights")
     """folder of the run"""

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxssl.runtime.ranges import Count, There
+
 if not __package__:  # started as a file: find this project's packages beside tools/, not inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -42,14 +44,14 @@ class Options:
         verify: audio to run through the source's own framework and ours; the differences are printed.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: tyro.conf.Positional[There[Path]]
     out: tyro.conf.Positional[Path]
     force: bool = False
-    stats: Path | None = None
-    heads: int | None = None
-    config: Path | None = None
+    stats: There[Path | None] = None
+    heads: Count[int | None] = None
+    config: There[Path | None] = None
     subnet: str | None = None
-    verify: tuple[Path, ...] = ()
+    verify: There[tuple[Path, ...]] = ()
 
 
 def run(options: Options) -> None:

@@ -33,6 +33,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxssl.runtime import ranges
+from jaxssl.runtime.ranges import Count, Stretch, There
+
 if not __package__:  # started as a file: find this project's packages beside tools/, not inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -77,9 +80,9 @@ class Options:
     model: tyro.conf.Positional[str]
     out: tyro.conf.Positional[Path]
     format: tuple[Form, ...] = ("torch", "onnx", "stablehlo")
-    audio: tuple[Path, ...] = ()
-    seconds: float = 5.0
-    rounds: int = 15
+    audio: There[tuple[Path, ...]] = ()
+    seconds: Stretch[float] = 5.0
+    rounds: Count[int] = 15
 
 
 def run(options: Options) -> list[dict[str, Any]]:
@@ -91,8 +94,7 @@ def run(options: Options) -> list[dict[str, Any]]:
     """
     if options.out.exists():
         raise InputError(f"{options.out}: already there; choose another folder or remove it")
-    if options.seconds < 0.1 or options.rounds < 1:
-        raise InputError(f"--seconds {options.seconds:g} and --rounds {options.rounds}: give 0.1 and 1 or more")
+    ranges.check(options)
     given = read(options.model)
     for name in options.format:
         check_installed(name)

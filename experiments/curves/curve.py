@@ -7,6 +7,7 @@ from typing import Literal
 from experiments.curves.recovery import Asked
 from experiments.curves.schedule import Schedule, Timing
 from jaxssl.runtime.cli import On
+from jaxssl.runtime.ranges import Count, Crop, Length, Positive, Seconds, Seed, Several, Share, There
 from jaxssl.training.settings import Training
 
 
@@ -17,44 +18,44 @@ class Curve:
     model: str | None = None
     """model folder, run folder, preset, or checkpoint of another program, compressed in whatever way; default: the
     trained model that comes with the package"""
-    audio: tuple[str, ...] = ()
+    audio: There[tuple[str, ...]] = ()
     """speech to train on, labelled by the model that makes its targets, or by the model itself; default: the embedded
     corpus"""
-    held_out: tuple[str, ...] = ()
+    held_out: There[tuple[str, ...]] = ()
     """speech of others to validate on, labelled likewise; default: a part of --audio"""
-    corpus: Path | None = None
+    corpus: There[Path | None] = None
     """folder of experiments.prepare, instead of --audio"""
-    clusters: int | None = None
+    clusters: Several[int | None] = None
     """clusters of its middle layer that a model without targets and output layer is trained on; default: 100"""
     labels: str | None = None
     """name of the labels in --corpus, where there are several"""
-    valid: Path | None = None
+    valid: There[Path | None] = None
     """another such folder, of held-out speech; default: a part of the training corpus"""
-    batch: int | None = None
+    batch: Count[int | None] = None
     """utterances of a batch; default: 8, with --schedule paper 4"""
-    crop: float | None = None
+    crop: Crop[float | None] = None
     """longest stretch of an utterance, in seconds; default: 3, with --schedule paper 15"""
-    shortest: float | None = None
+    shortest: Length[float | None] = None
     """utterances below that are left out, in seconds; default: 1, with --schedule paper 3.2"""
-    learning_rate: float | None = None
+    learning_rate: Positive[float | None] = None
     """of Adam, constant; default: 2e-4, with --schedule paper 1e-5"""
     control: On = True
     """train the dense model as long, to compare with"""
     probes: On = True
     """probe every point for phones and speakers (embedded corpus)"""
-    speakers: Path | None = None
+    speakers: There[Path | None] = None
     """folder of speech with known speakers, ten utterances of each, for the probe"""
-    save_every: int = 100
+    save_every: Count[int] = 100
     """updates between two checkpoints, besides those at events"""
     stack: Literal["unroll", "scan", "remat"] = "scan"
     """how equal layers run in training, see experiments.pretrain"""
-    seconds: float = 5.0
+    seconds: Seconds[float] = 5.0
     """length of the utterance that is timed, in seconds"""
-    rounds: int = 15
+    rounds: Count[int] = 15
     """timed runs of each model, in turns with the dense one"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the computation, in training and timing"""
-    seed: int = 0
+    seed: Seed[int] = 0
     """of order, crops, masks, dropout and random weights"""
 
     @property
@@ -93,9 +94,9 @@ class Pruning(Timing, Curve):
     """what models train on between events: masked prediction, or the teacher's clusters (experiments.distill)"""
     teacher: str | None = None
     """of --recover distil: a model, named like --model; default: the model before it is pruned"""
-    temperature: float = 1.0
+    temperature: Positive[float] = 1.0
     """of --recover distil: divides the logits of teacher and student"""
-    alpha: float = 1.0
+    alpha: Share[float] = 1.0
     """of --recover distil: share of the teacher in the loss; the rest is the clusters' cross-entropy"""
     masked: bool = False
     """of --recover distil: both hear masked speech and masked frames count; default: all of it, and every frame"""

@@ -36,7 +36,7 @@ from jaxssl.inference.latency import Load, machine
 from jaxssl.inference.source import Model, Speech, in_float, load_model, load_speech
 from jaxssl.inference.specialise import unpacked
 from jaxssl.models.sites import matrices
-from jaxssl.runtime import files
+from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console
 from jaxssl.training.corpus import Data, check_batches
 from jaxssl.training.fit import open_run
@@ -72,7 +72,12 @@ class Job:
 
 
 def open_model(config: Curve) -> tuple[Model, Subject]:
-    """Load the model, packed maps unpacked, all weights in float32; those that were pruned before stay zero."""
+    """Load the model, packed maps unpacked, all weights in float32; those that were pruned before stay zero.
+
+    Raises:
+        InputError: a setting is out of its range, or the model cannot be used.
+    """
+    ranges.check(config)
     loaded = load_model(config.model, seed=config.seed)
     arch, params = unpacked(loaded.arch, loaded.params)
     model = in_float(replace(loaded, arch=arch, params=params))

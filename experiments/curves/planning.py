@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from compress.errors import InputError
 from experiments.curves.curve import Curve
@@ -22,23 +22,34 @@ from experiments.curves.search import Budget, Search
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.runtime.cli import On, console
+from jaxssl.runtime.ranges import AMOUNT, Count, Written
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.lesson import Lesson
 
+T = TypeVar("T")
 Build = Callable[[], Subject | None]
+
+
+def _check_budget(text: str) -> None:
+    measure, _, number = text.partition("=")
+    if measure not in ("rtf", "macs", "params") or float(number.removesuffix("%")) not in AMOUNT:
+        raise ValueError(text)
+
+
+Budgets = Annotated[T, Written(_check_budget, "rtf=50%, rtf=0.004, macs=3e9, params=40e6 or a share")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Curve):
     """Plan models for budgets."""
 
-    budget: tuple[str, ...] = ("rtf=50%",)
+    budget: Budgets[tuple[str, ...]] = ("rtf=50%",)
     """what each planned model may take: rtf, macs (per second of speech) or params, a number or a share as rtf=50%"""
     uniform: On = True
     """recover the uniform plans of each budget as well, to compare with"""
-    batches: int = 4
+    batches: Count[int] = 4
     """training batches on which the loss of each plan that is looked at is measured"""
-    steps: int = 105
+    steps: Count[int] = 105
     """updates of the recovery"""
     recover: Literal["predict", "distil"] = "predict"
     """how models recover: by masked prediction, or by what the dense model says"""
@@ -54,8 +65,6 @@ def run(config: Config) -> None:
     if subject.masks:
         raise InputError(f"{model.name}: weights that are zero stay zero, and no plan here keeps masks; plan first")
     budgets = budgets_of(config, subject.arch)
-    if config.steps < 1 or config.batches < 1:
-        raise InputError(f"--steps {config.steps} and --batches {config.batches}: give 1 or more of each")
     schedule = Schedule(Calendar((), config.steps), tuple(budget.share for budget in budgets))
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
@@ -120,19 +129,13 @@ def budgets_of(config: Config, arch: Arch) -> list[Budget]:
     """Read the budgets; an rtf as a share of the dense model's time, or absolute.
 
     Raises:
-        InputError: a budget that is not written as one, or above what the model takes.
+        InputError: a budget above what the model takes.
     """
     dense = {"macs": cost.macs_per_second(arch).total, "params": float(cost.parameters(arch))}
     found = []
     for text in config.budget:
         measure, _, number = text.partition("=")
-        try:
-            value = float(number.removesuffix("%"))
-            if measure not in ("rtf", "macs", "params") or not math.isfinite(value) or value <= 0:
-                raise ValueError
-        except ValueError:
-            raise InputError(f"--budget {text}: write rtf=50%, rtf=0.004, macs=3e9, params=40e6 or a share") from None
-        kind: Any = measure
+        value, kind = float(number.removesuffix("%")), cast(Any, measure)
         if number.endswith("%"):
             share = value / 100
             found.append(Budget(text, kind, share * dense.get(measure, math.nan), share))

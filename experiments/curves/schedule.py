@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.errors import InputError
+from jaxssl.runtime.ranges import Count, Natural
 from jaxssl.training.calendar import Calendar, Gate, check, cubic, periodic
 
 Kind = Literal["quick", "cubic", "paper", "once"]
@@ -17,13 +18,13 @@ class Timing:
     schedule: Kind = "quick"
     """quick: an event every --every updates; cubic: the same, levels along Zhu and Gupta's cubic to the last one;
     paper: the study's event table; once: each level straight from the model, then --every updates of training"""
-    every: int = 15
+    every: Natural[int] = 15
     """updates from one event to the next, and after the last"""
-    events: int = 7
+    events: Count[int] = 7
     """of --schedule cubic: how many"""
-    at: tuple[int, ...] = ()
+    at: Natural[tuple[int, ...]] = ()
     """updates after which to prune, instead of every --every"""
-    last: int | None = None
+    last: Natural[int | None] = None
     """updates in all; default: --every after the last event"""
 
 
@@ -94,8 +95,6 @@ def _levels(
     timing: Timing, asked: Sequence[float], *, now: float, quick: Sequence[float], paper: Schedule
 ) -> tuple[float, ...]:
     if timing.schedule == "cubic":
-        if timing.events < 1:
-            raise InputError(f"--events {timing.events}: give 1 or more")
         return cubic(now, asked[-1] if asked else quick[-1], timing.events)
     if asked:
         return tuple(asked)

@@ -1,10 +1,9 @@
 """What a low-rank experiment aims at: a rank, a share of energy, or a budget, and the ranks that follow."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 
@@ -13,7 +12,9 @@ from compress.errors import InputError
 from compress.lowrank import Decomposition, allocate, check_budget, check_rank, rank_for_energy
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
+from jaxssl.runtime.ranges import AMOUNT, Written
 
+T = TypeVar("T")
 Ranks = Mapping[str, int | None]
 
 
@@ -28,21 +29,26 @@ class Target:
         return f"{self.kind} {self.value:g}"
 
 
+def _budget(text: str) -> Target:
+    kind, _, number = text.partition("=")
+    value = float(number)
+    if kind not in ("params", "macs") or value not in AMOUNT:
+        raise ValueError(text)
+    return Target("params" if kind == "params" else "macs", value)
+
+
+Budget = Annotated[T, Written(_budget, "params=40e6 or macs=3e9 (per second of speech)")]
+
+
 def parse(rank: Sequence[int], energy: Sequence[float], budget: Sequence[str]) -> list[Target]:
     """Read what is asked for off the command line, each once; rank 128 when nothing is.
 
     Raises:
-        InputError: a budget is not written as params=N or macs=N, or two would have one name.
+        InputError: two would have one name.
+        ValueError: a budget is not written as `Budget` wants it, which is told where the command line is read.
     """
     targets = [Target("rank", r) for r in rank] + [Target("energy", e) for e in energy]
-    for text in budget:
-        kind, _, value = text.partition("=")
-        try:
-            if kind not in ("params", "macs") or not math.isfinite(float(value)):
-                raise ValueError
-            targets.append(Target("params" if kind == "params" else "macs", float(value)))
-        except ValueError:
-            raise InputError(f"--budget {text}: write params=40e6 or macs=3e9 (per second of speech)") from None
+    targets += [_budget(text) for text in budget]
     targets = list(dict.fromkeys(targets)) or [Target("rank", 128)]
     if twice := [str(t) for t, count in Counter(map(str, targets)).items() if count > 1]:
         raise InputError(f"{twice[0]}: two targets are that to six digits, and models go by it; give one of them")

@@ -23,13 +23,14 @@ from experiments.curves.job import Job, open_model, open_pruning, prune
 from experiments.curves.points import Subject
 from experiments.curves.schedule import Schedule, arrange
 from experiments.curves.sweep import Event
-from experiments.curves.targets import parse
+from experiments.curves.targets import Budget, parse
 from jaxssl.inference.latency import Load, compile_forward, race, speedup
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.model import shapes
 from jaxssl.models.sites import axes
 from jaxssl.runtime.cli import On, console
+from jaxssl.runtime.ranges import Count, Natural
 
 Kind = Literal["heads", "hidden"]
 Measure = Literal["params", "macs"]
@@ -39,20 +40,20 @@ Measure = Literal["params", "macs"]
 class UnitPruning(Pruning):
     """Settings of heads and rows."""
 
-    keep: tuple[int, ...] = ()
+    keep: Natural[tuple[int, ...]] = ()
     """units to keep in each layer, one point each, falling; with --select model on average; 0 is allowed"""
-    budget: tuple[str, ...] = ()
+    budget: Budget[tuple[str, ...]] = ()
     """instead of --keep: whole-model budgets, falling, as params=4e6, or macs=0.2e9 (per second of speech)"""
     score: Literal["l1", "l2", "activation", "gradient"] = "l1"
     """l1, l2: of the weights; activation: what a unit adds to the output, on calibration speech; gradient: of the
     training loss with respect to a gate on the unit, on --score-batches"""
     select: Literal["layer", "model"] = "layer"
     """whether the lowest of each layer go, or the lowest of the whole model"""
-    protect: int = 1
+    protect: Natural[int] = 1
     """best units of each layer that --select model and --budget never take"""
-    round: int = 1
+    round: Count[int] = 1
     """keep multiples of so many columns: units of the feed-forward block, head size times heads"""
-    score_batches: int = 8
+    score_batches: Count[int] = 8
     """training batches that --score gradient looks at"""
     normalise: On = True
     """divide a layer's scores by their L2 norm before layers are compared; activation scores compare as they are"""
@@ -82,9 +83,6 @@ def schedule_of(config: UnitPruning, arch: Arch, kind: Kind, *, paper: Schedule)
     """
     if config.keep and config.budget:
         raise InputError("--keep and --budget both say how far to prune; give one of them")
-    if config.round < 1 or config.protect < 0 or config.score_batches < 1:
-        given = f"--round {config.round}, --protect {config.protect}, --score-batches {config.score_batches}"
-        raise InputError(f"{given}; give 1, 0 and 1 or more")
     now, most = _now(arch, kind), max((axis.size for axis in _axes(arch, kind)), default=0)
     if config.budget:
         asked: Sequence[float] = [target.value for target in parse((), (), config.budget)]

@@ -1,12 +1,14 @@
 """What every command line shares, of experiments and tools: parsing, one-line errors, exit codes, progress."""
 
+import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
@@ -15,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 
 from compress.errors import InputError
-from jaxssl.runtime import causes, compiled
+from jaxssl.runtime import causes, compiled, ranges
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -77,11 +79,10 @@ def command(
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
     sys.unraisablehook = _interrupt_again
-    pairs_off = (tyro.conf.FlagCreatePairsOff,)
-    values = tyro.cli(config, prog=_program(), description=description, args=args, config=pairs_off)
-    if remember:
-        compiled.remember()
     try:
+        values = read(config, sys.argv[1:] if args is None else args, description)
+        if remember:
+            compiled.remember()
         run(values)
     except BaseException as error:
         if causes.interrupted(error):  # also where a library has made another exception of it
@@ -110,6 +111,41 @@ def _leave() -> NoReturn:
     messages.print("interrupted: finished models are whole, unfinished ones were removed")
     sys.stdout.flush()
     os._exit(130)  # XLA's threads may still run, and the interpreter's own shutdown has crashed under them
+
+
+def read(config: type[Config], args: Sequence[str], description: str = "") -> Config:
+    """Parse a command line, and hold every setting to what its type says (`jaxssl.runtime.ranges`).
+
+    Raises:
+        InputError: a word that cannot be read, a setting outside its range, or an empty one.
+        SystemExit: help was asked for, and is printed.
+    """
+    for before, word in zip(("", *args), args, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            name = word[:-1] or (before if before.startswith("--") else "the command line")
+            raise InputError(f"{name}: an empty word; write what is meant, or leave it out")
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            values = tyro.cli(
+                config, prog=_program(), description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as left:
+        if not left.code:
+            raise
+        raise InputError(_misread(told.getvalue(), config)) from None
+    ranges.check(values)
+    return values
+
+
+def _misread(box: str, config: type) -> str:
+    """Say in one line what tyro draws in a box about words that it cannot read, and what may be given instead."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line[:1] not in ("╭", "╰")]
+    text = " ".join(line for line in lines if line.strip("─"))
+    text = re.split(r"\.? (?:Argument helptext|For full helptext)", text)[0]
+    named = re.search(r"(?:parsing|argument) '?(--[\w-]+)", text)
+    found = [rule.form for name, rule in ranges.rules(config) if named and ranges.flag(name) == named[1]]
+    return f"{text}; {f'give {found[0]}, or ' if found else ''}see --help"
 
 
 def _program() -> str | None:

@@ -16,7 +16,9 @@ from jaxssl.data.labels import Clustering, at_period, cluster
 from jaxssl.data.manifest import Manifest, split
 from jaxssl.data.prepared import PERIOD_MS, Labels, Prepared
 from jaxssl.data.quality import entropy, phone_quality
+from jaxssl.runtime import ranges
 from jaxssl.runtime.cli import console, messages, progress
+from jaxssl.runtime.ranges import Count, Less, Seed, There
 from jaxssl.training.label_source import Source, source_of
 
 MINUTES = 20.0  # of embedded speech
@@ -26,7 +28,7 @@ MINUTES = 20.0  # of embedded speech
 class Preparation:
     """Prepare a corpus for training."""
 
-    audio: tuple[str, ...] = ()
+    audio: There[tuple[str, ...]] = ()
     """speech: folders, globs, files, .tsv manifests; default: the embedded corpus"""
     out: Path = Path("prepared")
     """folder to fill"""
@@ -35,25 +37,25 @@ class Preparation:
     targets that the model was trained on; MODEL:head, what its output layer answers"""
     name: str | None = None
     """name of the labels, where one set is made; default: what is clustered and the number of clusters"""
-    clusters: int = 100
+    clusters: Count[int] = 100
     """clusters of each set"""
-    period: int = 20
+    period: Count[int] = 20
     """time from one label to the next, in ms; labels that come more often are thinned"""
-    like: Path | None = None
+    like: There[Path | None] = None
     """prepared corpus whose centres and statistics label this one, set by set of the same name"""
-    frames: int = 300_000
+    frames: Count[int] = 300_000
     """frames to fit k-means to at most"""
-    restarts: int = 5
+    restarts: Count[int] = 5
     """initialisations of k-means tried"""
-    valid: float = 0.05
+    valid: Less[float] = 0.05
     """share of utterances that become the validation part, where the manifest names no splits; 0: none"""
     split_by: Literal["utterance", "speaker"] = "utterance"
     """what the validation part is drawn from"""
-    phones: Path | None = None
+    phones: There[Path | None] = None
     """table of phone times (id, start, end, label), where not beside the manifest"""
     storage: Literal["float16", "float32"] = "float16"
     """type of the features on disk"""
-    seed: int = 0
+    seed: Seed[int] = 0
     """of the validation part, of the frames fitted to, and of k-means"""
 
 
@@ -88,13 +90,11 @@ def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = N
 
 
 def _check(config: Preparation) -> None:
+    ranges.check(config)
     if config.name is not None and len(config.labels) != 1:
         raise InputError(f"--name names one set of labels, --labels asks for {len(config.labels)}")
     if config.period < PERIOD_MS or config.period % PERIOD_MS:
         raise InputError(f"--period {config.period}: labels come each {PERIOD_MS} ms or a multiple of it, as 20")
-    for what, value in (("clusters", config.clusters), ("frames", config.frames), ("restarts", config.restarts)):
-        if value < 1:
-            raise InputError(f"--{what} {value} is impossible; use 1 or more")
 
 
 def _manifest(config: Preparation) -> Manifest:

@@ -19,6 +19,7 @@ from jaxssl.models.model import Params, init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import Preempted, console
+from jaxssl.runtime.ranges import There
 from jaxssl.training import distributed, estimate
 from jaxssl.training.corpus import Data, check_batches, load_data
 from jaxssl.training.fit import Fitted, fit
@@ -30,12 +31,12 @@ from jaxssl.training.settings import Training, claim, own
 class Pretraining(Training):
     """Train a model by masked prediction."""
 
-    corpus: Path | None = None
+    corpus: There[Path | None] = None
     """folder of experiments.prepare, or a .csv of the MelHuBERT study; default: the embedded corpus, prepared inside
     --out"""
     labels: str | None = None
     """name of the labels, where the corpus has several"""
-    valid: Path | None = None
+    valid: There[Path | None] = None
     """another such folder or .csv, of held-out speech; default: the corpus's own validation part"""
     arch: str = "melhubert-tiny"
     """preset: melhubert-tiny, melhubert-mini, melhubert-20ms, hubert-base, …"""

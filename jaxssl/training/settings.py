@@ -9,6 +9,7 @@ from typing import Any, Literal
 from compress.errors import InputError
 from jaxssl.models.model import Stack
 from jaxssl.runtime import files
+from jaxssl.runtime.ranges import Count, Crop, Length, Natural, Positive, Seed, Share
 from jaxssl.training import distributed
 from jaxssl.training.optimizer import Optimizer
 
@@ -17,51 +18,51 @@ from jaxssl.training.optimizer import Optimizer
 class Training:
     """How to train. Batches are global: they do not depend on the number of devices or hosts."""
 
-    steps: int = 400
+    steps: Count[int] = 400
     """updates in all"""
-    batch: int = 8
+    batch: Count[int] = 8
     """utterances of a batch"""
-    accumulate: int = 1
+    accumulate: Count[int] = 1
     """batches whose gradients are averaged for one update"""
-    crop: float = 7.5
+    crop: Crop[float] = 7.5
     """longest stretch of an utterance, in seconds; longer ones are cut at random"""
-    shortest: float = 1.0
+    shortest: Length[float] = 1.0
     """utterances below that are left out, in seconds"""
-    buckets: int = 8
+    buckets: Count[int] = 8
     """padded lengths at most; each is a program to compile"""
     optimizer: Literal["adam", "adamw"] = "adam"
     """adamw decays weights by 0.01"""
-    learning_rate: float = 1e-3
+    learning_rate: Positive[float] = 1e-3
     """highest learning rate"""
-    warmup: float = 0.1
+    warmup: Share[float] = 0.1
     """share of the updates over which the rate rises"""
     decay: Literal["constant", "linear", "cosine"] = "linear"
     """after the warm-up"""
-    clip: float = 10.0
+    clip: Positive[float] = 10.0
     """largest norm of a gradient"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the computation; parameters stay float32"""
     stack: Stack = "scan"
     """how equal layers run: unroll; scan: backward computes what is cheap again; remat: all again, least memory"""
-    seed: int = 0
+    seed: Seed[int] = 0
     """of initial weights, order, crops, masks and dropout"""
-    valid_every: int = 100
+    valid_every: Count[int] = 100
     """updates between two validations"""
-    save_every: int = 100
+    save_every: Count[int] = 100
     """updates between two checkpoints"""
-    keep: int = 3
+    keep: Count[int] = 3
     """checkpoints kept"""
-    log_every: int = 20
+    log_every: Count[int] = 20
     """updates between two lines"""
-    fsdp: int = 1
+    fsdp: Count[int] = 1
     """devices over which each parameter is spread"""
     coordinator: str | None = None
     """HOST:PORT of process 0, for several processes; TPU pods and SLURM are recognised without"""
-    processes: int | None = None
+    processes: Count[int | None] = None
     """how many processes there are"""
-    process: int | None = None
+    process: Natural[int | None] = None
     """which one this is, from 0"""
-    timeout: float = 300.0
+    timeout: Positive[float] = 300.0
     """seconds to wait for the other processes"""
 
 

@@ -100,12 +100,12 @@ def test_the_error_is_relative(tmp_path):
         ({"size": (0,)}, "--size 0"),
         ({"size": ()}, "name one or more"),
         ({"sparsity": ()}, "name one or more"),
-        ({"sparsity": (1.0,)}, "--sparsity 1: a share"),
-        ({"sparsity": (-0.1,)}, "--sparsity -0.1: a share"),
+        ({"sparsity": (1.0,)}, "--sparsity 1.0: give 0 to below 1"),
+        ({"sparsity": (-0.1,)}, "--sparsity -0.1: give 0 to below 1"),
         ({"rounds": 0}, "--rounds 0"),
         ({"batch": 0}, "--batch 0"),
         ({"width": 0}, "--width 0"),
-        ({"seconds": 0.0}, "--seconds 0: a frame is 0.02 s"),
+        ({"seconds": 0.0}, "--seconds 0.0: give 0.025 to 3600"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(tmp_path, words, message):

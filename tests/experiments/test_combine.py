@@ -138,7 +138,8 @@ def test_impossible_plans_are_refused(place, tmp_path, plan, words):
 def test_plans_that_cannot_be_read_are_refused(place, tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
     for changes, words in (
-        ({"file": tmp_path / "none.txt"}, "cannot be read"),
+        ({"file": tmp_path / "none.txt"}, "none.txt: no such file"),
+        ({"file": tmp_path}, "cannot be read"),
         ({"file": tmp_path / "empty.txt"}, "no stage"),
         ({"file": tmp_path / "empty.txt", "plan": ("rows=9",)}, "give one of them"),
     ):

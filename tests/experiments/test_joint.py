@@ -66,7 +66,7 @@ def test_the_cut_model_computes_what_the_gated_one_did(key):
     ("changes", "words"),
     [
         ({"target": (0.99,)}, "all that has gates is"),
-        ({"target": (0.0,)}, "all that has gates is"),
+        ({"target": (0.0,)}, "--target 0.0: give above 0, to below 1"),
         ({"target": (0.5, 0.3)}, "rising shares"),
         ({"target": ()}, "rising shares"),
         ({"steps": 0}, "--steps 0"),

@@ -183,8 +183,8 @@ def test_waveform_models_work_too(tmp_path, audio, key):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"rank": (0,)}, "rank 0 is impossible"),
-        ({"rank": (-4,)}, "rank -4 is impossible"),
+        ({"rank": (0,)}, "--rank 0: give 1 to"),
+        ({"rank": (-4,)}, "--rank -4: give 1 to"),
         ({"rank": (17,)}, "use 1 to 16"),
         ({"where": "layer/*/ffn"}, "near: layers/"),
         ({"energy": (1.5,)}, "energy 1.5"),
@@ -220,9 +220,9 @@ def test_someone_else_s_folder_is_left_alone(model, audio, tmp_path):
 
 
 def test_the_command_line_prints_one_line_and_fails(model, tmp_path):
-    done = finish("-m", "experiments.lowrank", "--rank", "0", "--model", model, "--out", tmp_path / "run")
+    done = finish("-m", "experiments.lowrank", "--rank", "17", "--model", model, "--out", tmp_path / "run")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: layers/0/attention/q: rank 0 is impossible for 16 × 16; use 1 to 16")
+    assert done.stderr.startswith("error: layers/0/attention/q: rank 17 is impossible for 16 × 16; use 1 to 16")
     assert len(done.stderr.strip().splitlines()) == 1
     (tmp_path / "file").touch()
     done = finish("-m", "experiments.lowrank", "--rank", 4, "--model", model, "--out", tmp_path / "file/run")

@@ -204,12 +204,12 @@ def test_pieces_together_are_the_whole(hop, field, rate, seconds):
         ({"labels": ("logmel", "mfcc"), "name": "x"}, "--name names one set of labels, --labels asks for 2"),
         ({"period": 15}, "--period 15"),
         ({"labels": ("mel:1",), "period": 10}, "come each 20 ms, 10 ms are asked for"),
-        ({"clusters": 0}, "--clusters 0 is impossible"),
+        ({"clusters": 0}, "--clusters 0: give 1 to"),
         ({"clusters": 10_000}, "10000 clusters of"),
         ({"name": "../up"}, "cannot be called"),
-        ({"like": "nowhere"}, "nowhere: no features.npy"),
+        ({"like": "nowhere"}, "nowhere: no such file or folder"),
         ({"audio": ("gone.wav",)}, "no such file"),
-        ({"valid": 1.0}, "a validation part of 1.0"),
+        ({"valid": 1.0}, "--valid 1.0: give 0 to below 1"),
     ],
 )
 def test_what_cannot_be_is_refused(audio, models, done, tmp_path, words, message):
@@ -243,4 +243,4 @@ def test_the_command_line(audio, tmp_path):
         check=False,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )
-    assert (bad.returncode, bad.stderr.strip()) == (2, "error: gone: no such file or folder")
+    assert (bad.returncode, bad.stderr.strip()) == (2, "error: --audio gone: no such file or folder")

@@ -200,10 +200,10 @@ def test_folders_that_hold_no_curve_are_named(three, tmp_path, spoil, message):
 def test_the_command_line_names_what_is_wrong(three, tmp_path, monkeypatch, capsys):
     for words, message in (
         ((), "0 runs"),
-        ((three[0], "--share", "0.5", "0"), "shares above 0"),
+        ((three[0], "--share", "0.5", "0"), "--share 0.0: give above 0"),
         ((three[0], "--out", three[0]), "one of the runs"),
-        ((tmp_path / "nowhere",), "nowhere: neither"),
-        ((three[0], "--retime", "--seconds", "0.01"), "a frame needs 0.025 s"),
+        ((tmp_path / "nowhere",), "nowhere: no such"),
+        ((three[0], "--retime", "--seconds", "0.01"), "--seconds 0.01: give 0.025 to 3600"),
         ((three[0], "--retime", "--rounds", "0"), "--rounds 0"),
         ((three[0], "--plan", "auto"), "--plan auto with 0 budgets"),
         ((three[0], "--budget", "rtf=50%"), "--plan none with 1 budgets"),
