@@ -4,7 +4,6 @@
 The search itself is in `experiments.curves.search`.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,6 +21,7 @@ from experiments.curves.search import Budget, Search
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.runtime.cli import On, console
+from jaxssl.runtime.files import read_json
 from jaxssl.runtime.ranges import AMOUNT, Count, Written
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.lesson import Lesson
@@ -116,7 +116,7 @@ def like(folder: Path | None, budget: Sequence[str], out: Path) -> Config:
         return Config(budget=tuple(budget), out=out / name)
     path = folder / "config.json"
     try:
-        told = {"clusters": None, **json.loads(path.read_text())}  # runs of before have no such setting
+        told = {"clusters": None, **read_json(path)}  # runs of before have no such setting
         shared = {field.name: told[field.name] for field in fields(Curve)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: does not say model and speech ({error}); plan with experiments.plan") from None

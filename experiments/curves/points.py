@@ -8,7 +8,6 @@ out/models/NAME/        the model of a point
 A point that is there is whole; what a broken-off run had begun of the next one is measured again.
 """
 
-import json
 import math
 import shlex
 import sys
@@ -140,7 +139,7 @@ class Bench:
     def rows(self) -> list[Row]:
         """Read the points that are finished."""
         path = self.out / "points.json"
-        return json.loads(path.read_text()) if path.is_file() else []
+        return files.read_json(path) if path.is_file() else []
 
     def has(self, name: str) -> bool:
         """Tell whether a point is finished."""

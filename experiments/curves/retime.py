@@ -3,7 +3,6 @@
 A run's own times compare with its own dense model only: another run was timed at another hour, on another machine.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +17,7 @@ from jaxssl.inference.source import load_model
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.runtime.cli import progress
+from jaxssl.runtime.files import read_json
 
 DENSE = ("dense", "control")  # rows that are the dense model's
 
@@ -133,5 +133,5 @@ def _dense(curve: Curve) -> tuple[str | None, int]:
     if folder.is_dir():
         return str(folder), 0
     path = curve.folder / "config.json"
-    settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    settings: dict[str, Any] = read_json(path) if path.is_file() else {}
     return curve.source, int(settings.get("seed") or 0)

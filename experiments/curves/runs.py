@@ -7,7 +7,6 @@ curve.csv                   of a run that still goes on
 """
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from compress.errors import InputError
 from experiments.curves.measures import CONTROL, DIFFERENCES, QUALITY, Row, number
 from jaxssl import pretrained
+from jaxssl.runtime.files import read_json
 
 METHODS = {"svd": "low rank, plain SVD", "activation": "low rank, activation-aware"}
 
@@ -144,7 +144,7 @@ def _command(folder: Path) -> str:
 
 def _read_report(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]:
     """Return what a finished run's report says, and its points by label; "" where the report itself has the label."""
-    told = json.loads((folder / "report.json").read_text())
+    told = read_json(folder / "report.json")
     if told.get("models"):
         return {"technique": "lowrank", **told}, _parts(told["models"])
     return told, _parts(told.get("points") or ())
@@ -182,7 +182,7 @@ def _read_table(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _plain(text: Any) -> Any:

@@ -1,6 +1,5 @@
 """The search behind `experiments.plan`: which option every block takes, by measured loss and measured time."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,7 +64,7 @@ class Judge:
             drawn = [feed.batch(0, i % feed.steps) for i in range(min(batches, feed.steps))]
         names = ("inputs", "lengths", "labels", "mask")
         self.batches = [{name: jnp.asarray(getattr(batch, name)) for name in names} for batch in drawn]
-        told = json.loads(path.read_text()) if path.is_file() else []
+        told = files.read_json(path) if path.is_file() else []
         self.heard: dict[Choice, float] = {tuple(choice): loss for choice, loss in told}
 
     def loss(self, choice: Choice) -> float:
@@ -122,7 +121,7 @@ class Search:
         if not path.is_file():
             seconds, rest, dense = latency(job.subject.arch, groups, bench)
             files.write_json(path, {"seconds": [x.tolist() for x in seconds], "rest": rest, "dense": dense})
-        told = json.loads(path.read_text())
+        told = files.read_json(path)
         judge = Judge(job, groups, known, batches=batches, path=bench.out / "losses.json")
         times = tuple(np.array(row) for row in told["seconds"])
         return Search(job.subject, groups, judge, times, told["rest"], told["dense"], known, bench)

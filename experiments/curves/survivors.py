@@ -5,7 +5,6 @@ head is found by its weights, which training between events moved a little: it m
 dense model than to any other, and no two may be nearest to the same.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from jaxssl.models import checkpoint
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params
 from jaxssl.models.sites import axes
+from jaxssl.runtime.files import read_json
 
 FAR_BETTER = 0.5  # largest share of the distance to the second nearest head that the nearest may be at
 
@@ -163,9 +163,9 @@ def by_chance(values: Sequence[np.ndarray], kept: Sequence[Keep], *, permutation
 def _rows(folder: Path) -> tuple[list[dict[str, Any]], bool]:
     """Return a run's points, and whether each was pruned straight from the dense model."""
     try:
-        rows = json.loads((folder / "points.json").read_text())
+        rows = read_json(folder / "points.json")
         path = folder / "config.json"
-        settings = json.loads(path.read_text()) if path.is_file() else {}
+        settings = read_json(path) if path.is_file() else {}
         return [{**row, "name": row["name"], "heads": row["heads"]} for row in rows], settings.get("schedule") == "once"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{folder}: no points of a pruning run ({error}); name a run of experiments.heads") from None

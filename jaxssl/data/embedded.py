@@ -34,7 +34,7 @@ from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.sentences import SENTENCES
 from jaxssl.data.voices import PHONES, SPEAKERS, Speaker, segments
-from jaxssl.runtime import private, seal
+from jaxssl.runtime import files, private, seal
 
 FORMAT = 1  # counts up whenever the same settings come to mean another corpus
 PACKAGE = "espeakng-loader"
@@ -204,7 +204,7 @@ def _is_whole(place: Path, settings: dict[str, object]) -> bool:
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return False
     try:
-        found = dict(json.loads((place / "corpus.json").read_text()))
+        found = dict(files.read_json(place / "corpus.json"))
     except (OSError, ValueError, TypeError):
         raise InputError(f"{place}: already there and no embedded corpus; choose another folder") from None
     if differing := [key for key, value in settings.items() if found.get(key) != value]:

@@ -25,6 +25,7 @@ from jaxssl.data.audio import SHORTEST, read
 from jaxssl.data.logmel import SHIFT, WINDOW, collect, logmel, stats_bytes
 from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.prepared import frame_count
+from jaxssl.runtime.files import read_json
 
 ROWS, SAMPLES = (
     8,
@@ -147,7 +148,7 @@ def _journal(folder: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); remove {folder} and prepare it again") from error
 

@@ -26,6 +26,7 @@ from jaxssl.data import corpora
 from jaxssl.data.arrays import Rows, Slices, read_array, write_array, write_whole
 from jaxssl.data.logmel import SHIFT, WINDOW, Stats, load_stats
 from jaxssl.data.manifest import Manifest
+from jaxssl.runtime.files import read_json
 
 PERIOD_MS = 10  # of the features
 
@@ -168,9 +169,9 @@ def load_labels(path: Path, utterances: int) -> Labels:
         InputError: a file is missing or damaged, or holds another number of utterances.
     """
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = read_json(path)
         clusters, period = int(info.pop("clusters")), int(info.pop("period_ms"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: not a description of labels ({error!r}); make the labels again") from error
     rows = _slices(path.with_suffix(".npy"), path.with_suffix(".offsets.npy"), utterances)
     if rows.values.ndim != 1 or rows.values.dtype.kind != "i":

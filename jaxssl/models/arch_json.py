@@ -3,12 +3,14 @@
 import dataclasses
 import types
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from compress.errors import InputError
 from jaxssl.models.arch import Arch
 
 VERSION = 2  # 1, without a number: layers of heads, ffn, ranks, packed, reuse and int8; see `_upgraded`
+MOST = 2**31 - 1  # of any number in an arch
 
 
 def to_json(arch: Arch) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def from_json(values: Mapping[str, Any]) -> Arch:
     body = {name: value for name, value in values.items() if name != "version"}
     try:
         return _read(Arch, _upgraded(body) if version == 1 else body, "")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"not a description of a model: {error}; it may be of another version of jaxssl") from error
 
 
@@ -48,22 +50,29 @@ def _read(wanted: Any, value: Any, where: str) -> Any:
             raise TypeError(f"{where} is {value!r}, none of {', '.join(map(repr, inner))}")
         return value
     if wanted is float and type(value) is int:
-        return float(value)
+        value = float(value)
     if type(value) is not wanted:
         raise TypeError(f"{where} is {value!r}, not of type {wanted.__name__}")
+    if wanted in (int, float) and not 0 <= value <= MOST:  # nor NaN
+        raise ValueError(f"{where} is {value}, not from 0 to {MOST}")
     return value
 
 
 def _record(wanted: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError(f"{where} is {value!r}, not names and values")
-    hints = get_type_hints(wanted)
+    hints = _hints(wanted)
     known = {each.name for each in dataclasses.fields(wanted)}
     if unknown := value.keys() - known:
         raise TypeError(f"{where or 'a model'} has no {sorted(unknown)[0]!r}")
     if missing := [each.name for each in dataclasses.fields(wanted) if _needed(each) and each.name not in value]:
         raise KeyError(_below(where, missing[0]))
     return wanted(**{name: _read(hints[name], each, _below(where, name)) for name, each in value.items()})
+
+
+@lru_cache
+def _hints(wanted: Any) -> dict[str, Any]:
+    return get_type_hints(wanted)
 
 
 def _below(where: str, name: str) -> str:
@@ -80,7 +89,7 @@ def _chosen(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     """Pick the member of a union that a value is: None, a plain type, or the part whose tag it has."""
     if value is None and type(None) in kinds:
         return type(None)
-    tagged = {get_args(get_type_hints(kind)["kind"])[0]: kind for kind in kinds if dataclasses.is_dataclass(kind)}
+    tagged = {get_args(_hints(kind)["kind"])[0]: kind for kind in kinds if dataclasses.is_dataclass(kind)}  # type: ignore[arg-type]
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if kind not in tagged:
         raise TypeError(f"{where} is of kind {kind!r}, none of {', '.join(map(repr, tagged))}")

@@ -27,12 +27,14 @@ from compress.address import flatten, unflatten
 from compress.errors import InputError
 from jaxssl.models import arch_json
 from jaxssl.models.arch import Arch
+from jaxssl.models.checks import check_finite, check_pieces
 from jaxssl.models.model import Params, check_params, shapes
-from jaxssl.runtime import seal
+from jaxssl.runtime import files, seal
 
 FORMAT = 1
 PORTION = 96 << 20  # bytes that are read back at once, of which there are three copies then
 SPARSE = 0.1  # share of zeros from which compressing pays: other weights are noise, which shrinks by 8 % at best
+LONGEST = 4_000_000  # bytes of an arch.json: some 2,000 layers
 
 
 def save(
@@ -88,12 +90,15 @@ def load(folder: str | Path) -> tuple[Arch, Params]:
     arrays = folder / "params"
     if not arrays.is_dir():
         raise InputError(f"{folder}: arch.json is there, the arrays (params/) are not; the copy is incomplete")
-    seal.check(arrays)
+    seal.check(arrays, parts=(".",))
     with _alone() as checkpointer:
         try:
             stored = _stored_shapes(checkpointer, arrays)
+            check_pieces(arch, stored)
             check_params(arch, _with_empty(arch, stored))
-            return arch, _with_empty(arch, checkpointer.restore(arrays.absolute(), _targets(stored)))
+            params = _with_empty(arch, checkpointer.restore(arrays.absolute(), _targets(stored)))
+            check_finite(params)
+            return arch, params
         except InputError as error:
             raise InputError(f"{folder}: arch.json and the arrays disagree: {error}") from error
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -111,9 +116,9 @@ def provenance(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it, or copy the model again") from error
+        values = files.read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}, or remove it") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a list of names and values; remove it, or copy the model again")
     return values
@@ -175,9 +180,9 @@ def _filled(params: Params) -> Params:
 
 
 def _with_empty(arch: Arch, params: Params) -> Params:
-    """Put back the arrays that have no entries, as the arch lists them."""
+    """Put back the arrays that have no entries, as the arch lists them, where none are that do have some."""
     empty = {path: jnp.zeros(s.shape, s.dtype) for path, s in flatten(shapes(arch)).items() if not s.size}
-    return unflatten({**flatten(params), **empty})
+    return unflatten({**empty, **flatten(params)})
 
 
 def _read_arch(path: Path) -> Arch:
@@ -186,12 +191,12 @@ def _read_arch(path: Path) -> Arch:
             f"{path.parent}: no model here (arch.json is missing); convert_torch or experiments.* write one"
         )
     try:
-        values = json.loads(path.read_text())
+        values = files.read_json(path, most=LONGEST)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise InputError(f"not written in format {FORMAT}")
         return arch_json.from_json(values)
-    except (InputError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

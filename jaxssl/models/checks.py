@@ -1,15 +1,17 @@
 """What no model can be, and what no model can be given."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.models.arch import Arch, Layer
-from jaxssl.models.part import Blocks
+from jaxssl.models.part import Blocks, check_counts
 
 
 def check_arch(arch: Arch) -> None:
@@ -19,7 +21,14 @@ def check_arch(arch: Arch) -> None:
         InputError: groups do not divide the width, a size is negative, features without a projection are of another
             width, a layer is both int8 and packed, or takes attention maps or relative positions that are not there.
     """
+    check_counts("the model", width=arch.width)
+    arch.front.check()
     arch.position.check(arch.width)
+    if arch.head is not None:
+        arch.head.check()
+    for name, share in dataclasses.asdict(arch.dropout).items():
+        if not 0 <= share <= 1:
+            raise InputError(f"dropout/{name} is {share}; a probability is from 0 to 1")
     if arch.project is None and arch.front.size != arch.width:
         have = f"features {arch.front.size} wide, width {arch.width}"
         raise InputError(f"there is no projection, with {have}; give both one width, or project")
@@ -49,6 +58,34 @@ def _check_one_dtype(layer: Layer, where: str) -> None:
             f"{where}: {len(int8)} of its {len(found)} maps are int8 ({int8[0]}); quantise all of a layer's maps, or "
             "dequantize these (compress.quantize)"
         )
+
+
+def check_pieces(arch: Arch, given: Mapping[str, Any]) -> None:
+    """Refuse an arch of more pieces than there are arrays, before anything is made of each.
+
+    Raises:
+        InputError: layers, convolutions and what else is numbered are more than `given` holds, or fewer layers.
+    """
+    found = len(given.get("layers", {}))
+    if len(arch.layers) != found:
+        raise InputError(f"the arch has {len(arch.layers)} layers, the parameters have {found}")
+    claimed, arrays = arch.front.pieces + arch.position.pieces, len(flatten(given))
+    if claimed > arrays:
+        raise InputError(
+            f"the arch has {claimed} convolutions, the parameters {arrays} arrays; one has more than these"
+        )
+
+
+def check_finite(given: Mapping[str, Any]) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        InputError: at the first array that holds NaN or infinities.
+    """
+    for path, leaf in flatten(given).items():
+        array = np.asarray(leaf)
+        if array.dtype != np.int8 and (bad := array.size - int(np.count_nonzero(np.isfinite(array)))):
+            raise InputError(f"{path}: {bad} of {array.size} weights are NaN or infinite; train or convert it again")
 
 
 def check_arrays(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:

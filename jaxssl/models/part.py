@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 from jax import Array
 
 from compress.address import Matrix
+from compress.errors import InputError
 from jaxssl.models.names import Rule
 
 Arrays = Mapping[str, Any]
@@ -175,6 +176,17 @@ class Block(Protocol):
     def read(self, arrays: Arrays) -> Self:
         """Return the part that these arrays are, by names and shapes; this one tells what they cannot."""
         ...
+
+
+def check_counts(what: str, **numbers: int) -> None:
+    """Refuse sizes that leave nothing.
+
+    Raises:
+        InputError: the first that is below 1.
+    """
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{what}: {name} is {number}; use 1 or more")
 
 
 def form_of(dense: Arrays) -> Form:

@@ -51,6 +51,21 @@ def plain(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
+def read_json(path: Path, *, most: int = 100_000_000) -> Any:
+    """Read JSON that others may have written; what it should hold, the caller checks.
+
+    Raises:
+        InputError: it is no JSON, or is beyond `most` bytes, nested too deep, or has a number of thousands of digits.
+        OSError: it is not there, or cannot be read.
+    """
+    if (size := path.stat().st_size) > most:
+        raise InputError(f"{path}: {size} bytes, more than {most}; this is none of ours")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({error}); make or copy it again") from error
+
+
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write rows under the union of their keys; what is a list or a dict stays in report.json only."""
     keys = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, (list, dict)))

@@ -22,13 +22,22 @@ def seal(folder: Path, *, parts: Iterable[str] = (".",)) -> None:
     (folder / NAME).write_text(json.dumps(listed, indent=1) + "\n")
 
 
-def check(folder: Path) -> None:
+def check(folder: Path, *, parts: Iterable[str] = ()) -> None:
     """Compare a folder with its list.
 
+    Args:
+        folder: that was sealed.
+        parts: of it, of which every file must be in the list; hidden ones are others', such as file managers'.
+
     Raises:
-        InputError: the list is missing or damaged, or a file is missing, has another size or other content.
+        InputError: the list is missing or damaged or leaves a file out, or a file is missing, has another size or other
+            content.
     """
-    for name, expected in _listed(folder).items():
+    listed = _listed(folder)
+    for path in (path for part in parts for path in _files(folder / part) if path.name[0] != "."):
+        if (name := path.relative_to(folder).as_posix()) not in listed and name != NAME:
+            raise InputError(f"{path}: not in the list {NAME}, which is damaged; copy the folder again")
+    for name, expected in listed.items():
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path}: missing; the copy is incomplete, copy the folder again")
@@ -45,10 +54,10 @@ def _listed(folder: Path) -> dict[str, dict[str, str | int]]:
         raise InputError(f"{path}: missing; the copy is incomplete, copy the folder again")
     try:
         listed = json.loads(path.read_text())
-        if not all({"bytes", "sha256"} <= set(entry) for entry in listed.values()):
+        if not listed or not all({"bytes", "sha256"} <= set(entry) for entry in listed.values()):
             raise ValueError("sizes or digests are missing")
         return listed
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); copy the folder again") from error
 
 

@@ -69,7 +69,7 @@ class Checkpoints:
         notes: list[str] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
-                seal.check(self.folder / str(number))
+                seal.check(self.folder / str(number), parts=PARTS)
                 record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
             except (InputError, ValueError, OSError) as error:
                 notes.append(f"checkpoint {number} is damaged, the one before it is used: {error}")
@@ -97,7 +97,7 @@ class Checkpoints:
         try:
             found = self._manager.restore(number, args=ocp.args.Composite(state=ocp.args.StandardRestore(targets)))
         except (ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{self.folder / str(number)}: not a state of this run ({reason})") from error
         return _unnamed(found["state"], like)
 

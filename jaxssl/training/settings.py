@@ -1,6 +1,5 @@
 """How to train: the settings that training experiments share, and the folder that belongs to a run's settings."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +95,8 @@ def claim(out: Path, config: Any, *, free: Sequence[str] = ANYWHERE) -> None:
     """
     path = out / files.SETTINGS
     if path.is_file():
-        there = json.loads(path.read_text())
+        if not isinstance(there := files.read_json(path), dict):
+            raise InputError(f"{path}: not the settings of a run; choose another --out")
         for name, value in _bound(config, free).items():
             if there.get(name) != value:
                 raise InputError(

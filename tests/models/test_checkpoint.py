@@ -64,6 +64,101 @@ def test_arch_and_arrays_that_disagree(saved):
         checkpoint.load(folder)
 
 
+def changed(value, path, new):
+    """A JSON value with another at a path."""
+    name, *rest = path
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[name] = changed(value[name], rest, new) if rest else new
+    return copy
+
+
+NUMBERS = ["abc", None, float("nan"), float("inf"), -1, 0.5, True, [], 10**18]
+LIES = [
+    *((("layers", 0, "mixer", "heads"), lie) for lie in (0, *NUMBERS)),
+    *((("layers", 0, "ffn", "size"), lie) for lie in (0, *NUMBERS)),
+    *((("head", "clusters"), lie) for lie in (0, *NUMBERS)),
+    *((("width",), lie) for lie in (0, *NUMBERS)),
+    *((("time_reduction",), lie) for lie in (0, *NUMBERS)),
+    *((("position", "groups"), lie) for lie in (0, *NUMBERS)),
+    *((("position", "kernel"), lie) for lie in (0, *NUMBERS)),
+    *((("front", "bins"), lie) for lie in (0, *NUMBERS)),
+    *((("dropout", "layer"), lie) for lie in ("abc", float("nan"), float("inf"), -1, 5)),
+    (("norm_first",), "abc"),
+    (("layers",), ["x"]),
+    (("layers",), []),
+    (("layers",), None),
+    (("front",), {"kind": "waveform", "convs": []}),
+    (("front",), {"kind": "waveform", "convs": [{"channels": 10, "kernel": 3, "stride": 0}]}),
+    (("front",), {"kind": "waveform", "convs": [{"channels": 8, "kernel": 3, "stride": 1}] * 10_000}),
+    (("position",), {"kind": "convolution_stack", "depth": 10**9, "kernel": 3, "groups": 2}),
+    (("head",), {"kind": "cosine", "size": 4, "codewords": []}),
+    (("head",), {"kind": "cosine", "size": 4, "codewords": [3], "temperature": float("nan")}),
+]
+
+
+@pytest.fixture(scope="module")
+def lied_to(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lies") / "model"
+    checkpoint.save(folder, MEL, weights(MEL))
+    return folder, json.loads((folder / "arch.json").read_text())
+
+
+@pytest.mark.parametrize(("path", "lie"), LIES)
+def test_an_arch_that_is_not_that_of_the_arrays_is_refused(lied_to, path, lie):
+    """Whatever it claims, in one line, before anything of that size is made."""
+    folder, values = lied_to
+    (folder / "arch.json").write_text(json.dumps(changed(values, path, lie)))
+    with pytest.raises(InputError) as caught:
+        checkpoint.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4, 300, 10_000])
+def test_layers_that_have_no_arrays_are_refused(lied_to, count):
+    folder, values = lied_to
+    text = json.dumps({**values, "layers": "here"})
+    layers = ",".join([json.dumps(values["layers"][0])] * count)
+    (folder / "arch.json").write_text(text.replace('"here"', f"[{layers}]"))
+    with pytest.raises(InputError, match=r"layers, the parameters have 3|bytes, more than"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 3000 + "]" * 3000, '{"format": ' + "9" * 5000 + "}", '{"a":' * 3000, "1e400", "NaN"]
+)
+def test_json_that_no_one_writes_is_refused(lied_to, text):
+    folder, _ = lied_to
+    (folder / "arch.json").write_text(text)
+    (folder / "provenance.json").write_text(text)
+    with pytest.raises(InputError, match=r"arch\.json"):
+        checkpoint.load(folder)
+    with pytest.raises(InputError, match=r"provenance\.json"):
+        checkpoint.provenance(folder)
+    (folder / "provenance.json").unlink()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, number):
+    params = weights(MEL)
+    params["layers"]["1"]["ffn"]["fc1"]["kernel"][3, 4] = number
+    with pytest.raises(InputError, match="layers/1/ffn/fc1/kernel: 1 of 384 weights are NaN or infinite"):
+        checkpoint.save(tmp_path / "model", MEL, params)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_list_that_leaves_files_out_is_damaged(saved):
+    folder, _ = saved
+    place = folder / "params/files.json"
+    listed = json.loads(place.read_text())
+    for fewer in ({}, {name: listed[name] for name in list(listed)[1:]}):
+        place.write_text(json.dumps(fewer))
+        with pytest.raises(InputError, match=r"files\.json.*damaged"):
+            checkpoint.load(folder)
+    place.write_text(json.dumps(listed))
+    (folder / "params/.DS_Store").touch()  # of a file manager
+    checkpoint.load(folder)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "width": 3}'])
 def test_a_damaged_arch_is_named(saved, content):
     folder, _ = saved

@@ -8,7 +8,7 @@ from jax import Array
 
 from compress.address import Axis
 from compress.errors import InputError
-from jaxssl.models.part import Arrays, Featured, Names, Padding
+from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class LogMel:
 
     features: ClassVar = True  # whether inputs are features, normalised by a corpus's statistics
     most: ClassVar = None  # inputs that it takes at most; None: any number
+    pieces: ClassVar = 0  # numbered, with arrays of their own
     hop: ClassVar = 1  # inputs from one frame to the next
     field: ClassVar = 1  # inputs that a frame sees
     penalty: ClassVar = 0.0  # pre-training has no term of it
@@ -78,6 +79,14 @@ class LogMel:
     def read(self, arrays: Arrays) -> "LogMel":
         """Return itself: it has no arrays."""
         return self
+
+    def check(self) -> None:
+        """Refuse frames of nothing.
+
+        Raises:
+            InputError: no bins, or no frames side by side.
+        """
+        check_counts("front", bins=self.bins, stack=self.stack)
 
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of stacked frames; `reduction` frames become one later.

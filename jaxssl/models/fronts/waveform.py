@@ -19,7 +19,7 @@ from compress.address import Axis
 from compress.errors import InputError
 from jaxssl.models.layers import NORM_EPSILON, LayerNorm, convolve, frame_mask, gelu, uniform_init
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
-from jaxssl.models.part import Arrays, Featured, Names, Padding
+from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
 
 EXACT = jax.lax.Precision.HIGHEST  # GPUs round float32 operands by default
 
@@ -167,6 +167,23 @@ class Waveform:
         kernels = [arrays["convs"][str(i)]["conv"]["kernel"] for i in range(len(self.convs))]
         convs = [replace(conv, channels=kernel.shape[2]) for conv, kernel in zip(self.convs, kernels, strict=True)]
         return replace(self, convs=tuple(convs), feature_norm="norm" in arrays, scaled="scale" in arrays)
+
+    @property
+    def pieces(self) -> int:
+        """How many numbered pieces with arrays of their own it has."""
+        return len(self.convs)
+
+    def check(self) -> None:
+        """Refuse no convolutions, ones without channels, taps or strides, and a scale of gradients that is none.
+
+        Raises:
+            InputError: the message says which.
+        """
+        check_counts("front", convs=len(self.convs))
+        for i, conv in enumerate(self.convs):
+            check_counts(f"front/convs/{i}", channels=conv.channels, kernel=conv.kernel, stride=conv.stride)
+        if not 0 <= self.gradient_scale < math.inf:
+            raise InputError(f"front: gradient_scale is {self.gradient_scale}; use 0 or more")
 
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of waveforms; `reduction` frames become one later.

@@ -16,7 +16,7 @@ from compress.errors import InputError
 from jaxssl.models.fronts.waveform import Conv, StridedConv
 from jaxssl.models.layers import frame_mask, gelu
 from jaxssl.models.names import CONV, dense_rules
-from jaxssl.models.part import Arrays, Featured, Names, Padding
+from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
 
 WINDOW, SHIFT = 400, 160  # samples: 25 ms, 10 ms
 FLOOR = 1e-10  # of energies
@@ -45,6 +45,7 @@ class Whisper:
     kind: Literal["whisper"] = "whisper"
 
     features: ClassVar = False  # whether inputs are features, normalised by a corpus's statistics
+    pieces: ClassVar = 2  # numbered, with arrays of their own
     rate: ClassVar = 16_000  # inputs (samples) a second
     hop: ClassVar = 2 * SHIFT  # inputs from one frame to the next
     # Inputs that must be there for a frame to be. What it hears, 1040 samples around the first of these, may reach over
@@ -101,6 +102,14 @@ class Whisper:
         """Return the front end that these arrays are; how long an input may be is this one's."""
         bins, hidden = arrays["convs"]["0"]["kernel"].shape[1:]
         return replace(self, width=arrays["convs"]["1"]["kernel"].shape[2], hidden=hidden, bins=bins)
+
+    def check(self) -> None:
+        """Refuse convolutions without channels, no bins, and no positions.
+
+        Raises:
+            InputError: the message says which.
+        """
+        check_counts("front", width=self.width, hidden=self.hidden, bins=self.bins, longest=self.longest)
 
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of waveforms of at most `longest` frames; `reduction` frames become one later.

@@ -9,7 +9,7 @@ from jax import Array
 from jaxssl.models.dense import Dense
 from jaxssl.models.layers import uniform_init
 from jaxssl.models.names import dense_rules
-from jaxssl.models.part import Map, Names
+from jaxssl.models.part import Map, Names, check_counts
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class ClusterHead:
     def sets(self) -> tuple[int, ...]:
         """Sizes of the label sets that it tells apart."""
         return (self.clusters,)
+
+    def check(self) -> None:
+        """Refuse no clusters, by InputError."""
+        check_counts("head", clusters=self.clusters)
 
     def build(self, width: int, *, rngs: nnx.Rngs) -> "ClusterLogits":
         """Make the module."""

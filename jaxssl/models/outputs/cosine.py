@@ -1,5 +1,6 @@
 """HuBERT's pre-training output: the cosine of the projected frame to every codeword, over a temperature."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,10 +9,11 @@ from flax import nnx
 from jax import Array
 from jax.nn import initializers
 
+from compress.errors import InputError
 from jaxssl.models.dense import Dense
 from jaxssl.models.layers import uniform_init
 from jaxssl.models.names import SAME, Rule, dense_rules
-from jaxssl.models.part import Map, Names
+from jaxssl.models.part import Map, Names, check_counts
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class CosineHead:
     def sets(self) -> tuple[int, ...]:
         """Sizes of the label sets that it tells apart."""
         return self.codewords
+
+    def check(self) -> None:
+        """Refuse no codewords, ones of no width, and a temperature that is none.
+
+        Raises:
+            InputError: the message says which.
+        """
+        check_counts("head", size=self.size, sets=len(self.codewords), codewords=min(self.codewords, default=0))
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"head: temperature is {self.temperature}; use more than 0")
 
     def build(self, width: int, *, rngs: nnx.Rngs) -> "CosineLogits":
         """Make the module."""

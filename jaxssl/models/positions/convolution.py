@@ -34,6 +34,8 @@ class LongKernel:
     kernel: int = 128
     groups: int = 16
 
+    pieces: ClassVar = 0  # numbered, with arrays of their own
+
     def macs(self, width: int, frames: int) -> int:
         """Count the multiply-accumulates of one utterance."""
         return frames * width * (width // self.groups) * self.kernel

@@ -39,6 +39,11 @@ class ConvolutionStack:
         "huggingface": dense_rules(r"encoder\.pos_conv_embed\.layers\.(\d+)\.conv", r"position/convs/\1", CONV),
     }
 
+    @property
+    def pieces(self) -> int:
+        """How many numbered pieces with arrays of their own it has."""
+        return self.depth
+
     def macs(self, width: int, frames: int) -> int:
         """Count the multiply-accumulates of one utterance."""
         return self.depth * frames * width * (width // self.groups) * self.kernel

@@ -32,6 +32,7 @@ class Sinusoids:
     rounded: Literal["float32", "float16"] = "float32"
     kind: Literal["sinusoid"] = "sinusoid"
 
+    pieces: ClassVar = 0  # numbered, with arrays of their own
     names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
 
     def macs(self, width: int, frames: int) -> int:
