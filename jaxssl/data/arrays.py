@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +34,20 @@ class Slices:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
 
+# What NumPy answers to files that are no arrays, or whose headers promise more than there is.
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TokenError,
+)
+
+
 def read_array(path: Path) -> np.ndarray:
     """Map a .npy file into memory.
 
@@ -41,7 +56,7 @@ def read_array(path: Path) -> np.ndarray:
     """
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable .npy array ({error}); make it again") from error
 
 

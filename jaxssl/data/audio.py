@@ -13,6 +13,7 @@ from jaxssl.data.decode import decode
 
 SAMPLE_RATE = 16_000
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"})
+LOUDEST = 2.0**31  # of files whose full scale is that of integers; energies of more leave float32
 SHORTEST = 400  # samples: one 25 ms frame
 
 
@@ -40,12 +41,15 @@ def read(path: str | Path) -> Speech:
     """Read a file, mix its channels to mono and resample it to 16 kHz.
 
     Raises:
-        InputError: the file is missing, empty, truncated, no audio, shorter than 25 ms or holds NaN; it is named.
+        InputError: the file is missing, empty, truncated, no audio, shorter than 25 ms or longer than
+            hours, holds NaN or what is no sample; it is named.
     """
     path = Path(path)
     samples, rate = decode(path)
     if bad := int(np.count_nonzero(~np.isfinite(samples))):
         raise InputError(f"{path}: {bad} of {samples.size} samples are NaN or infinite; repair or leave out the file")
+    if (loudest := float(np.abs(samples).max(initial=0))) > LOUDEST:
+        raise InputError(f"{path}: a sample is {loudest:.3g}, full scale is 1; scale the file down")
     mono = samples.mean(1, dtype=np.float32)
     if rate != SAMPLE_RATE:
         mono = _resample(mono, rate)

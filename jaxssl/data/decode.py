@@ -11,6 +11,11 @@ from compress.errors import InputError
 UNKNOWN_LENGTH = 2**63 - 1  # what libsndfile reports for a FLAC stream whose header does not tell
 STREAMED_BYTES = 0x7FFFF000  # sizes from here on (SoX, ffmpeg, arecord) stand for "written to a pipe, length unknown"
 LAST_PAGE_BYTES = 128 * 1024  # an Ogg page has at most 64 KiB
+RATES = 1000, 768_000  # Hz
+CHANNELS = 64
+LONGEST_S = 14_400
+MOST = 500_000_000  # samples of all channels, 2 GB
+BLOCK = 1 << 22  # frames; what a header promises is not allocated before it is there
 CUT = "copy the file again or leave it out"
 
 
@@ -29,6 +34,7 @@ def decode(path: Path) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(path) as file:
             _check_length(path, file)
+            check_size(path, frames=file.frames, rate=file.samplerate, channels=file.channels)
             samples = _samples(path, file)
             _check_end(path, file)
             return samples, file.samplerate
@@ -36,15 +42,33 @@ def decode(path: Path) -> tuple[np.ndarray, int]:
         raise InputError(f"{path}: not readable as audio ({error.error_string.strip()}); leave it out") from error
 
 
+def check_size(path: Path, *, frames: int, rate: int, channels: int) -> None:
+    """Refuse what a header promises beyond any speech, before memory is taken for it.
+
+    Raises:
+        InputError: the rate, the channels or the length is that of no utterance.
+    """
+    if not RATES[0] <= rate <= RATES[1]:
+        raise InputError(f"{path}: {rate} samples a second; speech has {RATES[0]} to {RATES[1]}; correct its header")
+    if not 1 <= channels <= CHANNELS:
+        raise InputError(f"{path}: {channels} channels, more than {CHANNELS}; mix or split the file")
+    if not 0 <= frames <= min(LONGEST_S * rate, MOST // channels):
+        what = f"{frames} samples of {channels} channel(s) at {rate} Hz, {frames / rate:.0f} s"
+        raise InputError(f"{path}: {what}; files have {LONGEST_S} s and {MOST} samples at most; split it")
+
+
 def _samples(path: Path, file: soundfile.SoundFile) -> np.ndarray:
     promised = file.frames
     try:
-        samples = file.read(dtype="float32", always_2d=True)
+        blocks = [file.read(BLOCK, dtype="float32", always_2d=True)]
+        while len(blocks[-1]) == BLOCK:
+            blocks.append(file.read(BLOCK, dtype="float32", always_2d=True))
     except soundfile.LibsndfileError as error:  # FLAC: decoding stops inside the file
         reason = error.error_string.strip()
         raise InputError(
             f"{path}: truncated or damaged: {file.tell()} of {promised} samples can be read ({reason}); {CUT}"
         ) from error
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     if len(samples) < promised:
         raise InputError(f"{path}: truncated: {len(samples)} of {promised} samples can be read; {CUT}")
     return samples

@@ -18,7 +18,7 @@ import soundfile
 
 from compress.errors import InputError
 from jaxssl.data.audio import SAMPLE_RATE
-from jaxssl.data.decode import UNKNOWN_LENGTH
+from jaxssl.data.decode import UNKNOWN_LENGTH, check_size
 from jaxssl.data.tab_separated import read_rows, write_rows
 
 COLUMNS = ("id", "path", "samples", "speaker", "split", "text")
@@ -201,6 +201,7 @@ def header_length(path: Path) -> int:
         raise InputError(f"{path}: not readable as audio ({error.error_string.strip()}); leave it out") from error
     if info.frames == UNKNOWN_LENGTH:
         raise InputError(f"{path}: its header does not tell its length; convert the file to WAV")
+    check_size(path, frames=info.frames, rate=info.samplerate, channels=info.channels)
     return -(-info.frames * SAMPLE_RATE // info.samplerate)
 
 
@@ -209,7 +210,7 @@ def _files(manifest: Manifest) -> list[str]:
 
 
 def _count(text: str, place: str) -> int:
-    if not text.isdecimal():
+    if not (text.isdecimal() and text.isascii() and len(text) < 16):
         raise InputError(f"{place}: samples is {text!r}, not a whole number; correct it or leave it empty")
     return int(text)
 

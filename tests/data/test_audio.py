@@ -1,5 +1,6 @@
 """Reading speech: right for good files, one clear line for every bad one."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ import pytest
 import soundfile
 
 from compress.errors import InputError
+from jaxssl.data import decode
 from jaxssl.data.audio import find, read, resampling_notes
+from jaxssl.data.decode import check_size
+from jaxssl.data.manifest import header_length
 
 
 def tone(seconds=0.5, rate=16000, hertz=440.0):
@@ -48,6 +52,53 @@ def test_not_finite_samples_are_counted(tmp_path):
     soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
     with pytest.raises(InputError, match=r"a\.wav: 2 of 8000 samples"):
         read(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("rate", [1, 3, 999, 800_000])
+def test_rates_that_no_speech_has_are_refused_before_resampling(tmp_path, rate):
+    """A million samples of 1 Hz are 16 thousand million at 16 kHz."""
+    soundfile.write(tmp_path / "a.wav", tone(), rate, subtype="FLOAT")
+    for ask in (read, header_length):
+        with pytest.raises(InputError, match=rf"a\.wav: {rate} samples a second.*1000 to 768000"):
+            ask(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("frames", [10**10, 2**62])
+@pytest.mark.parametrize("channels", [1, 2, 65])
+def test_lengths_that_no_speech_has_are_refused_before_memory_is_taken(tmp_path, frames, channels):
+    with pytest.raises(InputError, match=r"a: .*(at most; split it|more than 64)"):
+        check_size(tmp_path / "a", frames=frames, rate=16000, channels=channels)
+
+
+def test_what_a_header_promises_takes_no_memory(tmp_path):
+    """A FLAC file says how many samples it has; here 400 million of them, of which there are 8000."""
+    soundfile.write(tmp_path / "a.flac", tone(), 44100)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[22:26] = (400_000_000).to_bytes(4, "big")
+    (tmp_path / "a.flac").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"truncated.*400000000 samples"):
+        read(tmp_path / "a.flac")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB; all of it is 1.6 GB
+
+
+@pytest.mark.parametrize("rate", [16000, 8000])
+@pytest.mark.parametrize("number", [3e38, -1e10])
+def test_finite_samples_that_are_none_are_refused(tmp_path, rate, number):
+    """They are infinite once channels are mixed, rates converted or energies taken."""
+    samples = np.stack([tone(rate=rate)] * 2, 1)
+    samples[7:9] = number
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"a\.wav: a sample is .*full scale is 1"):
+        read(tmp_path / "a.wav")
+
+
+def test_a_file_of_several_blocks_is_read_whole(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", tone(), 16000, subtype="FLOAT")
+    whole = read(tmp_path / "a.wav").samples
+    for block in (1000, 3000, 8000):
+        monkeypatch.setattr(decode, "BLOCK", block)
+        np.testing.assert_array_equal(read(tmp_path / "a.wav").samples, whole)
 
 
 def test_too_short_for_one_frame(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
+from jaxssl.data.arrays import read_array
 from jaxssl.data.audio import read
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import Stats, collect, load_stats, logmel, normalize, stack, stats_bytes
@@ -155,6 +156,17 @@ def test_other_files_are_no_statistics(tmp_path):
     for name in ("stats.npz", "notes.npy", "gone.npy"):
         with pytest.raises(InputError, match=name):
             load_stats(tmp_path / name)
+
+
+@pytest.mark.parametrize("shape", ["(2, 10**12)", "(2, 1000000000000)", "(-2, 40)", "(2, 1e9)", "(" * 500, "9" * 5000])
+def test_headers_that_lie_are_refused(tmp_path, shape):
+    """Before memory is taken for what they promise."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    head = b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
+    (tmp_path / "stats.npy").write_bytes(head + bytes(320))
+    for ask in (load_stats, read_array):
+        with pytest.raises(InputError, match=r"stats\.npy"):
+            ask(tmp_path / "stats.npy")
 
 
 def test_features_that_do_not_fit_are_refused():
