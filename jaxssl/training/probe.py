@@ -160,17 +160,22 @@ def utterance_probe(
     """Classify utterances, one `pool`ed row each, by softmax regression (SUPERB's speaker identification).
 
     `l2` is chosen by cross-validation over `folds` parts of the training rows, each with its share of every class,
-    because a single part of a few utterances says too little. Arguments and errors are `frame_probe`'s.
+    because a single part of a few utterances says too little; there are as many parts as the classes of several
+    utterances have at least, and the only utterance of a class is in none. Arguments and errors are `frame_probe`'s.
     """
     _check(train, test, classes, l2)
-    if (fewest := int(np.unique(train.labels, return_counts=True)[1].min())) < 2 or folds < 2:
-        raise InputError(f"probe: {fewest} utterance(s) of a class in {folds} folds; give at least 2 of each")
-    place = np.zeros(len(train.labels), int)
+    counts = np.bincount(train.labels)
+    several = counts[counts > 1]
+    if not several.size or folds < 2:
+        found = f"{len(train.labels)} training utterances of {np.count_nonzero(counts)} classes in {folds} folds"
+        raise InputError(f"probe: {found}; give 2 utterances or more of some class, and 2 folds")
+    most = min(folds, int(several.min()))
+    place = np.full(len(train.labels), -1)  # the only one of a class trains in every fold
     rng = np.random.default_rng(seed)
     for label in np.unique(train.labels):
         rows = rng.permutation(np.flatnonzero(train.labels == label))
-        place[rows] = np.arange(len(rows)) % min(folds, fewest)
-    parts = [place == fold for fold in range(min(folds, fewest))]
+        place[rows] = np.arange(len(rows)) % most if len(rows) > 1 else -1
+    parts = [place == fold for fold in range(most)]
     return _probe(train, test, parts, classes, seed, l2, iterations, tick)
 
 
