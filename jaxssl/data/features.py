@@ -25,6 +25,7 @@ from jaxssl.data.audio import SHORTEST, read
 from jaxssl.data.logmel import SHIFT, WINDOW, collect, logmel, stats_bytes
 from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.prepared import frame_count
+from jaxssl.runtime import locks
 from jaxssl.runtime.files import read_json
 
 ROWS, SAMPLES = (
@@ -92,11 +93,13 @@ def prepare(
         tick: called once for each of `plan(manifest).grids`.
 
     Raises:
-        InputError: a file is not what the manifest says, the disk is too small, or the folder holds another corpus.
+        InputError: a file is not what the manifest says, the disk is too small, or the folder holds another corpus, or
+            another command works there.
     """
     folder, planned = Path(folder), plan(manifest, storage=storage)
     folder.mkdir(parents=True, exist_ok=True)
     done = _begin(manifest, folder, planned, storage)
+    locks.take(folder)
     if done < len(planned.grids) or not (folder / "features.npy").is_file():
         _check_space(folder, planned)
         _extract(manifest, folder, planned, storage, done, tick)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 
 from compress.errors import InputError
-from jaxssl.runtime import causes, compiled, ranges
+from jaxssl.runtime import causes, compiled, locks, ranges
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -83,7 +84,8 @@ def command(
         values = read(config, sys.argv[1:] if args is None else args, description)
         if remember:
             compiled.remember()
-        run(values)
+        with locks.holding(partial(messages.print, markup=False)):
+            run(values)
     except BaseException as error:
         if causes.interrupted(error):  # also where a library has made another exception of it
             _leave()

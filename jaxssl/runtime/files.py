@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError
+from jaxssl.runtime import locks
 
 Row = Mapping[str, Any]
 SETTINGS = "config.json"  # of the run that owns a folder
@@ -23,13 +24,14 @@ def claim(out: Path) -> None:
     What an earlier run left there stays: a command may still be refused. A run that really begins says so by `own`.
 
     Raises:
-        InputError: it holds something that is no run of ours.
+        InputError: it holds something that is no run of ours, or another command works there.
     """
     marks = [out / name for name in (SETTINGS, CLAIMED)]
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not any(mark.is_file() for mark in marks))):
         raise InputError(f"{out}: not a run folder of ours; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / CLAIMED).touch()
+    locks.take(out)
     if (out / SETTINGS).is_file():
         (out / CLAIMED).unlink()
 
