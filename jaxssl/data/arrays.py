@@ -1,6 +1,5 @@
 """Arrays on disk: .npy files mapped into memory, rows of unequal length in one of them, files written whole."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -9,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from compress.errors import InputError
+from jaxssl.runtime.files import whole
 
 
 class Rows(Protocol):
@@ -62,14 +62,11 @@ def read_array(path: Path) -> np.ndarray:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file so that it appears whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
+    with whole(path) as part, part.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    os.replace(part, path)
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it appears whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_bytes(content)

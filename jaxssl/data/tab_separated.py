@@ -1,11 +1,11 @@
 """Tables as text: a header line, UTF-8, columns parted by tabs, no quoting; wrong lines are named by their number."""
 
 import csv
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from compress.errors import InputError
+from jaxssl.runtime.files import whole
 
 
 def read_rows(path: Path, *needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -32,10 +32,8 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]])
     Raises:
         InputError: a cell holds a tab or a line break.
     """
-    part_ = path.with_name(f".{path.name}.part")
-    with part_.open("w", encoding="utf-8", newline="\n") as file:
+    with whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
         for row in (header, *rows):
             if any(c in cell for cell in row for c in "\t\r\n"):
                 raise InputError(f"{path}: {row[0]!r}: a cell holds a tab or a line break; rename what it names")
             file.write("\t".join(row) + "\n")
-    os.replace(part_, path)

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 # What a disk answers that does not take what is written; Orbax and TensorStore keep the text, not always the number.
 REFUSALS = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
+PLACE = re.compile(r'"(/[^"]+)"')  # as TensorStore names files
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -31,5 +33,6 @@ def refusal(error: BaseException) -> str | None:
     for each in chain(error):
         for reason in REFUSALS:
             if reason in str(each):
-                return f"{getattr(each, 'filename', None) or 'output'}: {reason}"
+                named = PLACE.search(str(each))
+                return f"{getattr(each, 'filename', None) or (named[1] if named else 'output')}: {reason}"
     return None

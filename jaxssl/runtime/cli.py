@@ -1,12 +1,9 @@
 """What every command line shares, of experiments and tools: parsing, one-line errors, exit codes, progress."""
 
 import io
-import logging
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
@@ -18,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 
 from compress.errors import InputError
-from jaxssl.runtime import causes, compiled, locks, ranges
+from jaxssl.runtime import causes, compiled, hooks, locks, ranges
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -78,8 +75,7 @@ def command(
         0: done. 75: told to stop (SIGTERM), and saved: the same command goes on. 2: the input cannot be used, or the
         disk does not take the output; one line on standard error says why. Interrupted, the process ends with 130.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks are not for users
-    sys.unraisablehook = _interrupt_again
+    hooks.install()
     try:
         values = read(config, sys.argv[1:] if args is None else args, description)
         if remember:
@@ -102,10 +98,9 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
             return f"error: {error}", 2
         case Preempted():
             return f"stopped: {error}", 75  # EX_TEMPFAIL: try again later
-        case OSError():
-            what = f"{error.filename or 'output'}: {error.strerror or error}"
-        case _:
-            what = causes.refusal(error) or ""
+    what = causes.refusal(error)
+    if what is None and isinstance(error, OSError):
+        what = f"{error.filename or 'output'}: {error.strerror or error}"
     return (f"error: {what}; nothing half-written was kept", 2) if what else None
 
 
@@ -186,15 +181,6 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=messages, transient=not messages.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
-
-
-def _interrupt_again(lost: Any) -> None:
-    """Repeat a Ctrl-C that fell into a callback of the garbage collector, where Python prints and drops it."""
-    if lost.exc_type is KeyboardInterrupt:
-        main = threading.main_thread().ident or 0
-        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()  # a signal wakes what sleeps or waits
-    else:
-        sys.__unraisablehook__(lost)
 
 
 def _told(message: str, code: int) -> int:

@@ -4,7 +4,8 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,10 @@ def read_json(path: Path, *, most: int = 100_000_000) -> Any:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write rows under the union of their keys; what is a list or a dict stays in report.json only."""
     keys = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, (list, dict)))
-    with _whole(path).open("w", newline="") as file:
+    with whole(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(keys), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(_whole(path), path)
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -85,17 +85,27 @@ def write_json(path: Path, values: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text so that the file appears whole or not at all."""
-    _whole(path).write_text(text)
-    os.replace(_whole(path), path)
+    with whole(path) as part:
+        part.write_text(text)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays as .npz so that the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(path).open("wb") as file:
+    with whole(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(_whole(path), path)
 
 
-def _whole(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a place to write a file at, which gets its name when all is written, and goes where that fails."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise

@@ -7,6 +7,7 @@
 Each carries the list of its files (`jaxssl.runtime.seal`), so that damage is found before anything reads the arrays.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until all that was saved is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        finally:
+            self._sweep()
 
     def save(self, number: int, state: State, record: Mapping[str, Any]) -> None:
         """Write the state after update `number` and the record beside it; all processes call it.
@@ -106,6 +110,12 @@ class Checkpoints:
         if jax.process_index() == 0:
             for folder in self.folder.glob("*tmp*"):
                 seal.seal(folder, parts=PARTS)
+
+    def _sweep(self) -> None:
+        """Remove what a save that failed has left; none is running any more."""
+        if jax.process_index() == 0:
+            for folder in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _set_aside(self, number: int) -> None:
         if jax.process_index() == 0:

@@ -1,12 +1,14 @@
 """What a run tells while it runs: a line for people, `metrics.jsonl` for programs, TensorBoard for both."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from jaxssl.runtime.files import write_text
+from jaxssl.training.board import Board
 
 
 class Meter:
@@ -53,30 +55,29 @@ class Journal:
     """
 
     def __init__(self, folder: Path, *, after: int = 0):
-        from tensorboardX import SummaryWriter
-
         self._path = folder / "metrics.jsonl"
         _keep_until(self._path, after)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
+        self._board = Board(folder / "tensorboard", first=after + 1)
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        with self._file:
+            self._board.close()
 
     def write(self, number: int, part: str, values: Mapping[str, float]) -> None:
         """Write the numbers of update `number`; `part` says of what: train, valid."""
         self._file.write(json.dumps({"step": number, "part": part, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(f"{part}/{name}", value, number)
+            self._board.scalar(f"{part}/{name}", value, number)
+        self._board.flush()
 
     def picture(self, number: int, name: str, pixels: np.ndarray) -> None:
         """Show a picture, (height, width) in [0, 1], bright is high."""
-        self._board.add_image(name, (255 * np.clip(pixels, 0, 1)).astype(np.uint8), number, dataformats="HW")
+        self._board.image(name, (255 * np.clip(pixels, 0, 1)).astype(np.uint8), number)
 
 
 def read_journal(folder: Path) -> list[dict[str, float | str]]:
@@ -97,6 +98,4 @@ def _keep_until(path: Path, after: int) -> None:
     if not path.is_file():
         return
     kept = [row for row in read_journal(path.parent) if int(row["step"]) <= after]
-    temporary = path.with_suffix(".part")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -1,0 +1,44 @@
+"""What other threads, finalizers and Orbax would print on the way out, where one line says it: they are not for users.
+
+A Ctrl-C that falls into a finalizer is repeated, for Python would print and drop it there.
+"""
+
+import logging
+import signal
+import sys
+import threading
+from typing import Any
+
+from jaxssl.runtime import causes
+
+
+def install() -> None:
+    """Let commands end in one line."""
+    log = logging.getLogger("absl")
+    log.setLevel(logging.ERROR)  # Orbax's remarks
+    log.addFilter(_not_of_the_disk)
+    sys.unraisablehook = _unraisable
+
+
+def _not_of_the_disk(record: logging.LogRecord) -> bool:
+    """Leave out what a full disk brings; Orbax raises it as well, to the command."""
+    told = any(reason in record.getMessage() for reason in causes.REFUSALS)
+    error = record.exc_info[1] if record.exc_info else None
+    return not told and (error is None or causes.refusal(error) is None)
+
+
+def _unraisable(lost: Any) -> None:
+    if lost.exc_type is KeyboardInterrupt:
+        main = threading.main_thread().ident or 0
+        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()  # a signal wakes what sleeps or waits
+    elif not (_loop_ended(lost) or (lost.exc_value and causes.refusal(lost.exc_value))):  # a file on a full disk, told
+        sys.__unraisablehook__(lost)
+
+
+def _loop_ended(lost: Any) -> bool:
+    """Tell what TensorStore says when one array's failure has ended the event loop that waited for the others.
+
+    It calls the loop from C++, so that nothing of ours is in the trace.
+    """
+    frame = lost.exc_traceback and lost.exc_traceback.tb_frame
+    return lost.exc_type is RuntimeError and frame is not None and frame.f_code.co_name == "call_soon_threadsafe"

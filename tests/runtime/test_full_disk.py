@@ -1,0 +1,99 @@
+"""A disk that takes no more: one line and exit code 2, whoever writes, and nothing half-written is left."""
+
+import json
+
+import pytest
+
+from tests.processes import finish
+
+# A limit on the size of files, which every writer meets as it meets a full disk: by an error of the system.
+WRITERS = """
+import json, resource, sys, time
+from dataclasses import dataclass, replace
+from pathlib import Path
+import jax.numpy as jnp
+import numpy as np
+from jaxssl.data.arrays import write_array, write_whole
+from jaxssl.models import checkpoint
+from jaxssl.runtime import files
+from jaxssl.runtime.cli import command
+from jaxssl.training.resume import Checkpoints
+from jaxssl.training.telemetry import Journal
+from tests.archs import MEL, weights
+
+LIMIT = 20_000
+out = Path(sys.argv[1])
+large = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+arch = replace(MEL, width=64)
+
+
+def states(place):
+    with Checkpoints(place) as saves:
+        for number in (1, 2, 3):
+            saves.save(number, {"a": jnp.asarray(large)}, {"at": number})
+            time.sleep(0.2)
+
+
+def journal(place):
+    with Journal(place) as written:
+        for number in range(2000):
+            written.write(number, "train", {"loss": 1.0})
+
+
+def picture(place):
+    with Journal(place) as written:
+        written.picture(1, "maps", np.abs(large[:90_000]).reshape(300, 300) % 1)
+
+
+WRITERS = {
+    "model": lambda place: checkpoint.save(place / "model", arch, weights(arch)),
+    "states": states,
+    "journal": journal,
+    "picture": picture,
+    "array": lambda place: write_array(place / "a.npy", large),
+    "arrays": lambda place: files.write_arrays(place / "a.npz", {"a": large}),
+    "bytes": lambda place: write_whole(place / "a", large.tobytes()),
+    "json": lambda place: files.write_json(place / "a.json", large.tolist()),
+    "csv": lambda place: files.write_csv(place / "a.csv", [{"a": float(x)} for x in large]),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    pass
+
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+for name, write in WRITERS.items():
+    (out / name).mkdir()
+    print(f"\\n== {name}", file=sys.stderr, flush=True)
+    code = command(lambda _: write(out / name), Config, "", args=[], remember=False)
+    print(json.dumps([name, code]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Exit code and what was said, by writer; and the folder."""
+    out = tmp_path_factory.mktemp("full")
+    done = finish("-c", WRITERS, out)
+    assert done.returncode == 0, done.stderr
+    said = dict(part.split("\n", 1) for part in done.stderr.split("\n== ")[1:])
+    codes = dict(json.loads(line) for line in done.stdout.splitlines())
+    return {name: (code, said[name].strip()) for name, code in codes.items()}, out
+
+
+def test_every_writer_ends_in_one_line(written):
+    found, _ = written
+    assert len(found) == 9
+    for name, (code, said) in found.items():
+        assert code == 2, f"{name}: {said}"
+        assert len(said.splitlines()) == 1, f"{name}: {said}"
+        assert said.endswith("; nothing half-written was kept"), said
+
+
+def test_nothing_half_written_has_a_name(written):
+    _, out = written
+    left = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
+    assert all(name.startswith(("journal/", "picture/")) for name in left), left  # which are read as far as they go
+    assert not list(out.rglob("*orbax*"))
