@@ -3,7 +3,9 @@
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
@@ -15,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 
 from compress.errors import InputError
-from jaxssl.runtime import causes, compiled, hooks, locks, ranges
+from jaxssl.runtime import causes, compiled, early, hooks, locks, ranges
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -77,7 +79,17 @@ def command(
     """
     hooks.install()
     try:
-        values = read(config, sys.argv[1:] if args is None else args, description)
+        early.done()
+        return _carried_out(run, config, description, sys.argv[1:] if args is None else args, remember=remember)
+    except KeyboardInterrupt:  # another one, while the first was told
+        _leave()
+
+
+def _carried_out(
+    run: Callable[[Config], Any], config: type[Config], description: str, args: Sequence[str], *, remember: bool
+) -> int:
+    try:
+        values = read(config, args, description)
         if remember:
             compiled.remember()
         with locks.holding(partial(messages.print, markup=False)):
@@ -105,6 +117,8 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
 
 
 def _leave() -> NoReturn:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough
     messages.print("interrupted: finished models are whole, unfinished ones were removed")
     sys.stdout.flush()
     os._exit(130)  # XLA's threads may still run, and the interpreter's own shutdown has crashed under them

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import runpy
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from rich.table import Table
 
 from compress.errors import InputError
+from jaxssl.runtime import cli
 from jaxssl.runtime.cli import command, console, visible
-from tests.processes import finish
+from tests.processes import finish, start
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [f"experiments.{path.stem}" for path in sorted((ROOT / "experiments").glob("[a-z]*.py"))]
@@ -62,6 +64,45 @@ main(run, Config, "")
 """
 
 
+@pytest.mark.parametrize("times", [1, 2, 9])
+def test_ctrl_c_during_imports_is_one_line(times, tmp_path):
+    (tmp_path / "commands").mkdir()
+    (tmp_path / "commands/__init__.py").write_text("from jaxssl.runtime import early\nearly.listen()\n")
+    interrupts = f"import os, signal\nfor _ in range({times}): os.kill(os.getpid(), signal.SIGINT)\nwhile True: pass\n"
+    (tmp_path / "commands/one.py").write_text(interrupts)
+    with start("-m", "commands.one", cwd=tmp_path) as process:
+        _, errors = process.communicate(timeout=100)
+    assert (process.returncode, errors) == (130, "interrupted: nothing had begun\n")
+
+
+def test_ctrl_c_while_the_first_is_told_changes_nothing(monkeypatch, capsys):
+    """As of an impatient user."""
+    told = iter((True, False))
+
+    def again(_):
+        if next(told):
+            raise KeyboardInterrupt
+        return True
+
+    def run(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.causes, "interrupted", again)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as left:
+        command(run, Nothing, "", args=[], remember=False)
+    assert left.value.code == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+
+
+@pytest.mark.parametrize("name", ["experiments", "tools", "benchmarks"])
+def test_every_room_of_commands_listens_first(name):
+    """What is imported before it would be interrupted with a traceback."""
+    lines = (ROOT / name / "__init__.py").read_text().splitlines()
+    assert [line for line in lines if line][1:] == ["from jaxssl.runtime import early", "early.listen()"]
+
+
 @dataclass(frozen=True)
 class Nothing:
     """No options."""
@@ -99,6 +140,7 @@ def test_a_wrapped_ctrl_c_is_a_ctrl_c(how, outer, monkeypatch, capsys):
             return error
 
     monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own Ctrl-C stays
     with pytest.raises(SystemExit) as left:
         command(run, Nothing, "", args=[], remember=False)
     assert left.value.code == 130

@@ -1,0 +1,5 @@
+"""Commands, started by `python -m benchmarks.NAME`."""
+
+from jaxssl.runtime import early
+
+early.listen()

@@ -1,0 +1,31 @@
+"""A Ctrl-C while a command still imports: one line and exit code 130, however often it comes.
+
+Nothing has begun by then, so that there is nothing to clean up, and Python's own way would print where the imports are.
+`jaxssl.runtime.cli` takes over when they are done.
+"""
+
+import os
+import signal
+import sys
+from typing import Any
+
+
+def listen() -> None:
+    """Take Ctrl-C, where a module is being started by `python -m`; packages of commands call it first.
+
+    A process that was started to ignore it goes on doing so.
+    """
+    starting = sys.argv[0] == "-m"  # what Python has there until the module is found
+    if starting and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def done() -> None:
+    """Give Ctrl-C back to Python, which raises it where the program is."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(*_: Any) -> None:
+    os.write(2, b"interrupted: nothing had begun\n")
+    os._exit(130)
