@@ -69,7 +69,8 @@ def check_pieces(arch: Arch, given: Mapping[str, Any]) -> None:
     found = len(given.get("layers", {}))
     if len(arch.layers) != found:
         raise InputError(f"the arch has {len(arch.layers)} layers, the parameters have {found}")
-    claimed, arrays = arch.front.pieces + arch.position.pieces, len(flatten(given))
+    behind = 0 if arch.length_adapter is None else arch.length_adapter.layers
+    claimed, arrays = arch.front.pieces + arch.position.pieces + behind, len(flatten(given))
     if claimed > arrays:
         raise InputError(
             f"the arch has {claimed} convolutions, the parameters {arrays} arrays; one has more than these"
