@@ -132,7 +132,8 @@ def _sizes(path: Path, text: str, largest: Arch, groups: int) -> Subnet:
         )
     if values.get("atten_dim", [dim * n for n in heads]) != [dim * n for n in heads]:
         raise InputError(f"--subnet: atten_dim {values['atten_dim']} is not heads_num {heads} times {dim}")
-    if any(window != GLOBAL for window in values.get("slide_wsz") or ()):
+    reach = values.get("slide_wsz") or []
+    if not isinstance(reach, list) or any(window != GLOBAL for window in reach):
         raise InputError(f"--subnet: slide_wsz is {values['slide_wsz']}; what is supported: {GLOBAL!r} in every layer")
     ratio = max(most.units) // most.width
     if width > most.width or width % groups or max(heads) > max(most.heads) or max(units) > ratio * width:

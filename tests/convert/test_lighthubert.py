@@ -74,6 +74,7 @@ def test_shallow_subnets_lack_the_last_layers_of_every_block(count, kept):
         ({"heads_num": [3] * 10}, "up to 3 heads_num"),
         ({"ffn_embed": [160] * 10}, "160 ffn_embed; .* 2 times embed_dim"),
         ({"atten_dim": [128] * 10}, "atten_dim .* is not heads_num"),
+        ({"slide_wsz": 32}, "slide_wsz is 32; what is supported: 'global'"),
         ({"slide_wsz": [32] * 10}, "slide_wsz is .*; what is supported: 'global'"),
     ],
 )

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,6 +39,26 @@ def test_neighbours_appear_with_the_model(saved):
     assert (folder / "ctc/s.json").read_bytes() == b"[]"
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert checkpoint.size_on_disk(folder) > 0
+
+
+def test_sparse_and_rounded_weights_are_compressed_and_dense_ones_are_not(tmp_path):
+    wide = replace(MEL, width=64, layers=MEL.layers[:1], head=None)
+    dense = weights(wide)
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(dense))
+    forms = {
+        "dense": dense,
+        "sparse": jax.tree.map(lambda leaf: np.where(leaf > 0.1, leaf, np.float32(0)), dense),
+        "rounded": jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), dense),
+    }
+    sizes = {}
+    for name, params in forms.items():
+        checkpoint.save(tmp_path / name, wide, params)
+        found = flatten(checkpoint.load(tmp_path / name)[1])
+        assert all(np.array_equal(found[path], leaf) for path, leaf in flatten(params).items())
+        files = (tmp_path / name / "params/ocdbt.process_0/d").iterdir()
+        sizes[name] = sum(file.stat().st_size for file in files) / total
+    assert sizes["dense"] > 1 > 0.6 > sizes["sparse"]
+    assert sizes["rounded"] < 0.5
 
 
 def test_a_taken_folder_is_refused_and_kept(saved, key):
