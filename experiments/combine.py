@@ -4,6 +4,14 @@
     python -m experiments.combine --plan layers=3@60:distil heads=6 heads=4 rows=512
     python -m experiments.combine --plan rank=96 rows=512:distil weights=0.5 --every 30
     python -m experiments.combine --file plan.txt --model melhubert-20ms --corpus PREPARED
+    python -m experiments.combine --model MODEL --audio FOLDER
+
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
+speech. Targets are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
+codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
+the same for the dense model and the compressed, so that losses compare. :distil needs no labels at all, and :ctc takes
+transcripts. A fine-tuned model keeps its CTC layer, and is asked what it writes of held-out speech that has
+transcripts.
 
 A stage is KIND=VALUE: `layers` (the first so many stay), `heads` and `rows` of each layer (the lowest by weight go),
 `rank` of each dense map (activation-aware; `svd` is the plain one; where it makes the map smaller), `weights` (share of
@@ -32,9 +40,9 @@ from compress.errors import InputError
 from compress.lowrank import check_rank
 from compress.plan import Heads, Layers, LowRank, Rows, Step, Weights
 from compress.sparse import check_sparsity
-from experiments.curves.curve import Curve
+from experiments.curves.curve import Curve, Recovery
 from experiments.curves.events import compressed
-from experiments.curves.job import Job, dense_teaches, draw, open_job, open_model, trained
+from experiments.curves.job import Job, draw, open_job, open_model, recovering, trained
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
 from jaxssl.models.arch import Arch
@@ -54,23 +62,24 @@ ALONE: dict[Kind, str] = {
     "weights": "weights",
 }
 FORM = (
-    "KIND=VALUE with layers, heads, rows, rank, svd or weights, then @UPDATES and :distil or :predict if wanted, as "
-    "rows=512@30:distil"
+    "KIND=VALUE with layers, heads, rows, rank, svd or weights, then @UPDATES and :distil, :predict or :ctc if wanted, "
+    "as rows=512@30:distil"
 )
 T = TypeVar("T")
 STAGE = re.compile(r"(?P<kind>layers|heads|rows|rank|svd|weights)=(?P<value>[0-9.]+)(@(?P<steps>\d+))?(:(?P<how>\w+))?")
+WORDS: dict[Recovery, str] = {"predict": "masked prediction", "distil": "distillation", "ctc": "CTC and distillation"}
 ROUND = 64  # rows of the default plan are multiples, where there are enough of them
 
 
-def _words(word: str) -> tuple[str, float, int | None, str | None]:
+def _words(word: str) -> tuple[str, float, int | None, Recovery | None]:
     """Part a stage into kind, value, updates and way of recovery; ValueError where it is not written as one."""
     found = STAGE.fullmatch(word)
-    if found is None or found["how"] not in (None, "distil", "predict"):
+    if found is None or found["how"] not in (None, *WORDS):
         raise ValueError(word)
     value, steps = float(found["value"]), None if found["steps"] is None else int(found["steps"])
     if value not in NATURAL or (steps is not None and steps not in NATURAL):
         raise ValueError(word)
-    return found["kind"], value, steps, found["how"]
+    return found["kind"], value, steps, next((how for how in WORDS if how == found["how"]), None)
 
 
 Stages = Annotated[T, Written(_words, FORM)]
@@ -81,12 +90,13 @@ class Config(Curve):
     """Compress a model stage by stage."""
 
     plan: Stages[tuple[str, ...]] = ()
-    """stages as KIND=VALUE, @UPDATES and :distil or :predict after it; default: the study's winner, in proportion"""
+    """stages as KIND=VALUE, @UPDATES and :distil, :predict or :ctc after it; default: the study's winner, in
+    proportion"""
     file: There[Path | None] = None
     """file with a stage on each line, instead of --plan"""
     every: Count[int] = 30
     """updates after each stage that does not say itself"""
-    recover: Literal["predict", "distil"] = "predict"
+    recover: Recovery = "predict"
     """how the model recovers after each stage that does not say itself"""
     masked: bool = False
     """of distillation: both hear masked speech and masked frames count; default: all of it, and every frame"""
@@ -102,13 +112,13 @@ class Stage:
         step: what it does to the model.
         asked: how far, as it was written.
         steps: updates after it.
-        distil: whether the model recovers by distillation.
+        how: the model recovers.
     """
 
     step: Step
     asked: float
     steps: int
-    distil: bool
+    how: Recovery
 
     @property
     def kind(self) -> Kind:
@@ -138,13 +148,14 @@ def run(config: Config) -> None:
     schedule = Schedule(Calendar((), ends[-1]), tuple(map(float, range(1, len(stages) + 1))))
     training = config.settings(ends[-1], paper=False, log_every=max(config.every // 2, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    lesson = dense_teaches(job, config.out, masked=config.masked) if any(stage.distil for stage in stages) else None
+    hows = dict.fromkeys(stage.how for stage in stages)
+    lessons = {how: recovering(job, how, config.out, masked=config.masked) for how in hows}
     numbered = [f"{number}-{stage}" for number, stage in enumerate(stages, start=1)]
 
     def points(bench: Bench) -> None:
         now = job.subject
         for number, stage in enumerate(stages):
-            now = _stage(job, bench, now, stage, lesson, name=numbered[number], step=ends[number])
+            now = _stage(job, bench, now, stage, lessons[stage.how], name=numbered[number], step=ends[number])
 
     draw(job, points, ends=ends, out=config.out, technique="combine", label=_label(stages), now=0)
 
@@ -217,8 +228,7 @@ def _stage(
         return bench.read(name)
     changed = compressed(job, subject, stage.step)
     before = bench.quality(changed)["valid_loss"]
-    lesson = lesson if stage.distil else None
-    console.print(f"{name}: {stage.steps} updates of {'distillation' if lesson else 'masked prediction'}", markup=False)
+    console.print(f"{name}: {stage.steps} updates of {WORDS[stage.how]}", markup=False)
     after = trained(job, bench.out / "stages" / name, changed, lesson, stage.steps)
     bench.point(name, after, level=float(name.partition("-")[0]), step=step, told={"loss_before": before})
     return bench.read(name)  # as a run that was broken off goes on
@@ -229,9 +239,7 @@ def _parse(config: Config, word: str) -> Stage:
         kind, asked, steps, how = _words(word)
     except ValueError:
         raise InputError(f"{config.file or '--plan'} {word}: write {FORM}") from None
-    return Stage(
-        _step(kind, asked), asked, config.every if steps is None else steps, (how or config.recover) == "distil"
-    )
+    return Stage(_step(kind, asked), asked, config.every if steps is None else steps, how or config.recover)
 
 
 def _step(kind: str, value: float) -> Step:

@@ -5,6 +5,13 @@
     python -m experiments.distill --layers 4 --ffn 512 --heads 4 --rank 64
     python -m experiments.distill --layers 4 2 --random --temperature 2 --alpha 0.5 --masked
     python -m experiments.distill --model TEACHER --student runs/rows/models/rows-512 --out runs/distil-rows
+    python -m experiments.distill --model MODEL --audio FOLDER
+
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
+speech. Targets are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
+codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
+the same for the dense model and the compressed, so that losses compare. Students get it, too. A fine-tuned model keeps
+its CTC layer, and is asked what it writes of held-out speech that has transcripts.
 
 A student takes layers of the teacher, its first ones, every second or whichever are named, with their weights or new
 ones, and may be narrower in heads, feed-forward units and ranks; or it is any compressed model. It learns the teacher's
@@ -24,6 +31,7 @@ trains on as long by itself) and as many phones (0.618 and 0.625 to 0.620), at 1
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +42,7 @@ from compress.plan import Heads, Layers, LowRank, Rows, Step
 from compress.plan import run as run_plan
 from experiments.curves.curve import Curve
 from experiments.curves.evidence import sites_below
-from experiments.curves.job import Job, open_job, open_model, prune
+from experiments.curves.job import Job, open_job, open_model, prune, writing
 from experiments.curves.points import Subject
 from experiments.curves.recovery import with_head
 from experiments.curves.schedule import Schedule
@@ -50,6 +58,8 @@ from jaxssl.training import hidden_states
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.corpus import Data
 from jaxssl.training.lesson import Choose, Lesson, check_teacher, soft_labels
+
+Loss = Literal["soft", "distilhubert", "fithubert", "armhubert", "starhubert", "dphubert"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +84,14 @@ class Config(Curve):
     """rank of each dense map of the layers, where that makes it smaller"""
     random: bool = False
     """start from new weights instead of the teacher's"""
-    loss: Literal["soft", "distilhubert", "fithubert", "armhubert", "starhubert", "dphubert"] = "soft"
-    """soft: the study's, of cluster probabilities; the others compare hidden layers as those systems do"""
+    loss: Loss | Literal["ctc"] = "soft"
+    """soft: the study's, of cluster probabilities; ctc, of a teacher with a CTC layer: what is said, and what that
+    layer makes of the teacher; the others compare hidden layers as those systems do"""
     temperature: Positive[float] = 1.0
-    """of --loss soft: divides the logits of both"""
+    """of --loss soft and ctc: divides the logits of both"""
     alpha: Share[float] = 1.0
-    """of --loss soft: share of the teacher; the rest is the clusters' cross-entropy"""
+    """of --loss soft: share of the teacher, the rest is the clusters' cross-entropy; of ctc: weight of the teacher
+    beside the CTC loss"""
     masked: bool = False
     """of --loss soft: both hear masked speech and masked frames count; default: all of it, and every frame"""
     teacher_dropout: bool = False
@@ -169,13 +181,17 @@ def make(config: Config, teacher: Subject, plan: Sequence[Step]) -> Subject:
 
 def lesson_of(config: Config, job: Job) -> Lesson:
     """Return how students learn from the job's model."""
-    choose = _choose(config, job.data)
     kept = config.out.parent / "taught" if config.keep_answers else None
-    return Lesson(job.model.arch, job.subject.seen, choose, job.training, config.teacher_dropout, kept)
+    make = partial(Lesson, job.model.arch, job.subject.seen, training=job.training)
+    make = partial(make, dropout=config.teacher_dropout, kept=kept)
+    if config.loss == "ctc":
+        choose, said = writing(job, alpha=config.alpha, temperature=config.temperature)
+        return make(choose=choose, script=said)
+    return make(choose=_choose(config, config.loss, job.data))
 
 
-def _choose(config: Config, data: Data) -> Choose:
-    match config.loss:
+def _choose(config: Config, loss: Loss, data: Data) -> Choose:
+    match loss:
         case "soft":
             return soft_labels(data, temperature=config.temperature, alpha=config.alpha, masked=config.masked)
         case "distilhubert":

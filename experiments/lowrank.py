@@ -3,13 +3,21 @@
     python -m experiments.lowrank --rank 128
     python -m experiments.lowrank --rank 64 --steps 50
     python -m experiments.lowrank --rank 64 128 256 --model MODEL --audio FOLDER
+    python -m experiments.lowrank --model MODEL --audio FOLDER --steps 50 --recover distil
 
-MODEL is a model folder, a run folder, a preset (random weights), or a checkpoint of fairseq, Hugging Face, s3prl or the
-MelHuBERT study; without it, the trained MelHuBERT that comes with the package is used, and the embedded corpus as
-speech. Every rank, energy and budget with every method is a point of the curve: a saved model, with its parameters,
-MACs, time in turns with the dense model's, and how far its output is from the dense one's on held-out speech. With
---steps, each is trained on, and so is the dense model, as a control; held-out loss and masked accuracy are told before
-and after. Of the run's folder,
+MODEL is any model folder, run folder, preset (random weights) or checkpoint that docs/families.md lists, compressed
+before or not; without it, the trained MelHuBERT that comes with the package. --audio FOLDER is any speech (else the
+embedded corpus): it calibrates, errors are measured on a part of it, and with --steps N models recover on it. Targets
+of the recovery are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
+codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
+the same for the dense model and the compressed, so that losses compare. --recover distil needs no labels at all, and
+--recover ctc takes transcripts. A fine-tuned model keeps its CTC layer, and is asked what it writes of held-out speech
+that has transcripts.
+
+Every rank, energy and budget with every method is a point of the curve: a saved model, with its parameters, MACs, time
+in turns with the dense model's, and how far its output is from the dense one's on held-out speech. With --steps, each
+is trained on, and so is the dense model, as a control; held-out loss and masked accuracy are told before and after. Of
+the run's folder,
 
     curve.png            quality against measured time and against parameters, before and after the recovery
     curve.csv            the points; report.json has all of it, for programs
@@ -31,8 +39,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
-from experiments.curves.curve import Curve
-from experiments.curves.job import Job, open_bench, open_model, report, subject_like, train_control, trained
+from experiments.curves.curve import Curve, Recovery
+from experiments.curves.job import (
+    Job,
+    open_bench,
+    open_model,
+    recovering,
+    report,
+    subject_like,
+    train_control,
+    trained,
+)
 from experiments.curves.points import Bench, Row, Subject, sizes
 from experiments.curves.recovery import ready
 from experiments.curves.schedule import Schedule
@@ -100,6 +117,11 @@ class Config(Curve):
     """utterances used of --audio, spread evenly over it"""
     steps: Natural[int] = 0
     """updates of recovery training after factorising"""
+    recover: Recovery = "predict"
+    """what the recovery is: masked prediction; what the dense model says; or, of a model with a CTC layer, what is
+    said, and what that layer makes of the dense model"""
+    masked: bool = False
+    """of --recover distil: both hear masked speech and masked frames count; default: all of it, and every frame"""
     corpus: There[Path | None] = None
     """prepared speech to recover on, instead of --audio"""
     held_out: There[tuple[str, ...]] = ()
@@ -163,7 +185,7 @@ def run(config: Config) -> None:
             bench.point(each.name, each.subject, level=each.level, step=0, told=each.told)
     elif begun:
         tables.show("factorised, before training", [each.row for each in begun], FIRST)
-        _recover(Job(config, model, subject, _schedule(config), bench.training, data, speech), bench, begun)
+        _recover(config, Job(config, model, subject, _schedule(config), bench.training, data, speech), bench, begun)
     _report(config, bench, speech, maps)
 
 
@@ -225,14 +247,15 @@ def _begin(config: Config, bench: Bench, dense: Subject, speech: Speech, variant
     return Begun(variant.name, variant.target.value, subject, {"method": variant.method, **far}, heard)
 
 
-def _recover(job: Job, bench: Bench, begun: Sequence[Begun]) -> None:
+def _recover(config: Config, job: Job, bench: Bench, begun: Sequence[Begun]) -> None:
     """Train the dense model on, as a control, then each factorised one as long; measure these."""
     steps = job.training.steps
+    lesson = recovering(job, config.recover, config.out, masked=config.masked)
     if job.config.control:
         train_control(job, bench, (steps,))
     for each in begun:
         console.print(f"training on: {each.name}", markup=False)
-        subject = trained(job, bench.out / "recovery" / each.name, each.subject, None, steps)
+        subject = trained(job, bench.out / "recovery" / each.name, each.subject, lesson, steps)
         told = {**each.told, **each.quality, **_above(each, bench.controls.get(steps))}
         bench.point(each.name, subject, level=each.level, step=steps, told=told)
 

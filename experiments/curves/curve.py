@@ -10,6 +10,8 @@ from jaxssl.runtime.cli import On
 from jaxssl.runtime.ranges import Count, Crop, Length, Positive, Seconds, Seed, Several, Share, There
 from jaxssl.training.settings import Training
 
+Recovery = Literal["predict", "distil", "ctc"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -90,14 +92,16 @@ class Pruning(Timing, Curve):
 
     reset: bool = False
     """forget Adam's moments at each event, as the study does for heads and rows; else they are cut with the weights"""
-    recover: Literal["predict", "distil"] = "predict"
-    """what models train on between events: masked prediction, or the teacher's clusters (experiments.distill)"""
+    recover: Recovery = "predict"
+    """what models train on between events: masked prediction; the teacher's clusters (experiments.distill); or, of a
+    model with a CTC layer, what is said, and what that layer makes of the dense model"""
     teacher: str | None = None
     """of --recover distil: a model, named like --model; default: the model before it is pruned"""
     temperature: Positive[float] = 1.0
-    """of --recover distil: divides the logits of teacher and student"""
+    """of --recover distil and ctc: divides the logits of teacher and student"""
     alpha: Share[float] = 1.0
-    """of --recover distil: share of the teacher in the loss; the rest is the clusters' cross-entropy"""
+    """of --recover distil: share of the teacher in the loss, the rest is the clusters' cross-entropy; of ctc: weight of
+    the teacher beside the CTC loss"""
     masked: bool = False
     """of --recover distil: both hear masked speech and masked frames count; default: all of it, and every frame"""
 

@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.curves.curve import Curve, Pruning
+from compress.errors import InputError
+from experiments.curves.curve import Curve, Pruning, Recovery
 from experiments.curves.points import (
     PRUNED,
     ROUNDED,
@@ -31,16 +33,19 @@ from experiments.curves.recovery import ready, with_head
 from experiments.curves.schedule import Schedule
 from experiments.curves.sweep import Act, Event, begin, subject_of, sweep
 from experiments.curves.transcripts import open_transcripts
-from experiments.probes.probing import log_mel, open_probes
+from experiments.probes.probing import Probes, log_mel, open_probes
 from jaxssl.inference.latency import Load, machine
 from jaxssl.inference.source import Model, Speech, in_float, load_model, load_speech
 from jaxssl.inference.specialise import unpacked
+from jaxssl.models.arch import Arch
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console
 from jaxssl.training.corpus import Data, check_batches
+from jaxssl.training.ctc_layer import read_ctc
+from jaxssl.training.ctc_recovery import Script, Writing, script
 from jaxssl.training.fit import open_run
-from jaxssl.training.lesson import Lesson, check_teacher, soft_labels
+from jaxssl.training.lesson import Choose, Lesson, check_teacher, soft_labels
 from jaxssl.training.settings import Training, claim, own
 
 
@@ -112,8 +117,11 @@ def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Sche
     teacher = load_model(config.teacher, seed=config.seed) if config.teacher else None
     job = open_job(config, model, subject, schedule, config.training(schedule), out=out)
     job = replace(job, reset=config.reset)
-    if config.recover == "predict":
-        return job
+    if config.recover == "ctc" and teacher is not None:
+        raise InputError(f"--teacher {config.teacher}: with --recover ctc the dense model teaches; leave it out")
+    if config.recover != "distil":
+        lesson = recovering(job, config.recover, out, alpha=config.alpha, temperature=config.temperature)
+        return replace(job, lesson=lesson)
     teacher = job.model if teacher is None else with_head(teacher, job.data, job.training, out=out.parent)
     check_teacher(teacher, job.model, job.data, logits=True)
     choose = soft_labels(job.data, temperature=config.temperature, alpha=config.alpha, masked=config.masked)
@@ -122,15 +130,44 @@ def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Sche
     return replace(job, lesson=lesson)
 
 
-def dense_teaches(job: Job, out: Path, *, masked: bool) -> Lesson:
-    """Let models recover by what the dense one says of each frame; the answers are kept beside the run's folder.
+def recovering(
+    job: Job, how: Recovery, out: Path, *, masked: bool = False, alpha: float = 1.0, temperature: float = 1.0
+) -> Lesson | None:
+    """Return how models recover from the dense one; None: by masked prediction.
+
+    What the dense model says is kept beside the run's folder.
 
     Raises:
-        InputError: the dense model has no output layer, or another number of clusters than the speech.
+        InputError: it has another number of clusters than the speech; or, to write, no CTC layer or no transcripts.
     """
+    if how == "predict":
+        return None
+    kept = out.parent / "taught"
+    if how == "ctc":
+        choose, said = writing(job, alpha=alpha, temperature=temperature)
+        return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=kept, script=said)
     check_teacher(job.model, job.model, job.data, logits=True)
-    choose = soft_labels(job.data, temperature=1.0, alpha=1.0, masked=masked)
-    return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=out.parent / "taught")
+    choose = soft_labels(job.data, temperature=temperature, alpha=alpha, masked=masked)
+    return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=kept)
+
+
+def writing(job: Job, *, alpha: float, temperature: float) -> tuple[Choose, Script]:
+    """Let models write what is said, and as the dense one does, through its CTC layer.
+
+    Raises:
+        InputError: it has none, or no utterance has a transcript.
+    """
+    layer = read_ctc(job.model.ctc)
+    if layer is None:
+        raise InputError(
+            f"CTC: {job.model.name} has no CTC layer whose symbols are known; recover by distil or predict"
+        )
+    corpus, among = job.data.train
+    said = script(layer, job.data.taught, corpus, among, crop=math.floor(job.training.crop * job.data.per_second))
+    console.print(f"CTC: {np.count_nonzero(said.counts)} of {len(among)} utterances have a transcript", markup=False)
+    loss = Writing(layer, alpha, temperature)
+    loss.heads(job.subject.arch, job.model.arch, jax.random.key(0))  # refuses what cannot be learned
+    return (lambda student, teacher: loss), said
 
 
 def prune(
@@ -201,14 +238,25 @@ def open_bench(
     config: Curve, model: Model, data: Data | None, training: Training, *, out: Path, technique: str, label: str
 ) -> Bench:
     """Get ready to measure points as the settings say; the arguments are as `Bench` has them."""
-    probes = open_probes(log_mel(model.arch), speakers=config.speakers) if config.probes else None
     load, dtype = Load(config.seconds), jnp.dtype(config.dtype)
-    transcripts, told = open_transcripts(model, data)
-    if told is not None:
+    probes, unasked = _probes(config, model.arch)
+    transcripts, written = open_transcripts(model, data)
+    for told in (told for told in (unasked, written) if told is not None):
         console.print(f"note: {told}", markup=False)
         model = replace(model, notes=(*model.notes, told))
     bench = Bench(out, model, data, training, load, dtype, config.rounds, probes, technique, label)
     return replace(bench, transcripts=transcripts)
+
+
+def _probes(config: Curve, arch: Arch) -> tuple[Probes | None, str | None]:
+    """Open the probes that are asked for; a line where a model's frames are none that they could be asked of."""
+    if not config.probes:
+        return None, None
+    try:
+        front = log_mel(arch)
+    except InputError as error:
+        return None, f"not probed for phones and speakers: {error}"
+    return open_probes(front, speakers=config.speakers), None
 
 
 def _telling(act: Act, bench: Bench) -> Act:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from compress.errors import InputError
-from experiments.curves.curve import Curve
-from experiments.curves.job import Job, conclude, dense_teaches, draw, open_job, open_model, trained
+from experiments.curves.curve import Curve, Recovery
+from experiments.curves.job import Job, conclude, draw, open_job, open_model, recovering, trained
 from experiments.curves.options import FAMILIES
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
@@ -51,8 +51,8 @@ class Config(Curve):
     """training batches on which the loss of each plan that is looked at is measured"""
     steps: Count[int] = 105
     """updates of the recovery"""
-    recover: Literal["predict", "distil"] = "predict"
-    """how models recover: by masked prediction, or by what the dense model says"""
+    recover: Recovery = "predict"
+    """how models recover: by masked prediction, by what the dense model says, or (ctc) by transcripts as well"""
     masked: bool = False
     """of distillation: both hear masked speech and masked frames count; default: all of it, and every frame"""
     out: Path = Path("runs/plan")
@@ -68,7 +68,7 @@ def run(config: Config) -> None:
     schedule = Schedule(Calendar((), config.steps), tuple(budget.share for budget in budgets))
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    lesson = dense_teaches(job, config.out, masked=config.masked) if config.recover == "distil" else None
+    lesson = recovering(job, config.recover, config.out, masked=config.masked)
     budgets, notes = budgets_of(config, job.subject.arch), list[str]()  # of the model with its output layer
 
     def points(bench: Bench) -> None:

@@ -40,7 +40,7 @@ def own_quality(model: Model, audio: Path | None, *, out: Path) -> dict[str, flo
     """
     places = () if audio is None else (str(audio),)
     prepare(Preparation(audio=places, out=out, labels=(f"{model.name}:own",), name="own", valid=0.0))
-    data = load_data(out, model.arch.front, labels="own", valid=out, stats=model.stats)
+    data = load_data(out, model.arch, labels="own", valid=out, stats=model.stats)
     found = evaluate(model.arch, model.params, data, Training())
     return {"loss": found["masked_loss"], "masked_accuracy": found["masked_accuracy"], "entropy": data.entropy}
 
@@ -107,7 +107,7 @@ def speech_with_targets(model: Model, asked: Asked, *, out: Path) -> Found:
         corpus, valid = _own(labelling, asked, out)
         if model.arch.head is not None and labelling.place is not None and Path(labelling.place).exists():
             codewords = str(Path(labelling.place).resolve())
-    data = load_data(corpus, model.arch.front, labels=asked.labels, valid=valid, stats=model.stats)
+    data = load_data(corpus, model.arch, labels=asked.labels, valid=valid, stats=model.stats)
     found = predicted(model.arch)
     if found and found != data.clusters:
         raise InputError(_mismatch(model, asked, corpus, data.clusters))

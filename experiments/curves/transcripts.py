@@ -95,7 +95,20 @@ def open_transcripts(model: Model, data: Data | None) -> tuple[Transcripts | Non
     known = {i: said for i, said in spelled.items() if said is not None}
     where = f"{len(known)} of {len(among)} held-out utterances have a transcript in the symbols of the CTC layer"
     if not known:
-        return None, f"{where}: no CTC loss, no character error rate"
+        return None, f"{where}: no CTC loss, no character error rate; {_remedy(layer, data)}"
     places = np.unique(np.linspace(0, len(known) - 1, min(MOST, len(known))).round().astype(int))
     chosen = tuple(list(known)[place] for place in places.tolist())
     return Transcripts(layer, corpus, chosen, tuple(known[i] for i in chosen)), f"{where}; {len(chosen)} are used"
+
+
+def _remedy(layer: CtcLayer, data: Data) -> str:
+    """Say how many transcripts there are at all, and what would do."""
+    spelled = sum(layer.spell(text) is not None for text in data.texts)
+    there = f"{spelled} of all {len(data.texts)} utterances there have one"
+    symbols = "".join(symbol for symbol in layer.symbols if len(symbol) == 1)
+    if (foreign := next((text for text in data.texts if text and layer.spell(text) is None), None)) is not None:
+        there = f"{there}, the first other text is {foreign[:40]!r} and the symbols are {symbols[:60]!r}"
+    return (
+        f"{there}; name transcribed speech with --held-out: *.trans.txt beside the audio, as LibriSpeech has it, or "
+        "manifest.tsv with a column text"
+    )

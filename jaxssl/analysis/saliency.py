@@ -62,8 +62,9 @@ def context_gradient(
             output = apply_gated(arch, params, by_map, batch["inputs"], batch["lengths"], mask=batch["mask"], key=key)
             return loss(output, batch["labels"], batch["mask"])[0]
 
-        rows, frames = batch["mask"].shape
-        ones = {axis.name: jnp.ones((rows, arch.reduced(frames), axis.size)) for axis in alive}
+        rows, inputs = batch["inputs"].shape[:2]
+        frames = arch.reduced(arch.front.heard(inputs))
+        ones = {axis.name: jnp.ones((rows, frames, axis.size)) for axis in alive}
         return {name: jnp.abs(gradient).sum((0, 1)) for name, gradient in jax.grad(value)(ones).items()}
 
     total = {axis.name: np.zeros(axis.size) for axis in chosen}

@@ -106,8 +106,8 @@ class Model(nnx.Module):
         heard = self.featurise(inputs, lengths, dtype, padding)
         x, lengths = heard.features, heard.lengths
         valid = None if lengths is None else frame_mask(lengths, x.shape[1])
-        features = self.embed(x, valid, mask, rngs)
         ratio = self.arch.time_reduction
+        features = self.embed(x, valid, _spread(mask, x.shape[1], ratio), rngs)
         reduced = (jnp.full(x.shape[0], x.shape[1]) if lengths is None else lengths) // ratio
         count = (x.shape[1] - ratio) // ratio + 1  # as the convolution counts, which a symbolic shape must match
         seen = None if valid is None else frame_mask(reduced, count)
@@ -245,7 +245,8 @@ def apply(
         params: as `init` or `load` gave them; `shapes(arch)` lists them.
         inputs: (batch, samples) at 16 kHz for HuBERT; (batch, frames, bins × stack) normalised log-Mel for MelHuBERT.
         lengths: (batch,), valid samples or frames of each row; None: all.
-        mask: (batch, frames before time reduction), true where a frame is hidden from the model.
+        mask: (batch, frames), true where a frame is hidden from the model; of time reduction, frames before it, or
+            after it, each of which hides all that it is made of.
         key: randomness for dropout and LayerDrop; None is deterministic.
         dtype: of the computation, float32 or bfloat16; parameters stay as they are, and those stored in bfloat16 are
             used as the float32 numbers they are.
@@ -332,6 +333,14 @@ def apply_gated(
 def check_params(arch: Arch, params: Params) -> None:
     """Raise InputError at the first path where `params` are not what `arch` says, as `check_arrays` does."""
     check_arrays(shapes(arch), params)
+
+
+def _spread(mask: Array | None, frames: int, ratio: int) -> Array | None:
+    """Let a mask of reduced frames, (batch, frames // ratio), hide all that these are made of, (batch, frames)."""
+    if mask is None or ratio == 1 or mask.shape[1] == frames:
+        return mask
+    spread = jnp.repeat(mask, ratio, axis=1)
+    return jnp.pad(spread, ((0, 0), (0, frames - spread.shape[1])))  # frames left over are in none
 
 
 def _one_key() -> Any:

@@ -42,6 +42,7 @@ class Data:
         spans: how frames are masked.
         per_second: inputs of the corpus in a second.
         texts: what is said in each utterance of the corpus of held-out speech; empty where it is not known.
+        taught: the same of the corpus to train on.
     """
 
     train: tuple[Corpus, np.ndarray]
@@ -52,20 +53,21 @@ class Data:
     spans: Spans
     per_second: int
     texts: tuple[str, ...] = ()
+    taught: tuple[str, ...] = ()
 
 
-def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
-    """Open a prepared corpus as a model's front end takes it.
+def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
+    """Open a prepared corpus as a model takes it: inputs of its front end, a label for each frame of its layers.
 
     Args:
         corpus: folder of `experiments.prepare`, or a .csv of the MelHuBERT study.
-        front: of the arch.
+        arch: the model's.
         labels: name of a label set; None: the only one.
         valid: another prepared folder of held-out speech; None: the corpus's own validation part.
         stats: a trained model's log-Mel statistics; None: the corpus's own.
 
     Raises:
-        InputError: there is no validation part, or the two label sets differ in size.
+        InputError: there is no validation part, the two label sets differ in size, or frames of log-Mel become one.
     """
     here = _open(corpus)
     targets = here.labels(labels)
@@ -73,13 +75,20 @@ def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | Non
     held_out = targets if valid is None else there.labels(targets.name)
     if held_out.clusters != targets.clusters:
         raise InputError(f"{valid}: {held_out.clusters} clusters, {corpus} has {targets.clusters}; prepare it --like")
+    front, joined = arch.front, arch.time_reduction
     if isinstance(front, LogMel):
+        if joined > 1:
+            raise InputError(
+                f"{joined} log-Mel frames become one in this model, and no corpus has labels of these; encode with it, "
+                "or train the model without time reduction"
+            )
         stats = stats or here.stats
         feeds: list[Corpus] = [MelCorpus(c, t, front.stack, stats) for c, t in ((here, targets), (there, held_out))]
     else:
-        pace = {"stride": front.hop, "reach": front.field}
+        pace = {"stride": joined * front.hop, "reach": front.field + (joined - 1) * front.hop}
         feeds = [WaveCorpus(c.manifest, t, **pace) for c, t in ((here, targets), (there, held_out))]
         stats = None
+    share, span = front.spans
     learned = np.arange(len(here)) if valid is not None else here.indices("train")
     kept = np.arange(len(there)) if valid is not None else here.indices("valid")
     counts = np.bincount(np.concatenate([targets[int(i)] for i in learned]), minlength=targets.clusters)
@@ -89,9 +98,9 @@ def load_data(corpus: Path, front: Any, *, labels: str | None, valid: Path | Non
         targets.clusters,
         entropy(counts),
         stats,
-        Spans(*front.spans),
+        Spans(share, max(span // joined, 1)),
         front.rate,
-        tuple(utterance.text for utterance in there.manifest.utterances),
+        *(tuple(utterance.text for utterance in corpus.manifest.utterances) for corpus in (there, here)),
     )
 
 
@@ -232,8 +241,7 @@ def _shared(data: Data, training: Training) -> dict[str, Any]:
 
 def arrays(batch: Batch, mesh: Any) -> dict[str, Any]:
     """Put a batch on the devices, as `jaxssl.training.step` takes it."""
-    rows = {"inputs": batch.inputs, "lengths": batch.lengths, "labels": batch.labels, "mask": batch.mask}
-    return global_batch(rows, mesh)
+    return global_batch(vars(batch), mesh)
 
 
 def total(each: Iterator[Sums]) -> Sums:

@@ -25,6 +25,7 @@ from jaxssl.training.step import Arrays, Objective, View, as_seen
 
 HEADS = "distillation"  # among a student's parameters in training
 TAUGHT = "taught"  # in a batch
+LAST = "last"  # among a teacher's hidden layers: the encoder's output
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +35,8 @@ class Said:
 
     Attributes:
         logits: (batch, time, clusters), or None where they are not wanted.
-        hidden: wanted layers by number (0: input of the first), each (batch, time, width).
+        hidden: wanted layers by number (0: input of the first), each (batch, time, width); `LAST` is the encoder's
+            output, which pre-LN models normalise.
     """
 
     logits: Array | None
@@ -44,10 +46,14 @@ class Said:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Taught:
-    """What it says of the speech as it is, and of the speech with the masked frames hidden; None is not wanted."""
+    """What it says of the speech as it is, and of the speech with the masked frames hidden; None is not wanted.
+
+    `script` is what is said in it, where that is known: symbols, (batch, most) int32, and how many, (batch,).
+    """
 
     plain: Said | None
     masked: Said | None
+    script: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,14 @@ class Wanted:
         masked: whether it hears it with masked frames hidden.
         layers: hidden layers.
         logits: whether its logits.
+        last: whether the encoder's output.
     """
 
     plain: bool
     masked: bool
     layers: tuple[int, ...] = ()
     logits: bool = False
+    last: bool = False
 
 
 class Distillation(Protocol):
@@ -152,7 +160,7 @@ class SoftLabels:
             known = valid & (target >= 0)
             hard.append(mean(surprise(mine, target)[0], known))
             teacher.append(mean(surprise(their, target)[0], known))
-            soft.append(mean(_divergence(their / self.temperature, mine / self.temperature), valid))
+            soft.append(mean(divergence(their / self.temperature, mine / self.temperature), valid))
         value = (1 - self.alpha) * sum(hard, zero()) + self.alpha * sum(soft, zero())
         told = {"loss": value, "hard": sum(hard, zero()), "soft": sum(soft, zero()), "teacher": sum(teacher, zero())}
         return value, once(told)
@@ -172,7 +180,8 @@ def teach(
             noise = key if dropout else None
             inputs, lengths = batch["inputs"], batch["lengths"]
             out = apply(arch, params, inputs, lengths, mask=mask, key=noise, dtype=dtype, stack=stack)
-            return Said(out.logits if wanted.logits else None, {str(i): out.hidden[i] for i in wanted.layers})
+            hidden = {str(i): out.hidden[i] for i in wanted.layers} | ({LAST: out.last} if wanted.last else {})
+            return Said(out.logits if wanted.logits else None, hidden)
 
         return Taught(say(None) if wanted.plain else None, say(batch["mask"]) if wanted.masked else None)
 
@@ -246,7 +255,7 @@ def _output_layer(arch: Arch, params: Params, output: Output, labels: Array) -> 
     return sum((mean(surprise(one, labels[..., i])[0], valid & (labels[..., i] >= 0)) for i, one in parts), zero())
 
 
-def _divergence(teacher: Array, student: Array) -> Array:
+def divergence(teacher: Array, student: Array) -> Array:
     """Return KL(softmax(teacher) ‖ softmax(student)) of each frame, (batch, time)."""
     return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(student), jax.nn.log_softmax(teacher))
 

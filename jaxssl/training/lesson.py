@@ -7,7 +7,7 @@ the teacher runs once for all students of the same speech, batches and masks, an
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,8 @@ from jaxssl.models.arch import Arch, Front
 from jaxssl.models.model import Params
 from jaxssl.runtime import files
 from jaxssl.training.corpus import Data, predicted
-from jaxssl.training.distillation import TAUGHT, Distillation, Said, SoftLabels, Taught, Wanted, teach
+from jaxssl.training.ctc_recovery import Script
+from jaxssl.training.distillation import LAST, TAUGHT, Distillation, Said, SoftLabels, Taught, Wanted, teach
 from jaxssl.training.settings import Training
 
 Give = Callable[[Any, Mapping[str, int]], Any]  # a batch on the devices, and its position in the data
@@ -48,6 +49,7 @@ class Lesson:
         training: of the student; the teacher computes in the same dtype.
         dropout: whether the teacher drops at random, as the study's code did by mistake.
         kept: folder for its answers; None: it is asked anew.
+        script: what is said in the utterances, for a loss that asks for it.
     """
 
     arch: Arch
@@ -56,6 +58,7 @@ class Lesson:
     training: Training
     dropout: bool = False
     kept: Path | None = None
+    script: Script | None = None
 
     def loss(self, student: Arch) -> Distillation:
         """Return the loss by which a student learns."""
@@ -73,13 +76,15 @@ class Lesson:
         def give(batch: Any, position: Mapping[str, int]) -> Any:
             key = jax.random.fold_in(jax.random.key(training.seed), position["epoch"]) if self.dropout else None
             key = None if key is None else jax.random.fold_in(key, position["step"])
+            said = None if self.script is None else self.script.of(batch["index"])
             if self.kept is None:
-                return {**batch, TAUGHT: ask(self._placed, batch, key)}
+                return {**batch, TAUGHT: replace(ask(self._placed, batch, key), script=said)}
             path = self.kept / self._digest(wanted, position) / f"{position['epoch']}-{position['step']}.npz"
             if (kept := _read(path, wanted)) is None:
                 _keep(path, ask(self._placed, batch, key))
                 kept = _read(path, wanted)
-            return {**batch, TAUGHT: kept}
+            assert kept is not None  # it has just been written
+            return {**batch, TAUGHT: replace(kept, script=said)}
 
         return give
 
@@ -151,6 +156,7 @@ def _read(path: Path, wanted: Wanted) -> Taught | None:
 
     def said(name: str) -> Said:
         mine = {place.removeprefix(f"{name}/"): leaf for place, leaf in arrays.items() if place.startswith(f"{name}/")}
-        return Said(mine.get("logits"), {str(i): mine[f"hidden/{i}"] for i in wanted.layers})
+        names = [*map(str, wanted.layers), *([LAST] if wanted.last else [])]
+        return Said(mine.get("logits"), {name: mine[f"hidden/{name}"] for name in names})
 
     return Taught(said("plain") if wanted.plain else None, said("masked") if wanted.masked else None)

@@ -75,7 +75,8 @@ class MaskedPrediction:
         x = output.extracted.astype(jnp.float32)
         if self.padding != "independent":
             return jnp.square(x).mean()
-        valid = frame_mask(output.lengths[-1], x.shape[1])[..., None]
+        joined = x.shape[1] // output.last.shape[1]  # frames of the extractor that became one
+        valid = frame_mask(joined * output.lengths[-1], x.shape[1])[..., None]
         return jnp.square(x).mean(where=valid)
 
 

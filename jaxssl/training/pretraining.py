@@ -83,7 +83,7 @@ def _train(config: Pretraining, show: Callable[[Trained], None]) -> None:
     claim(config.out, config)
     corpus = config.corpus or _embedded(config.out / "prepared")
     arch, params, stats = _model(config)
-    data = load_data(corpus, arch.front, labels=config.labels, valid=config.valid, stats=stats)
+    data = load_data(corpus, arch, labels=config.labels, valid=config.valid, stats=stats)
     arch, params = _fitting(arch, params, data, seed=config.seed)
     check_batches(data, config)
     own(config.out, config)

@@ -14,21 +14,25 @@ import tyro
 
 from compress.errors import InputError
 from experiments import combine, distill, heads, joint, lowrank, plan, rows, weights
+from experiments.curves import evidence, job
 from experiments.curves.recovery import Asked, ready, speech_with_targets
+from experiments.curves.transcripts import open_transcripts
 from jaxssl.data import prepared
 from jaxssl.data.audio import read
 from jaxssl.data.demo import synthesize
+from jaxssl.data.masking import Spans
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import ClusterHead, Conv, Dropout, LengthAdapter, Waveform
+from jaxssl.models.sites import axes
 from jaxssl.runtime import files
 from jaxssl.training import output_layer
-from jaxssl.training.corpus import evaluate
+from jaxssl.training.corpus import evaluate, hear, load_data
 from jaxssl.training.ctc_layer import ARRAYS, SYMBOLS, ctc_losses, read_ctc
 from jaxssl.training.preparation import Preparation, prepare
 from jaxssl.training.probe import regress
 from jaxssl.training.settings import Training
-from tests.archs import LARGE, forward, transformer_layer
+from tests.archs import LARGE, MEL, forward, transformer_layer
 from tests.archs import weights as drawn
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -144,6 +148,40 @@ def test_an_output_layer_is_fitted_once_and_knows_something(models, audio, tmp_p
         np.testing.assert_array_equal(again.params["head"]["project"][name], leaf)
 
 
+def test_a_model_that_joins_frames_has_a_target_for_each_joined_one(audio, tmp_path):
+    """Whole frames are hidden, and it hears and predicts at its own rate; probes have no such frames, and say so."""
+    arch = replace(ARCH, time_reduction=2, head=None, layers=ARCH.layers[:1])
+    checkpoint.save(tmp_path / "model", arch, drawn(arch))
+    model = load_model(str(tmp_path / "model"), seed=0)
+    found, data = ready(model, asked(audio, clusters=4), TRAINING, out=tmp_path)
+    corpus, _ = data.train
+    assert [len(corpus.labels(i)) for i in range(3)] == [arch.frames(int(n)) for n in corpus.lengths]
+    assert data.spans == Spans(0.8, 5)
+    told = hear(found.arch, found.params, data, TRAINING)
+    assert 0 < told.frames.sum() <= 25
+    felt = evidence.Labelled(data, TRAINING, count=1)
+    step = evidence.evidence(found.arch, None, None, labelled=felt)
+    scores = step.scores(found.params, "gradient", [axis for axis in axes(found.arch) if axis.name.endswith("/heads")])
+    assert all((values > 0).all() for values in scores.values())
+    probes, why = job._probes(rows.Config(), arch)
+    assert probes is None
+    assert "not probed for phones and speakers: 2 frames become one" in why
+    with pytest.raises(InputError, match="2 log-Mel frames become one"):
+        load_data(next(tmp_path.glob("speech-*")), replace(MEL, time_reduction=2), labels=None, valid=None)
+
+
+def test_what_no_transcript_is_known_of_is_not_written_down(models, audio, tmp_path):
+    model = load_model(str(models / "codewords"), seed=0)
+    data = speech_with_targets(model, asked(audio), out=tmp_path).data
+    layer = {ARRAYS: safetensors.numpy.save({"kernel": np.ones((16, 3), np.float32)})}
+    model = replace(model, ctc={**layer, SYMBOLS: json.dumps({"symbols": ["<pad>", "x", "T"]}).encode()})
+    found, why = open_transcripts(model, data)
+    assert found is None
+    assert "0 of 1 held-out utterances have a transcript in the symbols of the CTC layer" in why
+    assert "0 of all 3 utterances there have one, the first other text is 'AT TEA' and the symbols are 'xT'" in why
+    assert "name transcribed speech with --held-out" in why
+
+
 def test_held_out_speech_has_the_same_clusters(models, audio, tmp_path):
     model = load_model(str(models / "headless"), seed=0)
     known = asked(audio, clusters=4, held_out=(str(audio / "u0.flac"),))
@@ -191,7 +229,7 @@ def test_labels_that_do_not_fit_are_refused_with_the_command_that_makes_such_as_
 def test_a_fine_tuned_model_of_another_program_becomes_a_curve(shared, audio, tmp_path):
     """From a folder of Hugging Face to small models that still have the CTC layer, with what it writes of speech."""
     place = shared / "encoders/hf_wav2vec2_base_ctc"
-    words = {"clusters": 4, "recover": "distil", "keep": (32,), "schedule": "once", "every": 1, "control": False}
+    words = {"clusters": 4, "recover": "ctc", "keep": (32,), "schedule": "once", "every": 1, "control": False}
     config = rows.Config(model=str(place), audio=(str(audio),), out=tmp_path / "rows", **QUICK, **words)
     rows.run(config)
     told = json.loads((tmp_path / "rows/report.json").read_text())

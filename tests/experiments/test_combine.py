@@ -88,8 +88,7 @@ def test_the_studys_winner_is_the_default():
     ]
     stages = combine.stages_of(combine.Config(), melhubert_mini())
     combine.check(stages, melhubert_mini())
-    assert stages[0].distil
-    assert not stages[1].distil
+    assert [stage.how for stage in stages[:2]] == ["distil", "predict"]
 
 
 def test_a_curve_of_one_technique_is_called_by_it():
@@ -105,9 +104,9 @@ def test_a_plan_is_read_from_a_file(place, tmp_path):
     path = tmp_path / "plan.txt"
     path.write_text("# half of it\nlayers=1@7:distil\n\nrows=12  # as narrow as it gets\n")
     stages = combine.stages_of(config(place, None, file=path), melhubert_mini())
-    assert [(str(stage), stage.steps, stage.distil) for stage in stages] == [
-        ("layers-1", 7, True),
-        ("rows-12", 2, False),
+    assert [(str(stage), stage.steps, stage.how) for stage in stages] == [
+        ("layers-1", 7, "distil"),
+        ("rows-12", 2, "predict"),
     ]
 
 

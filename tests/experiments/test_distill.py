@@ -67,7 +67,7 @@ def test_what_the_teacher_said_is_kept_and_read(distilled, place, tmp_path, monk
     kept = sorted((distilled.parent / "taught").rglob("*.npz"))
     assert len(kept) == 3
     model = load_model(str(place.model), seed=0)
-    data = load_data(place.corpus, model.arch.front, labels=None, valid=None, stats=model.stats)
+    data = load_data(place.corpus, model.arch, labels=None, valid=None, stats=model.stats)
     training = config(place, distilled).settings(3, paper=False, log_every=1)
     lesson = Lesson(model.arch, model.params, soft_labels(data, temperature=1.0, alpha=1.0), training)
     with corpus.loader(data, training) as feed:
@@ -152,7 +152,7 @@ def test_a_killed_run_goes_on_to_the_bit(place, distilled, tmp_path):
 def test_utterances_add_up_to_the_loss(place):
     """Sums over utterances are those over batches; the interval holds them and is the same each time."""
     model = load_model(str(place.model), seed=0)
-    data = load_data(place.corpus, model.arch.front, labels=None, valid=None, stats=model.stats)
+    data = load_data(place.corpus, model.arch, labels=None, valid=None, stats=model.stats)
     training = Training(batch=4, shortest=0.5)
     found, whole = (
         hear(model.arch, model.params, data, training),

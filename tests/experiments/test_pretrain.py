@@ -172,7 +172,7 @@ def test_five_kills_at_random_moments(place, unbroken, tmp_path, seed):
 def test_a_training_run_does_not_depend_on_the_devices(place, unbroken, tmp_path):
     """The same global batches on four devices, parameters spread over two, as on one."""
     arch, params = checkpoint.load(place.model)
-    data = load_data(place.corpus, arch.front, labels=None, valid=None)
+    data = load_data(place.corpus, arch, labels=None, valid=None)
     assert jax.device_count() == 4
     settings = {**SETTINGS, "save_every": 60, "steps": 60}
     fitted = fit(tmp_path, arch, params, data, Training(**settings, fsdp=2))
@@ -200,7 +200,7 @@ def test_hopeless_gradients_end_the_run(place, tmp_path, monkeypatch):
     """Speech that is not a number teaches nothing, which is said in one line."""
     monkeypatch.setattr(fit_module, "HOPELESS", 4)
     arch, params = checkpoint.load(place.model)
-    data = load_data(place.corpus, arch.front, labels=None, valid=None)
+    data = load_data(place.corpus, arch, labels=None, valid=None)
     broken = NotFinite(**{field.name: getattr(data.train[0], field.name) for field in fields(MelCorpus)})
     data = replace(data, train=(broken, data.train[1]))
     settings = Training(**{**SETTINGS, "valid_every": 50, "save_every": 50})
@@ -213,7 +213,7 @@ def test_hopeless_gradients_end_the_run(place, tmp_path, monkeypatch):
 
 def test_more_shapes_than_announced_are_told(place, monkeypatch, capsys):
     arch, _ = checkpoint.load(place.model)
-    data = load_data(place.corpus, arch.front, labels=None, valid=None)
+    data = load_data(place.corpus, arch, labels=None, valid=None)
     mesh = fit_module.make_mesh(devices=jax.devices()[:1])
 
     def notes(announced):

@@ -88,6 +88,17 @@ def test_time_reduction_is_a_strided_product(key):
     np.testing.assert_allclose(out.hidden[0][0], expected[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_hidden_reduced_frame_hides_all_that_it_is_made_of(key):
+    """Of 29 frames the last is in no reduced one, and is not hidden."""
+    arch = replace(STUDENT, layers=())
+    params, x = lively(arch), noise(arch, key, frames=29)
+    mask = jax.random.bernoulli(key, 0.5, (2, 14))
+    whole = jnp.pad(jnp.repeat(mask, 2, axis=1), ((0, 0), (0, 1)))
+    run_ = jax.jit(lambda mask: apply(arch, params, x, mask=mask).features)
+    np.testing.assert_array_equal(run_(mask), run_(whole))
+    assert not np.allclose(run_(mask), run_(jnp.zeros_like(whole)))
+
+
 def test_scan_is_unroll(key):
     """Among layers that lend their maps, reuse them, and do neither."""
     arch = replace(MEL, layers=(A, A, R, R, R, A, A), head=None)
