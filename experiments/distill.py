@@ -117,6 +117,7 @@ def run(config: Config) -> None:
     job = open_job(config, model, subject, schedule, training, out=config.out)
     job = replace(job, lesson=lesson_of(config, job))
     if student is not None:
+        check_teacher(job.model, student, job.data, logits=False)
         student = with_head(student, job.data, job.training, out=config.out.parent)
     starts = [make(config, job.subject, plan) for plan in plans] if student is None else [_as_subject(student)]
     for start in starts:

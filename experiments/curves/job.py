@@ -122,7 +122,11 @@ def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Sche
     if config.recover != "distil":
         lesson = recovering(job, config.recover, out, alpha=config.alpha, temperature=config.temperature)
         return replace(job, lesson=lesson)
-    teacher = job.model if teacher is None else with_head(teacher, job.data, job.training, out=out.parent)
+    if teacher is None:
+        teacher = job.model
+    else:
+        check_teacher(teacher, job.model, job.data, logits=False)
+        teacher = with_head(teacher, job.data, job.training, out=out.parent)
     check_teacher(teacher, job.model, job.data, logits=True)
     choose = soft_labels(job.data, temperature=config.temperature, alpha=config.alpha, masked=config.masked)
     lesson = Lesson(teacher.arch, teacher.params, choose, job.training, kept=out.parent / "taught")

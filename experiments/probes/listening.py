@@ -16,15 +16,17 @@ from jax import Array
 from compress.errors import InputError
 from experiments.probes.probing import log_mel, log_mel_frames
 from experiments.probes.tasks import BUCKETS, batches
+from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.padding import pad
-from jaxssl.inference.encode import hear, timing
+from jaxssl.inference.encode import LONGEST, hear, timing
 from jaxssl.inference.source import Model
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import init
 from jaxssl.runtime.cli import follow
 from jaxssl.training.ctc import Scale, Source
 
-LENGTHS = (*BUCKETS, 2 * BUCKETS[-1], 4 * BUCKETS[-1])  # samples padded to; no utterance may be longer than the last
+# Samples padded to; no utterance may be longer than the last. Whisper has positions for 30 s.
+LENGTHS = (*BUCKETS, LONGEST * SAMPLE_RATE, 4 * BUCKETS[-1])
 
 Hearing = Callable[[Array, Array], tuple[Array, Array]]
 

@@ -21,7 +21,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.inference.source import Model
-from jaxssl.models.arch import Arch, Front
+from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params
 from jaxssl.runtime import files
 from jaxssl.training.corpus import Data, predicted
@@ -117,9 +117,9 @@ def check_teacher(teacher: Model, student: Model, data: Data, *, logits: bool) -
     Raises:
         InputError: what differs, and what to do.
     """
-    one, two = teacher.arch.front, student.arch.front
-    if one.kind != two.kind or _pace(one) != _pace(two):
-        heard = [f"{front.kind}, {_pace(front)[0]} frames of {_pace(front)[1]} in 10 s" for front in (one, two)]
+    one, two = teacher.arch, student.arch
+    if one.front.kind != two.front.kind or _pace(one) != _pace(two):
+        heard = [f"{arch.front.kind}, {_pace(arch)[0]} frames of {_pace(arch)[1]} in 10 s" for arch in (one, two)]
         raise InputError(f"the teacher {teacher.name} hears {heard[0]}, the student {heard[1]}; they must be alike")
     stats = [None if model.stats is None else stats_bytes(model.stats) for model in (teacher, student)]
     if None not in stats and stats[0] != stats[1]:
@@ -131,9 +131,9 @@ def check_teacher(teacher: Model, student: Model, data: Data, *, logits: bool) -
         raise InputError(f"the teacher {teacher.name} tells {found} clusters apart, the speech has {data.clusters}")
 
 
-def _pace(front: Front) -> tuple[int, int]:
+def _pace(arch: Arch) -> tuple[int, int]:
     """Return the frames of ten seconds, and the size of an input."""
-    return front.frames(160_000), math.prod(front.shape(160_000)[1:])
+    return arch.frames(160_000), math.prod(arch.front.shape(160_000)[1:])
 
 
 def _keep(path: Path, taught: Taught) -> None:

@@ -21,7 +21,7 @@ from jaxssl.data import prepared
 from jaxssl.data.audio import read
 from jaxssl.data.demo import synthesize
 from jaxssl.data.masking import Spans
-from jaxssl.inference.source import load_model
+from jaxssl.inference.source import Model, load_model
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import ClusterHead, Conv, Dropout, LengthAdapter, Waveform
 from jaxssl.models.sites import axes
@@ -29,6 +29,7 @@ from jaxssl.runtime import files
 from jaxssl.training import output_layer
 from jaxssl.training.corpus import evaluate, hear, load_data
 from jaxssl.training.ctc_layer import ARRAYS, SYMBOLS, ctc_losses, read_ctc
+from jaxssl.training.lesson import check_teacher
 from jaxssl.training.preparation import Preparation, prepare
 from jaxssl.training.probe import regress
 from jaxssl.training.settings import Training
@@ -168,6 +169,13 @@ def test_a_model_that_joins_frames_has_a_target_for_each_joined_one(audio, tmp_p
     assert "not probed for phones and speakers: 2 frames become one" in why
     with pytest.raises(InputError, match="2 log-Mel frames become one"):
         load_data(next(tmp_path.glob("speech-*")), replace(MEL, time_reduction=2), labels=None, valid=None)
+
+
+def test_a_student_that_joins_frames_is_none_of_a_teacher_that_does_not():
+    archs = (ARCH, replace(ARCH, time_reduction=2))
+    teacher, student = (Model(name, arch, {}, None, True) for name, arch in zip("ts", archs, strict=True))
+    with pytest.raises(InputError, match="t hears waveform, 499 frames of 1 in 10 s, the student waveform, 249 frames"):
+        check_teacher(teacher, student, None, logits=False)
 
 
 def test_what_no_transcript_is_known_of_is_not_written_down(models, audio, tmp_path):

@@ -21,7 +21,7 @@ from jaxssl.models.arch import LogMel
 from jaxssl.models.model import init
 from jaxssl.runtime.cli import main
 from jaxssl.training.probe import Examples
-from tests.archs import BASE, STUDENT
+from tests.archs import ARCHS, BASE, STUDENT
 from tests.experiments.test_card import ARCH, HUMS, utterance
 
 STATS = Stats(np.zeros(40, np.float32), np.full(40, 5, np.float32))
@@ -196,6 +196,11 @@ def test_frames_at_equal_times_whatever_the_period():
     assert untrained.grid(BASE, lengths, rows) is None  # a frame each 2.5 ms, of another window
     assert listening.period_ms(replace(ARCH, time_reduction=2)) == 40
     assert listening.period_ms(STUDENT) is None
+
+
+def test_what_whisper_can_hear_is_not_padded_to_more():
+    padded = next(length for length in listening.LENGTHS if length >= 30 * 16_000)
+    replace(ARCHS["whisper"].front, longest=1500).check_inputs(np.zeros((1, padded), np.float32), 1)
 
 
 @pytest.fixture(scope="module")
