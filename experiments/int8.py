@@ -47,14 +47,14 @@ class Config(Curve):
 def run(config: Config) -> None:
     """Carry out the experiment."""
     model, subject = open_model(config)
-    small = {
-        "bfloat16": Subject(subject.arch, bfloat16(subject.seen), {}),
-        "int8": Subject(*quantized(subject.arch, subject.seen), {}),
-    }
     schedule = Schedule(Calendar((), 0), (16.0, 8.0))
     training = config.settings(0, paper=False, log_every=1)
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    told: list[str] = []
+    dense, told = job.subject, list[str]()  # with its output layer, where one was fitted
+    small = {
+        "bfloat16": Subject(dense.arch, bfloat16(dense.seen), {}),
+        "int8": Subject(*quantized(dense.arch, dense.seen), {}),
+    }
 
     def points(bench: Bench) -> None:
         for (name, each), bits in zip(small.items(), schedule.levels, strict=True):

@@ -13,7 +13,7 @@ import soundfile
 import tyro
 
 from compress.errors import InputError
-from experiments import combine, distill, heads, joint, lowrank, plan, rows, weights
+from experiments import combine, distill, heads, int8, joint, lowrank, plan, rows, weights
 from experiments.curves import evidence, job
 from experiments.curves.recovery import Asked, ready, speech_with_targets
 from experiments.curves.transcripts import open_transcripts
@@ -109,6 +109,21 @@ def test_every_command_takes_any_model(models, audio, request, tmp_path, monkeyp
         assert ("it was converted for this run" in output) == (kind == "foreign"), module
     speech = list(tmp_path.glob("speech-*"))
     assert len(speech) == 1  # prepared and labelled once for all
+
+
+def test_what_is_stored_in_fewer_bits_has_the_output_layer_too(models, audio, tmp_path, monkeypatch):
+    found = {}
+
+    class Bench:
+        def point(self, name, subject, **_):
+            found[name] = subject
+
+        def rows(self):
+            return [{"name": "dense"}]
+
+    monkeypatch.setattr(int8, "draw", lambda job, points, **_: points(Bench()))
+    int8.run(int8.Config(model=str(models / "headless"), audio=(str(audio),), out=tmp_path / "r", clusters=4, **QUICK))
+    assert [subject.arch.head for subject in found.values()] == [ClusterHead(4)] * 2
 
 
 def test_a_models_codewords_are_what_it_answers_where_nothing_is_hidden(models, audio, tmp_path):
