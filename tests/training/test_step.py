@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache, partial
 from itertools import islice
 
 import jax
@@ -24,7 +25,8 @@ from jaxssl.training.step import change, make_evaluation, make_step, start
 from tests import golden
 from tests.archs import MEL, noise, weights
 
-STILL = replace(MEL, dropout=Dropout(0.0, 0.0))
+STILL = replace(MEL, dropout=Dropout(0.0, 0.0), layers=MEL.layers[:1])
+DEEP = replace(MEL, layers=MEL.layers[:2])
 LOSS = MaskedPrediction((11,))
 
 
@@ -33,6 +35,24 @@ def batch(key, *, rows=2, frames=30):
     labels = jax.random.randint(key, (rows, frames), 0, 11)
     mask = jax.random.bernoulli(key, 0.5, (rows, frames))
     return {"inputs": inputs, "lengths": jnp.full(rows, frames), "labels": labels, "mask": mask}
+
+
+@cache
+def stepping():
+    """One optimiser and its update for all tests that need no other, so that its programs are compiled once."""
+    optimizer = Optimizer(learning_rate=0.01).build()
+    return optimizer, make_step(STILL, LOSS, optimizer)
+
+
+@partial(jax.jit, static_argnums=0)
+def gradients_by(stack, params, data, key):
+    """Loss, hidden layers and gradients with dropout, whichever way the stack runs."""
+
+    def value(params):
+        output = apply(DEEP, params, data["inputs"], mask=data["mask"], key=key, stack=stack)
+        return LOSS(output, data["labels"], data["mask"])[0], output.hidden
+
+    return jax.value_and_grad(value, has_aux=True)(params)
 
 
 @pytest.mark.slow
@@ -65,15 +85,9 @@ def test_the_studys_pretraining_run_is_followed(shared):
 @pytest.mark.parametrize("stack", ["scan", "remat"])
 def test_the_way_the_stack_runs_changes_nothing(key, stack):
     """With dropout on: the same random bits, the same gradients."""
-    params, data = weights(MEL), batch(key)
-
-    def value(params, stack):
-        output = apply(MEL, params, data["inputs"], mask=data["mask"], key=key, stack=stack)
-        return LOSS(output, data["labels"], data["mask"])[0], output.hidden
-
-    run = jax.jit(jax.value_and_grad(value, has_aux=True), static_argnums=1)
-    (loss, hidden), gradients = run(params, "unroll")
-    (same, also), others = run(params, stack)
+    given = weights(DEEP), batch(key), key
+    (loss, hidden), gradients = gradients_by("unroll", *given)
+    (same, also), others = gradients_by(stack, *given)
     np.testing.assert_allclose(loss, same, rtol=1e-6)
     np.testing.assert_allclose(np.stack(hidden), np.stack(also), rtol=0, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, others)
@@ -97,8 +111,7 @@ def test_rematerialisation_lowers_memory(key):
 def test_accumulation_is_one_large_batch(key):
     params, data = weights(STILL), batch(key, rows=4)
     data["mask"] = jnp.tile(data["mask"][:1], (4, 1))  # as many masked frames in every part
-    optimizer = Optimizer(learning_rate=0.01).build()
-    step = make_step(STILL, LOSS, optimizer)
+    optimizer, step = stepping()
     parts = [{name: rows[i : i + 2] for name, rows in data.items()} for i in (0, 2)]
     one, sums = step(start(params, optimizer, seed=0), [data])
     two, also = step(start(params, optimizer, seed=0), parts)
@@ -113,8 +126,7 @@ def test_accumulation_is_one_large_batch(key):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_gradient_that_is_not_finite_changes_nothing(key, parts):
     params, data = weights(STILL), batch(key)
-    optimizer = Optimizer(learning_rate=0.01).build()
-    step = make_step(STILL, LOSS, optimizer)
+    optimizer, step = stepping()
     broken = data | {"inputs": data["inputs"].at[0].set(jnp.nan)}
     state, sums = step(start(params, optimizer, seed=0), [broken, data][:parts])
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
@@ -141,9 +153,9 @@ def test_the_view_is_what_the_loss_sees(key):
 def test_a_change_cuts_moments_with_the_parameters(key):
     """Training on after a cut is training the cut model with the cut moments: same as masked ones, on what stays."""
     params, data = weights(STILL), batch(key)
-    optimizer = Optimizer(learning_rate=0.01).build()
-    state, _ = make_step(STILL, LOSS, optimizer)(start(params, optimizer, seed=0), [data])
-    axis = next(axis for axis in axes(STILL) if axis.name == "layers/1/ffn/hidden")
+    optimizer, step = stepping()
+    state, _ = step(start(params, optimizer, seed=0), [data])
+    axis = next(axis for axis in axes(STILL) if axis.name == "layers/0/ffn/hidden")
     keep = tuple(range(0, 24, 2))
     smaller = change(state, lambda tree: cut(tree, axis, keep))
     arch = describe(STILL, smaller.params)
@@ -151,24 +163,21 @@ def test_a_change_cuts_moments_with_the_parameters(key):
         assert found.dtype == whole.dtype
     mu, cut_mu = (optax.tree.get(each.optimizer, "mu") for each in (state, smaller))
     np.testing.assert_array_equal(
-        cut_mu["layers"]["1"]["ffn"]["fc1"]["kernel"], mu["layers"]["1"]["ffn"]["fc1"]["kernel"][:, ::2]
+        cut_mu["layers"]["0"]["ffn"]["fc1"]["kernel"], mu["layers"]["0"]["ffn"]["fc1"]["kernel"][:, ::2]
     )
     after, sums = make_step(arch, LOSS, optimizer)(smaller, [data])
     assert np.isfinite(means(sums)["loss"])
     assert int(after.step) == 2
-    fresh = change(state_of(params, optimizer, data), lambda tree: tree, reset=optimizer)
+    again, _ = step(start(params, optimizer, seed=0), [data])
+    fresh = change(again, lambda tree: tree, reset=optimizer)
     assert not any(leaf.any() for leaf in jax.tree.leaves(optax.tree.get(fresh.optimizer, "mu")))
-
-
-def state_of(params, optimizer, data):
-    return make_step(STILL, LOSS, optimizer)(start(params, optimizer, seed=0), [data])[0]
 
 
 @pytest.mark.slow
 def test_randomness_follows_the_seed_and_the_batch(key):
-    params, data = weights(MEL), batch(key)
+    params, data = weights(DEEP), batch(key)
     optimizer = Optimizer(learning_rate=0.0).build()
-    step = make_step(MEL, LOSS, optimizer)
+    step = make_step(DEEP, LOSS, optimizer)
 
     def losses(seed):
         state, found = start(params, optimizer, seed=seed), []
@@ -184,16 +193,16 @@ def test_randomness_follows_the_seed_and_the_batch(key):
 
 def test_bfloat16_keeps_float32_parameters(key):
     params, data = weights(STILL), batch(key)
-    optimizer = Optimizer(learning_rate=0.01).build()
+    optimizer, step = stepping()
     state, sums = make_step(STILL, LOSS, optimizer, dtype=jnp.bfloat16)(start(params, optimizer, seed=0), [data])
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, sums))} == {jnp.dtype("float32")}
-    _, exact = make_step(STILL, LOSS, optimizer)(start(params, optimizer, seed=0), [data])
+    _, exact = step(start(params, optimizer, seed=0), [data])
     np.testing.assert_allclose(means(sums)["loss"], means(exact)["loss"], rtol=0.02)
 
 
 def test_evaluation_drops_nothing(key):
-    params, data = weights(MEL), batch(key)
-    evaluate = make_evaluation(MEL, LOSS)
+    params, data = weights(DEEP), batch(key)
+    evaluate = make_evaluation(DEEP, LOSS)
     assert means(evaluate(params, (), data)) == means(evaluate(params, (), data))
 
 
