@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -18,8 +17,7 @@ from compress.errors import InputError
 from jaxssl.convert.config import parse_convs
 from jaxssl.convert.conversion import read
 from jaxssl.models.arch import Conv, CosineHead, PositionalConvolution
-from jaxssl.models.model import apply
-from tests.archs import transformer_layer
+from tests.archs import forward, transformer_layer
 from tests.convert import files
 from tests.golden import meets
 
@@ -37,13 +35,19 @@ def close(name, ours, theirs):
 
 
 def padded(golden):
-    return jnp.stack([np.pad(golden[f"raw_{i}"], (0, 40000 - len(golden[f"raw_{i}"]))) for i in (0, 1)])
+    return np.stack([np.pad(golden[f"raw_{i}"], (0, 40000 - len(golden[f"raw_{i}"]))) for i in (0, 1)])
+
+
+def together(converted, arrays, mask):
+    """Both utterances in one batch, by one program whatever is masked."""
+    lengths = arrays["lengths"].astype(np.int32)
+    return forward(converted.arch, converted.params, padded(arrays), lengths, mask=mask, padding="fairseq")
 
 
 @pytest.mark.parametrize("row", [0, 1])
 def test_each_utterance_alone(golden, row):
     converted, arrays = golden
-    output = apply(converted.arch, converted.params, jnp.asarray(arrays[f"raw_{row}"])[None])
+    output = forward(converted.arch, converted.params, arrays[f"raw_{row}"][None])
     for i in (1, 2, 3):
         close(f"single_{row}_layer_{i}", output.hidden[i], arrays[f"single_{row}_layer_{i}"])
     close(f"single_{row}_layer_none", output.last, arrays[f"single_{row}_layer_none"])
@@ -51,8 +55,7 @@ def test_each_utterance_alone(golden, row):
 
 def test_padded_batch(golden):
     converted, arrays = golden
-    lengths = arrays["lengths"].astype(np.int32)
-    output = apply(converted.arch, converted.params, padded(arrays), lengths, padding="fairseq")
+    output = together(converted, arrays, np.zeros_like(arrays["mask_indices"]))
     valid = ~arrays["frame_padding_mask"]
     assert output.lengths[-1].tolist() == valid.sum(1).tolist()
     close("conv_out", output.extracted, arrays["conv_out"].transpose(0, 2, 1))
@@ -64,8 +67,8 @@ def test_padded_batch(golden):
 
 def test_pretraining_head(golden):
     converted, arrays = golden
-    lengths, mask = arrays["lengths"].astype(np.int32), arrays["mask_indices"]
-    output = apply(converted.arch, converted.params, padded(arrays), lengths, mask=mask, padding="fairseq")
+    mask = arrays["mask_indices"]
+    output = together(converted, arrays, mask)
     valid = ~arrays["frame_padding_mask"]
     close("masked_encoder_out", np.asarray(output.last)[valid], arrays["masked_encoder_out"][valid])
     targets = arrays["targets"][:, :: arrays["targets"].shape[1] // mask.shape[1]][:, : mask.shape[1]]

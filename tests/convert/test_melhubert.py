@@ -6,7 +6,7 @@ import pytest
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
 from jaxssl.models.arch import ClusterHead, LogMel
-from jaxssl.models.model import apply
+from tests.archs import forward
 from tests.golden import meets
 
 TOLERANCE = 1e-4
@@ -20,7 +20,7 @@ def folder(shared):
 def features(folder, checkpoint):
     converted = read(folder / checkpoint)
     golden = np.load(folder / "forward/tiny20_libri960.npz")
-    return converted, apply(converted.arch, converted.params, golden["mel_input"], golden["mel_len"].astype(np.int32))
+    return converted, forward(converted.arch, converted.params, golden["mel_input"], golden["mel_len"].astype(np.int32))
 
 
 def test_plain(folder):
