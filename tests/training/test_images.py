@@ -1,10 +1,13 @@
 """Pictures show what the model saw and the very weights it attended with."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxssl.analysis.attention_maps import attention_maps
 from jaxssl.models.arch import FULL, Waveform
 from jaxssl.models.model import map_inputs, shapes
 from jaxssl.training.images import attention, masked_features, tile
@@ -20,15 +23,22 @@ LAYERS = [
 
 @pytest.fixture(scope="module")
 def heard():
-    """By arch: parameters, inputs, and what each dense map is given when the model itself runs."""
+    """By arch: parameters, inputs, what each dense map is given when the model itself runs, and all attention."""
     found = {}
     for name, arch in ARCHS.items():
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda s, rng=rng: jnp.asarray(rng.normal(0, 0.5, s.shape), s.dtype), shapes(arch))
         inputs = noise(arch, jax.random.key(1), batch=1, frames=12)
-        maps, _ = jax.jit(map_inputs, static_argnums=0)(arch, params, inputs)
-        found[name] = params, inputs, {path: np.asarray(value[0], np.float64) for path, value in maps.items()}
+        (given, _), (maps, _) = both(arch, params, inputs)
+        given = {path: np.asarray(value[0], np.float64) for path, value in given.items()}
+        found[name] = params, inputs, given, {i: np.asarray(each[0]) for i, each in maps.items()}
     return found
+
+
+@partial(jax.jit, static_argnums=0)
+def both(arch, params, inputs):
+    """One program an arch for all its layers; `attention` has one for each."""
+    return map_inputs(arch, params, inputs), attention_maps(arch, params, inputs)
 
 
 def multiply(dense, x):
@@ -52,10 +62,9 @@ def reference(block, x, head_dim):
 @pytest.mark.parametrize(("name", "layer"), LAYERS)
 def test_attention_is_what_the_model_does(heard, name, layer):
     """Equal to a reference, and the weighted sum of values is what the model hands to its output map."""
-    arch, (params, inputs, maps) = ARCHS[name], heard[name]
+    arch, (params, _, maps, weights) = ARCHS[name], heard[name]
     block, path = params["layers"][str(layer)]["attention"], f"layers/{layer}/attention"
-    found = attention(arch, params, inputs, layer)
-    frames = len(maps[f"{path}/q"])
+    found, frames = weights[layer], len(maps[f"{path}/q"])
     assert found.shape == (arch.layers[layer].mixer.heads, frames, frames)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
     if arch.relative is None:  # what WavLM adds to scores has a reference of its own
@@ -65,8 +74,14 @@ def test_attention_is_what_the_model_does(heard, name, layer):
     np.testing.assert_allclose(context, maps[f"{path}/out"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "layer"), [("mel", 1), ("student", 0)])
+def test_what_is_drawn_is_the_layers_attention(heard, name, layer):
+    params, inputs, _, weights = heard[name]
+    np.testing.assert_allclose(attention(ARCHS[name], params, inputs, layer), weights[layer], rtol=1e-5, atol=1e-7)
+
+
 def test_a_reused_map_is_drawn_again(heard):
-    (params, inputs, maps), arch = heard["reusing"], ARCHS["reusing"]
+    (params, inputs, maps, _), arch = heard["reusing"], ARCHS["reusing"]
     found = attention(arch, params, inputs, 2)
     np.testing.assert_array_equal(found, attention(arch, params, inputs, 0))
     path = "layers/2/attention"
