@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -73,17 +74,29 @@ def test_the_studys_losses_and_gradients(shared, stored, teacher, kind, temperat
     inputs, lengths, labels = golden.batch(stored, 0)
     mask = jnp.asarray(arrays["mask"] if kind == "masked" else np.zeros(labels.shape, bool), bool)
     batch = {"inputs": inputs, "lengths": lengths, "labels": labels, "mask": mask}
-    arch, loss = student_arch(teacher[0]), SoftLabels((32,), temperature, float(alpha), masked=kind == "masked")
-    batch |= {TAUGHT: teach(teacher[0], loss.wanted, stack="scan")(teacher[1], batch, None)}
-    learn = jax.jit(jax.value_and_grad(distilling(arch, loss, stack="scan"), has_aux=True))
+    arch, masked = student_arch(teacher[0]), kind == "masked"
+    batch |= {TAUGHT: asked(teacher[0], SoftLabels((32,), masked=masked).wanted)(teacher[1], batch, None)}
+    settings = np.float32(temperature), np.float32(alpha)
     for suffix, student in stored_students(shared, arch, teacher[1], kind).items():
-        (_, sums), gradient = learn(student, (), batch, None)
+        (_, sums), gradient = learn(arch, masked, *settings, student, batch)
         found = means(sums) | {"grad_norm": float(norm(gradient))}
         theirs = told[f"{kind}_T{temperature}_a{alpha}{suffix}"]
         for key in ("loss", "hard", "soft", "teacher", "grad_norm"):
             np.testing.assert_allclose(found[key], theirs[key], rtol=1e-4, err_msg=f"{key}{suffix}")
         if alpha == "1" and not suffix:
             assert_alike(gradient, golden.tree(arch, arrays, "grad/"))
+
+
+@cache
+def asked(arch, wanted):
+    return teach(arch, wanted, stack="scan")
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def learn(arch, masked, temperature, alpha, student, batch):
+    """Loss and gradient, by one program for all temperatures and shares."""
+    loss = SoftLabels((32,), temperature, alpha, masked=masked)
+    return jax.value_and_grad(distilling(arch, loss, stack="scan"), has_aux=True)(student, (), batch, None)
 
 
 def assert_alike(gradient, theirs):
@@ -161,7 +174,7 @@ def test_every_recipe_trains_the_student_and_its_heads(speech, name):
     dirty = batch["inputs"].at[1, 21:].set(7.0)
     noisy = batch | {"inputs": dirty}
     again = noisy | {TAUGHT: ask(params, noisy, None)}
-    value = distilling(arch, loss)
+    value = jax.jit(distilling(arch, loss))
     tree = joined(student, heads)
     np.testing.assert_allclose(value(tree, (), again, None)[0], value(tree, (), given, None)[0], rtol=1e-5)
 
