@@ -1,5 +1,6 @@
 """Training states come back as they were; damaged ones are set aside and told."""
 
+import shutil
 from dataclasses import replace
 
 import jax
@@ -13,6 +14,8 @@ from jaxssl.training.resume import Checkpoints
 from jaxssl.training.step import start
 from tests.archs import MEL, UNEVEN
 
+SMALL = replace(MEL, layers=MEL.layers[:1])
+
 
 def state(arch, seed):
     rng = np.random.default_rng(seed)
@@ -20,12 +23,19 @@ def state(arch, seed):
     return start(params, Optimizer().build(), seed=seed)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    with Checkpoints(folder, keep=2) as checkpoints:
         for number in (1, 2, 3):
-            checkpoints.save(number, state(MEL, number), {"position": {"epoch": 0, "step": number}})
-    return tmp_path / "checkpoints"
+            checkpoints.save(number, state(SMALL, number), {"position": {"epoch": 0, "step": number}})
+    return folder
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    """A run's checkpoints, for one test to damage."""
+    return shutil.copytree(original, tmp_path / "checkpoints")
 
 
 def equal(one, two):
@@ -37,7 +47,7 @@ def test_the_newest_comes_back_and_old_ones_go(saved):
     with Checkpoints(saved) as checkpoints:
         number, record, notes = checkpoints.newest()
         assert (number, record, notes) == (3, {"position": {"epoch": 0, "step": 3}}, [])
-        equal(checkpoints.restore(3, state(MEL, 9)), state(MEL, 3))
+        equal(checkpoints.restore(3, state(SMALL, 9)), state(SMALL, 3))
     assert sorted(path.name for path in saved.iterdir()) == ["2", "3"]
 
 
@@ -62,8 +72,8 @@ def test_a_damaged_newest_falls_back(saved, damage):
         assert number == 2
         assert len(notes) == 1
         assert file.name in notes[0]
-        equal(checkpoints.restore(2, state(MEL, 9)), state(MEL, 2))
-        checkpoints.save(3, state(MEL, 4), {"again": True})  # its place is free
+        equal(checkpoints.restore(2, state(SMALL, 9)), state(SMALL, 2))
+        checkpoints.save(3, state(SMALL, 4), {"again": True})  # its place is free
     with Checkpoints(saved) as checkpoints:
         assert checkpoints.newest()[:2] == (3, {"again": True})
     assert (saved / "damaged-3").is_dir()
