@@ -67,10 +67,14 @@ def test_alone(converted, golden, waves):
 
 
 def test_every_layer_of_a_batch(converted, golden, waves):
-    """Without a mask padding is silence like any other, as transformers has it for models with a group norm."""
-    padded = np.stack([waves[0], np.pad(waves[1], (0, len(waves[0]) - len(waves[1])))])
-    masked, lengths = converted.arch.front.norm == "layer", np.array([len(wave) for wave in waves], np.int32)
-    ours = forward(converted.arch, converted.params, padded, lengths if masked else None, padding="transformers")
+    """Without a mask padding is silence like any other, as transformers has it for models with a group norm.
+
+    All of a row is then valid, which is what no lengths mean; the program is that of a masked batch.
+    """
+    padded, lengths = together(waves)
+    masked = converted.arch.front.norm == "layer"
+    lengths = lengths if masked else np.full_like(lengths, padded.shape[1])
+    ours = forward(converted.arch, converted.params, padded, lengths, padding="transformers")
     found = {f"layer_{i}": hidden for i, hidden in enumerate(ours.hidden)}
     batch = "batch_mask" if masked else "batch_nomask"
     wanted = {name: golden[f"{batch}_{name}"] for name in found if f"{batch}_{name}" in golden}

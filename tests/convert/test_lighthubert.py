@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from tests.archs import forward
 from tests.golden import meets
 
 FILE = "encoders/lighthubert/lighthubert_tiny.pt"
+run = partial(forward, stack="scan")  # twelve layers compile as one
 SUBNET = {"embed_dim": 64, "heads_num": [1] * 10, "ffn_embed": [64] * 10}
 
 
@@ -31,13 +33,13 @@ def test_alone(shared, golden, subnet):
     converted = read(shared / FILE, subnet=None if subnet == "max" else str(golden[f"{subnet}_subnet_json"]))
     depth = len(converted.arch.layers)
     assert depth + 1 == golden[f"{subnet}_n_hidden"]
-    ours = forward(converted.arch, converted.params, inputs["raw_1"][None])
+    ours = run(converted.arch, converted.params, inputs["raw_1"][None])
     meets({f"{subnet}_single_1_hidden_{depth}": ours.hidden[-1]}, golden, atol=1e-4)
     if (key := f"{subnet}_single_0_39680_hidden_{depth}") in golden.files:
         as_given = replace(converted.arch, front=replace(converted.arch.front, normalize=False))
-        meets({key: forward(as_given, converted.params, cut).hidden[-1]}, golden, atol=1e-4)
+        meets({key: run(as_given, converted.params, cut).hidden[-1]}, golden, atol=1e-4)
     if (key := f"{subnet}_batch_hidden_0") in golden.files:  # the first row has no padding
-        ours = forward(converted.arch, converted.params, inputs["raw_0"][None])
+        ours = run(converted.arch, converted.params, inputs["raw_0"][None])
         meets({key: ours.features}, {key: golden[key][:1]}, atol=1e-4)
 
 
