@@ -15,6 +15,11 @@ from jaxssl.training.losses import MaskedPrediction, add, means
 from tests import golden
 from tests.archs import ARCHS, BASE, MEL, forward, noise, weights
 
+
+def shallow(arch):
+    return replace(arch, layers=arch.layers[:1])
+
+
 TOLERANCE = 1e-4  # relative, of each gradient's norm
 
 
@@ -37,7 +42,7 @@ def count_frames(arch, params, inputs):
 def test_fairseq_loss_and_gradients(shared, name):
     converted = read(shared / f"fairseq/{name}.pt")
     arrays = np.load(shared / f"fairseq/{name}.golden.npz")
-    samples = jnp.stack([np.pad(arrays[f"raw_{i}"], (0, 40000 - len(arrays[f"raw_{i}"]))) for i in (0, 1)])
+    samples = np.stack([np.pad(arrays[f"raw_{i}"], (0, 40000 - len(arrays[f"raw_{i}"]))) for i in (0, 1)])
     lengths, mask = arrays["lengths"].astype(np.int32), arrays["mask_indices"]
     labels = arrays["targets"][:, :: arrays["targets"].shape[1] // mask.shape[1]][:, : mask.shape[1]].astype(np.int32)
     loss = MaskedPrediction(converted.arch.head.codewords, penalty=10.0, padding="fairseq")
@@ -62,35 +67,37 @@ def test_melhubert_loss_and_gradients(shared):
     loss = MaskedPrediction((32,))
 
     def value(params):
-        return loss(apply(converted.arch, params, inputs, lengths, mask=arrays["mask"]), labels, arrays["mask"])
+        output = apply(converted.arch, params, inputs, lengths, mask=arrays["mask"])
+        return loss(output, labels, arrays["mask"])
 
     (found, _), gradients = jax.jit(jax.value_and_grad(value, has_aux=True))(converted.params)
     golden.meets({"loss": found}, arrays, rtol=1e-5)
     assert_gradients_equal(gradients, golden.tree(converted.arch, arrays, "grad/"))
-    norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in flatten(gradients).values()))
+    norm = np.sqrt(sum(float((np.asarray(leaf) ** 2).sum()) for leaf in flatten(gradients).values()))
     golden.meets({"grad_norm": norm}, arrays, rtol=1e-4)
 
 
-@pytest.mark.parametrize("arch", [ARCHS["mel"], ARCHS["large"]], ids=["mel", "large"])
+@pytest.mark.parametrize("arch", [shallow(MEL), shallow(ARCHS["large"])], ids=["mel", "large"])
 def test_padding_changes_nothing(arch, key):
     """Neither the loss nor a gradient sees what pads a batch."""
     params, inputs = weights(arch), noise(arch, key)
     frames = count_frames(arch, params, inputs)
-    labels = jax.random.randint(key, (2, frames), 0, 9)
-    mask = jax.random.bernoulli(key, 0.5, (2, frames))
-    loss = MaskedPrediction((arch.head.clusters,) if arch is MEL else (9,), unmasked=0.3, penalty=10.0)
+    draw = np.random.default_rng(0)
+    labels, mask = draw.integers(0, 9, (2, frames), np.int32), draw.random((2, frames)) < 0.5
+    loss = MaskedPrediction((11 if arch.front.features else 9,), unmasked=0.3, penalty=10.0)
 
     def value(params, inputs, lengths, labels, mask):
         return loss(apply(arch, params, inputs, lengths, mask=mask), labels, mask)[0]
 
-    whole = jnp.full(2, inputs.shape[1])
+    whole = np.full(2, inputs.shape[1], np.int32)
     more = ((0, 0), (0, 80), *((0, 0),) * (inputs.ndim - 2))
-    wide = jnp.pad(inputs, more, constant_values=7.0)
+    wide = np.pad(inputs, more, constant_values=7.0)
     grown = count_frames(arch, params, wide) - frames
-    labelled = jnp.pad(labels, ((0, 0), (0, grown)), constant_values=-1)
-    masked = jnp.pad(mask, ((0, 0), (0, grown)), constant_values=True)
-    near, close = jax.jit(jax.value_and_grad(value))(params, inputs, whole, labels, mask)
-    far, also = jax.jit(jax.value_and_grad(value))(params, wide, whole, labelled, masked)
+    labelled = np.pad(labels, ((0, 0), (0, grown)), constant_values=-1)
+    masked = np.pad(mask, ((0, 0), (0, grown)), constant_values=True)
+    run = jax.jit(jax.value_and_grad(value))
+    near, close = run(params, inputs, whole, labels, mask)
+    far, also = run(params, wide, whole, labelled, masked)
     np.testing.assert_allclose(near, far, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), close, also)
 
@@ -99,8 +106,9 @@ def test_two_label_sets_add_up(key):
     params, inputs = weights(BASE), noise(BASE, key)
     output = forward(BASE, params, inputs)
     frames = output.last.shape[1]
-    labels = jnp.stack([jax.random.randint(key, (2, frames), 0, n) for n in (9, 5)], -1)
-    mask = jax.random.bernoulli(key, 0.5, (2, frames))
+    draw = np.random.default_rng(0)
+    labels = jnp.asarray(np.stack([draw.integers(0, n, (2, frames), np.int32) for n in (9, 5)], -1))
+    mask = jnp.asarray(draw.random((2, frames)) < 0.5)
     both, sums = MaskedPrediction((9, 5))(output, labels, mask)
     parts = (output.logits[..., :9], output.logits[..., 9:])
     alone = [
@@ -113,8 +121,8 @@ def test_two_label_sets_add_up(key):
 
 def test_weights_choose_the_frames(key):
     output = forward(MEL, weights(MEL), noise(MEL, key))
-    labels = jax.random.randint(key, (2, 30), 0, 11)
-    mask = jax.random.bernoulli(key, 0.5, (2, 30))
+    draw = np.random.default_rng(0)
+    labels, mask = jnp.asarray(draw.integers(0, 11, (2, 30), np.int32)), jnp.asarray(draw.random((2, 30)) < 0.5)
     logs = jax.nn.log_softmax(output.logits)
     surprise = -np.take_along_axis(np.asarray(logs), np.asarray(labels)[..., None], 2)[..., 0]
     hidden, _ = MaskedPrediction((11,))(output, labels, mask)
