@@ -6,6 +6,7 @@ does not change travels in `State.held`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -58,10 +59,17 @@ def start(params: Any, optimizer: optax.GradientTransformation, *, seed: int, he
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             remedy = "of an int8 map? dequantize" if leaf.dtype == jnp.int8 else "of a packed map? unpack"
             raise InputError(f"{name}: {leaf.dtype} has no gradient; {remedy} the model before training")
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    params, begun = _begun(optimizer.init, params)
     zero = jnp.zeros((), jnp.int32)
+    return State(zero, zero.copy(), params, begun, jax.random.key_data(jax.random.key(seed)), held)
+
+
+@partial(jax.jit, static_argnums=0)
+def _begun(init: Callable[[Any], Any], params: Any) -> tuple[Any, Any]:
+    """Copy parameters and begin with an optimiser by one program, where each shape of them had several of its own."""
+    params = jax.tree.map(jnp.copy, params)
     with jax.numpy_dtype_promotion("standard"):
-        return State(zero, zero.copy(), params, optimizer.init(params), jax.random.key_data(jax.random.key(seed)), held)
+        return params, init(params)
 
 
 def change(
