@@ -35,7 +35,7 @@ def cut(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
 
     def take(array: Any, at: int) -> Any:
         library, array = _at_hand(array)
-        return jnp.asarray(library.take(array, indices, axis=at))
+        return jax.device_put(library.take(array, indices, axis=at))
 
     def called(path: str) -> str:
         units = numbers(path)
@@ -51,13 +51,16 @@ def mask(tree: Mapping[str, Any], axis: Axis, keep: Sequence[int]) -> Tree:
     def zero(array: Any, at: int) -> Any:
         wide = stays.reshape([-1 if i == at else 1 for i in range(array.ndim)])
         library, array = _at_hand(array)
-        return jnp.asarray(library.where(wide, array, library.zeros_like(array)))
+        return jax.device_put(library.where(wide, array, library.zeros_like(array)))
 
     return _over(tree, axis, zero)
 
 
 def _at_hand(array: Any) -> tuple[Any, Any]:
-    """Return NumPy and an array of it where the numbers are at hand: JAX would compile a program for every shape."""
+    """Return NumPy and an array of it where the numbers are at hand: JAX would compile a program for every shape.
+
+    So it does in `jnp.asarray` of such an array, but not in `jax.device_put`.
+    """
     if isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True):
         return jnp, array
     return np, np.asarray(array)

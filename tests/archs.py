@@ -178,7 +178,7 @@ def noise(arch, key, *, batch=2, frames=30):
     draw = np.random.default_rng(key if isinstance(key, int) else np.asarray(jax.random.key_data(key)))
     front = arch.front
     shape = (batch, frames, front.size) if front.features else (batch, frames * front.hop + 20)
-    return jax.numpy.asarray(draw.standard_normal(shape, np.float32))
+    return jax.device_put(draw.standard_normal(shape, np.float32))  # asarray would compile a program for each shape
 
 
 def beside_noise(arch, params, key):
