@@ -31,7 +31,7 @@ LOSS = MaskedPrediction((11,))
 def lively(arch, seed=0):
     """Parameters of a size that trained ones have, drawn without a program to compile."""
     draw = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(0.3 * draw.standard_normal(x.shape), jnp.float32), shapes(arch))
+    return jax.tree.map(lambda x: (0.3 * draw.standard_normal(x.shape)).astype(np.float32), shapes(arch))
 
 
 def drawn(arch, seed, *, rows=2, frames=12, lengths=(12, 9)):
@@ -39,7 +39,7 @@ def drawn(arch, seed, *, rows=2, frames=12, lengths=(12, 9)):
     draw = np.random.default_rng(seed)
     return {
         "inputs": jnp.asarray(draw.standard_normal((rows, frames, arch.front.size)), jnp.float32),
-        "lengths": jnp.array(lengths),
+        "lengths": jnp.asarray(np.array(lengths, np.int32)),
         "labels": jnp.asarray(draw.integers(0, 11, (rows, frames))),
         "mask": jnp.asarray(draw.random((rows, frames)) < 0.5),
     }
@@ -55,8 +55,8 @@ def test_a_gate_of_zeros_and_ones_is_a_mask(arch):
     gates, ones, masked = {}, {}, params
     for axis in (axis for axis in axes(arch) if axis.size):
         keep = np.flatnonzero(draw.random(axis.size) < 0.5)
-        gates |= dict.fromkeys(axis.feeds, jnp.zeros((1, 1, axis.size)).at[..., keep].set(1.0))
-        ones |= dict.fromkeys(axis.feeds, jnp.ones((1, 1, axis.size)))
+        ones |= dict.fromkeys(axis.feeds, np.ones((1, 1, axis.size), np.float32))
+        gates |= dict.fromkeys(axis.feeds, np.isin(np.arange(axis.size), keep)[None, None].astype(np.float32))
         masked = mask(masked, axis, keep)
     run = jax.jit(lambda params, gates: apply_gated(arch, params, gates, inputs).hidden)
     for one, two in zip(run(params, gates), run(masked, ones), strict=True):
@@ -79,7 +79,7 @@ def test_scores_are_finite_differences_of_the_loss(kind):
     """Σ over frames of |loss(gate + ε) − loss(gate − ε)| / 2ε, each gate of each frame moved alone."""
     params, batch, step = lively(STILL), drawn(STILL, 0), 0.02
     chosen = [axis for axis in axes(STILL) if axis.name.endswith(kind)]
-    ones = {axis.into: jnp.ones((2, 12, axis.size)) for axis in chosen}
+    ones = {axis.into: np.ones((2, 12, axis.size), np.float32) for axis in chosen}
 
     @jax.jit
     def differences(gates, moves):
@@ -96,8 +96,8 @@ def test_scores_are_finite_differences_of_the_loss(kind):
     found = context_gradient(STILL, params, [batch], LOSS, kind=kind, normalise=False)
     for axis in chosen:
         count = 2 * 12 * axis.size
-        moves = {path: jnp.zeros((count, *gate.shape)) for path, gate in ones.items()}
-        moves[axis.into] = jnp.eye(count).reshape(count, 2, 12, axis.size)
+        moves = {path: np.zeros((count, *gate.shape), np.float32) for path, gate in ones.items()}
+        moves[axis.into] = np.eye(count, dtype=np.float32).reshape(count, 2, 12, axis.size)
         expected = np.asarray(differences(ones, moves)).reshape(2, 12, axis.size).sum((0, 1))
         np.testing.assert_allclose(found[axis.name], expected, rtol=2e-2, atol=1e-4)
         assert np.median(found[axis.name]) > 1e-3  # what was compared is not rounding
@@ -121,7 +121,7 @@ def test_batches_are_averaged_and_compiled_once():
 
 def test_padding_and_dropout_do_not_matter_unless_asked_for():
     params, batch = lively(SHORT), drawn(SHORT, 0)
-    wide = {name: jnp.concatenate([x, x[:, :5]], 1) if x.ndim > 1 else x for name, x in batch.items()}
+    wide = {name: np.concatenate([x, x[:, :5]], 1) if x.ndim > 1 else x for name, x in batch.items()}
     plain = context_gradient(SHORT, params, [batch], LOSS, kind="hidden")
     padded = context_gradient(STILL, params, [wide], LOSS, kind="hidden")
     dropped = context_gradient(SHORT, params, [batch], LOSS, kind="hidden", key=jax.random.key(0, impl="rbg"))
@@ -160,8 +160,8 @@ def test_the_studys_data_driven_heads(shared):
     def batch(number):
         """One of the run's, padded to the longest, so that one program does them all."""
         inputs, lengths, labels = golden.batch(stored, trace["batch_index"][number])
-        arrays = {"inputs": inputs, "labels": labels, "mask": jnp.asarray(masks[f"mask_{number:03d}"])}
-        wide = {n: jnp.pad(x, [(0, 0), (0, 151 - x.shape[1])] + [(0, 0)] * (x.ndim - 2)) for n, x in arrays.items()}
+        arrays = {"inputs": inputs, "labels": labels, "mask": masks[f"mask_{number:03d}"]}
+        wide = {n: np.pad(x, [(0, 0), (0, 151 - x.shape[1])] + [(0, 0)] * (x.ndim - 2)) for n, x in arrays.items()}
         return {**wide, "lengths": lengths}
 
     for event, left in zip(trace["events"], (9, 6), strict=True):

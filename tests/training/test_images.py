@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,7 +26,7 @@ def heard():
     found = {}
     for name, arch in ARCHS.items():
         rng = np.random.default_rng(0)
-        params = jax.tree.map(lambda s, rng=rng: jnp.asarray(rng.normal(0, 0.5, s.shape), s.dtype), shapes(arch))
+        params = jax.tree.map(lambda s, rng=rng: rng.normal(0, 0.5, s.shape).astype(s.dtype), shapes(arch))
         inputs = noise(arch, jax.random.key(1), batch=1, frames=12)
         (given, _), (maps, _) = both(arch, params, inputs)
         given = {path: np.asarray(value[0], np.float64) for path, value in given.items()}
