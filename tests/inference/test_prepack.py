@@ -13,7 +13,11 @@ from jaxssl.models import choice
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.describe import describe
 from jaxssl.models.model import _skeleton, apply, shapes
-from tests.archs import ARCHS, forward, fresh, noise, weights
+from tests.archs import ARCHS, forward, noise, weights
+
+
+def shallow(arch):
+    return replace(arch, layers=arch.layers[:1])
 
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
@@ -30,7 +34,7 @@ def test_the_function_stays(arch, key):
 
 
 def test_weights_in_bfloat16_are_the_numbers_they_are(key):
-    arch = ARCHS["base"]
+    arch = shallow(ARCHS["base"])
     params, x = bfloat16(weights(arch)), noise(arch, key)
     ready, arrays = prepared(arch, params)
     np.testing.assert_allclose(forward(arch, params, x).last, forward(ready, arrays, x).last, atol=2e-5)
@@ -51,15 +55,15 @@ def test_other_devices_keep_the_kernel(key, monkeypatch):
 
 @pytest.mark.parametrize("name", ["base", "mel", "uneven"])
 def test_in_bfloat16_weights_are_rounded_once_and_norms_are_not(key, name):
-    arch = ARCHS[name]
-    params, x = fresh(arch), noise(arch, key)
+    arch = shallow(ARCHS[name])
+    params, x = weights(arch), noise(arch, key)
     ready, arrays = prepared(arch, params, dtype=jnp.bfloat16)
     layer = arrays["layers"]["0"]
     assert layer["attention"]["v"]["kernel"].dtype == jnp.bfloat16
     assert layer["ffn_norm"]["scale"].dtype == layer["ffn"]["fc1"]["bias"].dtype == jnp.float32
-    exact = forward(arch, params, x).last
+    exact = np.asarray(forward(arch, params, x).last)
     one, two = (
-        float(jnp.sqrt(jnp.square(forward(*each, x, dtype=jnp.bfloat16).last.astype(jnp.float32) - exact).mean()))
+        float(np.sqrt(np.square(np.asarray(forward(*each, x, dtype=jnp.bfloat16).last, np.float32) - exact).mean()))
         for each in ((arch, params), (ready, arrays))
     )
     assert two < 1.3 * one < 0.05
