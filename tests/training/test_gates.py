@@ -92,7 +92,7 @@ def test_closed_gates_are_a_mask(key):
     params, x = weights(BASE), noise(BASE, key)
     found = (*channels(BASE), *axes(BASE))
     keeps = {axis.name: tuple(range(1, axis.size, 2)) for axis in found}
-    z = {axis.name: jnp.zeros(axis.size).at[jnp.array(keeps[axis.name])].set(1.0) for axis in found}
+    z = {axis.name: np.isin(np.arange(axis.size), keeps[axis.name]).astype(np.float32) for axis in found}
     masked = reduce(lambda tree, axis: mask(tree, axis, keeps[axis.name]), found, params)
     seen = gates.gated(params, found, z)
     np.testing.assert_allclose(forward(BASE, seen, x).last, forward(BASE, masked, x).last, atol=1e-5)
