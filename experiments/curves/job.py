@@ -350,6 +350,7 @@ def report(bench: Bench, notes: Sequence[str], more: Mapping[str, Any] = Mapping
         more: further values of report.json.
     """
     rows, out = bench.rows(), bench.out
+    bench.picture(rows)
     show(rows, bench.title)
     lines = where_the_rest_went([row for row in rows if row["name"] != "dense"])
     for line in lines:

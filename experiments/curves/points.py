@@ -1,7 +1,8 @@
-"""The points of a pruning curve: each model saved, evaluated, costed, timed and probed; the curve redrawn at each.
+"""The points of a pruning curve: each model saved, evaluated, costed, timed and probed; the curve redrawn as it grows.
 
 out/points.json         the finished points, which a broken-off run need not measure again
-out/curve.csv, .png     all of them so far
+out/curve.csv           all of them so far
+out/curve.png           the same, but for points of the last seconds while a run goes on
 out/held-out/NAME.npz   what a point's model made of each held-out utterance, for paired comparisons
 out/models/NAME/        the model of a point
 
@@ -11,6 +12,7 @@ A point that is there is whole; what a broken-off run had begun of the next one 
 import math
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -43,6 +45,7 @@ Row = dict[str, Any]
 PRUNED = 1e-3  # share of an array's entries that must be zero for its zeros to be meant
 # The same where int8 made zeros, too: of normal weights the share 0.8 · m / 254, m their largest in deviations.
 ROUNDED = 0.2
+REDRAWN = 20  # seconds between two pictures of a run: one takes half a second, a small model's point not much more
 FAIR = 0.8  # share of the promised speed-up below which the report says where the rest went
 
 
@@ -267,9 +270,16 @@ class Bench:
         rows = [*self.rows(), row]
         files.write_json(self.out / "points.json", rows)
         files.write_csv(self.out / "curve.csv", rows)
-        draw = self.draw or pictures.draw_curve
-        draw(self.out / "curve.png", rows, level=self.technique, title=self.title, caption=self.caption)
+        self.picture(rows, every=REDRAWN)
         show(rows[-1:] if len(rows) > 1 else rows, self.title)
+
+    def picture(self, rows: Sequence[Row], *, every: float = 0) -> None:
+        """Draw the points, unless the picture that is there has them all, or is less than `every` seconds old."""
+        path = self.out / "curve.png"
+        drawn = path.stat().st_mtime if path.is_file() else -math.inf
+        if drawn < (self.out / "points.json").stat().st_mtime and time.time() - drawn >= every:
+            draw = self.draw or pictures.draw_curve
+            draw(path, rows, level=self.technique, title=self.title, caption=self.caption)
 
     @property
     def title(self) -> str:

@@ -104,7 +104,8 @@ def compile_forward(arch: Arch, params: Params, load: Load, *, dtype: Any = jnp.
     the form that runs fastest here (`jaxssl.inference.prepack`), as whoever deploys a model would have them.
     """
     arch, params = prepared(arch, params, dtype=dtype)
-    samples = jax.random.normal(jax.random.key(seed), (load.batch, round(load.seconds * SAMPLE_RATE)))
+    noise = np.random.default_rng(seed).standard_normal((load.batch, round(load.seconds * SAMPLE_RATE)), np.float32)
+    samples = jnp.asarray(noise)
 
     def forward(params: Params, samples: jax.Array) -> jax.Array:
         return encode(arch, params, samples, dtype=dtype).end[0]

@@ -1,14 +1,20 @@
 """Pictures of curves: what stands where, whole and legible, and nothing twice."""
 
+import os
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from experiments import tradeoff
 from experiments.curves.measures import COSTS, by_default, measured
+from experiments.curves.points import Bench
 from experiments.reports import canvas, pictures, published
+from jaxssl.inference.latency import Load
 from jaxssl.models import cost
 from jaxssl.models.arch import melhubert
+from jaxssl.runtime import files
 from tests.archs import transformer_layer
 from tests.experiments.curves import HEADS, ROWS, WEIGHTS, alone, compare, row, write
 
@@ -106,6 +112,24 @@ def test_a_growing_curve_is_drawn_from_its_first_point_on(tmp_path):
         pictures.draw_curve(path, rows[:count], level="heads", title="heads", caption="")
         assert path.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize(("age", "every", "drawn"), [(30, 20, 1), (10, 20, 0), (10, 0, 1), (-1, 20, 0), (-1, 0, 0)])
+def test_a_picture_follows_a_run_without_holding_it_up(tmp_path, age, every, drawn):
+    """The first point is drawn, then now and then, then all at the end; what has all points is not drawn again."""
+    model, found = SimpleNamespace(name="mel", trained=True), []
+    bench = Bench(
+        tmp_path, model, None, None, Load(1.0), "float32", 1, None, "heads", draw=lambda *_, **__: found.append(1)
+    )
+    files.write_json(tmp_path / "points.json", HEADS)
+    bench.picture(HEADS, every=every)
+    assert found == [1]
+    (tmp_path / "curve.png").touch()
+    now = time.time()
+    os.utime(tmp_path / "curve.png", (now - age, now - age))
+    os.utime(tmp_path / "points.json", (now - 5, now - 5))
+    bench.picture(HEADS, every=every)
+    assert len(found) == 1 + drawn
 
 
 def test_a_busy_machine_does_not_move_a_point(tmp_path, monkeypatch):
