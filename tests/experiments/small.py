@@ -1,8 +1,11 @@
 """A small labelled corpus and a small model with weights that matter, for runs of seconds."""
 
 import random
+import shutil
+import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -59,13 +62,9 @@ def reach(process, number):
 
 def make(folder, *, layers, dropout=0.1):
     """Write audio, corpus and model."""
-    (folder / "audio").mkdir()
-    for i in range(14):
-        soundfile.write(folder / f"audio/u{i}.flac", synthesize(0.8 + 0.1 * (i % 3), seed=i), 16000)
-    config = Preparation(
-        audio=(str(folder / "audio"),), out=folder / "prepared", clusters=6, valid=0.2, restarts=1, storage="float32"
-    )
-    prepare(config)
+    made = Path(_speech().name)
+    for part in ("audio", "prepared"):
+        shutil.copytree(made / part, folder / part)
     dropout = Dropout(hidden=dropout, attention=dropout, activation=dropout)
     arch = replace(
         MEL, front=LogMel(40, 2), layers=(transformer_layer(4, 24),) * layers, head=ClusterHead(6), dropout=dropout
@@ -74,6 +73,19 @@ def make(folder, *, layers, dropout=0.1):
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes(arch))
     checkpoint.save(folder / "model", arch, params)
     return Small(folder / "audio", folder / "prepared", folder / "model")
+
+
+@lru_cache
+def _speech():
+    """Prepare the speech once for all; its manifest goes on naming the audio that is here."""
+    folder = tempfile.TemporaryDirectory(prefix="speech-")
+    audio = Path(folder.name) / "audio"
+    audio.mkdir()
+    for i in range(14):
+        soundfile.write(audio / f"u{i}.flac", synthesize(0.8 + 0.1 * (i % 3), seed=i), 16000)
+    words = {"clusters": 6, "valid": 0.2, "restarts": 1, "storage": "float32"}
+    prepare(Preparation(audio=(str(audio),), out=audio.parent / "prepared", **words))
+    return folder  # removed when the process ends
 
 
 def _words(value):

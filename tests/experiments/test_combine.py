@@ -14,7 +14,7 @@ from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Rank, melhubert, melhubert_mini
 from tests.experiments import small
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "untimed")
 QUICK = {"every": 2, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
 
 

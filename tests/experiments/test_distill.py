@@ -13,16 +13,16 @@ from experiments import distill, heads
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import ClusterHead, melhubert_tiny
-from jaxssl.models.model import apply
 from jaxssl.training import corpus, fit
 from jaxssl.training.corpus import hear, load_data
 from jaxssl.training.distillation import TAUGHT
 from jaxssl.training.lesson import Lesson, soft_labels
 from jaxssl.training.losses import MaskedPrediction, means
 from jaxssl.training.settings import Training
+from tests.archs import forward
 from tests.experiments import small
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "untimed")
 QUICK = {"steps": 3, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
 QUICK |= {"control": False}
 OTHERS = ("distilhubert", "fithubert", "armhubert", "starhubert")
@@ -43,7 +43,7 @@ def points(out):
 
 
 @pytest.fixture(scope="module")
-def distilled(place, tmp_path_factory):
+def distilled(place, tmp_path_factory, one_device, untimed):
     out = tmp_path_factory.mktemp("runs") / "distil"
     distill.run(config(place, out, layers=(1,), heads=3, ffn=16, keep_answers=True))
     return out
@@ -164,7 +164,7 @@ def test_utterances_add_up_to_the_loss(place):
     assert summary == hear(model.arch, model.params, data, training).summary()
     batch = next(iter(corpus.held_out(data, training)))
     row = int(np.flatnonzero(batch.index == batch.index.max())[0])
-    output = apply(model.arch, model.params, batch.inputs, batch.lengths, mask=batch.mask)
+    output = forward(model.arch, model.params, batch.inputs, batch.lengths, mask=batch.mask)
     only = batch.mask & (np.arange(len(batch.mask)) == row)[:, None]
     _, sums = MaskedPrediction((6,))(output, jnp.asarray(batch.labels), jnp.asarray(only))
     place_ = int(np.searchsorted(np.sort(data.valid[1]), batch.index[row]))

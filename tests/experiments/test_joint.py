@@ -18,7 +18,7 @@ from jaxssl.training import gates
 from tests.archs import BASE, fresh, noise
 from tests.experiments import small
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "untimed")
 QUICK = {"steps": 4, "after": 1, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll"}
 QUICK |= {"shortest": 0.5, "control": False, "gate_rate": 3.0, "ramp": 0.1}
 

@@ -15,13 +15,12 @@ from experiments.curves import planning as plan
 from experiments.curves.points import Subject
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Rank
-from jaxssl.models.model import apply, init
 from jaxssl.training.corpus import HeldOut
 from jaxssl.training.settings import claim, own
-from tests.archs import MEL, noise
+from tests.archs import MEL, forward, noise, weights
 from tests.experiments import small
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "untimed")
 QUICK = {"steps": 2, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
 QUICK |= {"control": False}
 
@@ -36,7 +35,7 @@ def config(place, out, **changes):
 
 
 @pytest.fixture(scope="module")
-def planned(place, tmp_path_factory):
+def planned(place, tmp_path_factory, one_device, untimed):
     """A budget that is counted, so that nothing hangs on the clock."""
     out = tmp_path_factory.mktemp("runs") / "plan"
     plan.run(config(place, out, budget=("params=80%",)))
@@ -109,7 +108,7 @@ def test_settings_are_read_off_a_run(place, tmp_path):
 
 @pytest.fixture(scope="module")
 def known():
-    params = init(MEL, jax.random.key(3))
+    params = weights(MEL)
     scores = {axis.name: np.arange(axis.size)[::-1].astype(float) for axis in options.axes(MEL)}
     maps = decompose_maps(params, [m for m in options.matrices(MEL) if m.path.startswith("layers/")])
     return params, options.Known(scores, maps)
@@ -125,7 +124,7 @@ def test_simulated_is_built(known, key):
     seen = options.simulate(params, MEL, picked, knows)
     built = options.realise(Subject(MEL, params, {}), picked, knows)
     x = noise(MEL, key)
-    one, two = apply(MEL, seen, x).last, apply(built.arch, built.params, x).last
+    one, two = forward(MEL, seen, x).last, forward(built.arch, built.params, x).last
     np.testing.assert_allclose(one, two, atol=2e-5)
     assert built.arch.layers[0].mixer.q == Rank(3)
     assert built.arch.layers[0].ffn.size == 0
