@@ -102,7 +102,7 @@ def run(options: Options) -> list[dict[str, Any]]:
     ours: Run = _ours(given)
     if given.ctc and (without := [name for name in options.format if name in ("stablehlo", "dphubert")]):
         print(f"{', '.join(without)}: the encoder alone, without its CTC layer", file=sys.stderr)
-    plain = given.forward(jnp.asarray(samples), jnp.asarray(lengths))
+    plain = jax.jit(given.forward)(jnp.asarray(samples), jnp.asarray(lengths))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{options.out.name}.", dir=options.out.parent) as staging:
         runs, rows = {"jax": ours}, [{"form": "jax", "error": 0.0, "bytes": _bytes(given)}]
