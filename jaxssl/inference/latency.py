@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -160,8 +161,11 @@ def grid(seconds: Iterable[float], batches: Iterable[int]) -> tuple[Load, ...]:
     return tuple(Load(length, batch) for length in seconds for batch in batches)
 
 
+@lru_cache
 def matmul_peak(dtype: Any, *, size: int | None = None, rounds: int = 5) -> float:
     """Measure the device's own rate in one square matrix product, in MACs per second; the best of some rounds.
+
+    Once for all runs of a process: on two CPU cores it takes two seconds.
 
     Args:
         dtype: of the operands; float32 runs at the precision jax uses by default.
