@@ -68,7 +68,7 @@ def finished(place, dense, tmp_path_factory):
     """An atlas with everything: two runs, all scores."""
     folder = tmp_path_factory.mktemp("runs")
     one, two = (write(folder / name, dense, points, noise=0.01) for name, points in RUNS.items())
-    settings = {"audio": (str(place.audio),), "limit": 3, "gradient": True, "corpus": place.corpus, "shortest": 0.5}
+    settings = {"audio": (str(place.audio),), "limit": 2, "gradient": True, "corpus": place.corpus, "shortest": 0.5}
     config = heads_atlas.Config(
         model=str(place.model), pruned=(one, two), permutations=99, sort="distance", out=folder / "atlas", **settings
     )
@@ -84,7 +84,7 @@ def test_every_head_is_in_the_atlas(finished, place):
     config, told = finished
     assert [(row["layer"], row["head"]) for row in told["heads"]] == [(i, h) for i in range(2) for h in range(4)]
     assert told["frame_ms"] == 20
-    speech = load_speech(config.audio, limit=3, batch=1)
+    speech = load_speech(config.audio, limit=2, batch=1)
     model = with_stats(load_model(str(place.model), seed=0), speech)
     run = jax.jit(lambda inputs, frames: attention_maps(model.arch, model.params, inputs, frames))
     found = []

@@ -17,10 +17,11 @@ from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Rank
 from jaxssl.training.corpus import HeldOut
 from jaxssl.training.settings import claim, own
-from tests.archs import MEL, forward, noise, weights
+from tests.archs import MEL, forward, noise, transformer_layer, weights
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device", "untimed")
+ARCH = replace(MEL, layers=(transformer_layer(4, 8),) * 2)
 QUICK = {"steps": 2, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
 QUICK |= {"control": False}
 
@@ -108,38 +109,38 @@ def test_settings_are_read_off_a_run(place, tmp_path):
 
 @pytest.fixture(scope="module")
 def known():
-    params = weights(MEL)
-    scores = {axis.name: np.arange(axis.size)[::-1].astype(float) for axis in options.axes(MEL)}
-    maps = decompose_maps(params, [m for m in options.matrices(MEL) if m.path.startswith("layers/")])
+    params = weights(ARCH)
+    scores = {axis.name: np.arange(axis.size)[::-1].astype(float) for axis in options.axes(ARCH)}
+    maps = decompose_maps(params, [m for m in options.matrices(ARCH) if m.path.startswith("layers/")])
     return params, options.Known(scores, maps)
 
 
 def test_simulated_is_built(known, key):
     """Options of every kind, one in each block: the model in its own shapes computes what the built one does."""
     params, knows = known
-    groups = options.groups_of(MEL)
+    groups = options.groups_of(ARCH)
     picked = [g.options[i % len(g.options)] for i, g in enumerate(groups, start=1)]
     low = picked[0] = options.factorised("attention", 3, 0)
     picked[1] = options.keeping("ffn", 0, 0)
-    seen = options.simulate(params, MEL, picked, knows)
-    built = options.realise(Subject(MEL, params, {}), picked, knows)
-    x = noise(MEL, key)
-    one, two = forward(MEL, seen, x).last, forward(built.arch, built.params, x).last
+    seen = options.simulate(params, ARCH, picked, knows)
+    built = options.realise(Subject(ARCH, params, {}), picked, knows)
+    x = noise(ARCH, key)
+    one, two = forward(ARCH, seen, x).last, forward(built.arch, built.params, x).last
     np.testing.assert_allclose(one, two, atol=2e-5)
     assert built.arch.layers[0].mixer.q == Rank(3)
     assert built.arch.layers[0].ffn.size == 0
-    assert options.with_option(MEL, "attention", low, (0,)).layers[0].mixer == built.arch.layers[0].mixer
+    assert options.with_option(ARCH, "attention", low, (0,)).layers[0].mixer == built.arch.layers[0].mixer
 
 
 def test_uniform_plans_fall(known):
     params, knows = known
     for family in options.FAMILIES:
         sizes = [
-            cost.parameters(found.arch) for found in options.uniform_plans(Subject(MEL, params, {}), family, knows)
+            cost.parameters(found.arch) for found in options.uniform_plans(Subject(ARCH, params, {}), family, knows)
         ]
         assert sizes == sorted(set(sizes), reverse=True), family
-        assert sizes[0] < cost.parameters(MEL)
-    smallest = options.uniform_plans(Subject(MEL, params, {}), "heads and rows", knows)[-1].arch
+        assert sizes[0] < cost.parameters(ARCH)
+    smallest = options.uniform_plans(Subject(ARCH, params, {}), "heads and rows", knows)[-1].arch
     assert all((layer.mixer.heads, layer.ffn.size) == (0, 0) for layer in smallest.layers)
 
 

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +20,12 @@ from jaxssl.inference.encode import Timing, encode, pieces
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Conv, LogMel
 from jaxssl.models.model import shapes
+from jaxssl.runtime.cli import command
 from jaxssl.training import label_source
 from jaxssl.training.label_source import layer_source
 from jaxssl.training.preparation import Preparation, prepare
 from tests.archs import BASE, MEL
 from tests.processes import finish
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -235,12 +231,9 @@ def test_the_command_line(audio, tmp_path):
     info = json.loads((tmp_path / "out/labels/logmel-5.json").read_text())
     assert (info["clusters"], info["period_ms"], info["size"], info["pnmi"]) == (5, 10, 40, None)
     assert load(tmp_path / "out").labels().lengths.tolist() == load(tmp_path / "out").lengths.tolist()
-    bad = subprocess.run(
-        [sys.executable, "-m", "experiments.prepare", "--audio", "gone"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )
-    assert (bad.returncode, bad.stderr.strip()) == (2, "error: --audio gone: no such file or folder")
+
+
+def test_what_the_command_line_cannot_use_is_one_line(tmp_path, capsys):
+    words = ["--audio", "gone", "--out", str(tmp_path / "out")]
+    assert command(prepare, Preparation, "", args=words) == 2
+    assert capsys.readouterr().err.strip() == "error: --audio gone: no such file or folder"

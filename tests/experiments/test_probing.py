@@ -14,7 +14,7 @@ from jaxssl.data.logmel import Stats
 from jaxssl.data.manifest import Manifest
 from jaxssl.inference.encode import hear
 from jaxssl.models.arch import LogMel
-from jaxssl.models.model import init
+from tests.archs import fresh
 from tests.experiments.test_card import ARCH, HUMS, utterance
 
 STATS = Stats(np.zeros(40, np.float32), np.full(40, 5, np.float32))
@@ -58,10 +58,10 @@ def silent(monkeypatch):
     monkeypatch.setattr(probing, "spoken", refuse)
 
 
-def test_a_model_that_hears_is_told_from_one_that_is_deaf(spoken, key):
+def test_a_model_that_hears_is_told_from_one_that_is_deaf(spoken):
     """Tones are found through random weights; where none of the input comes through only the most frequent label is."""
     probes = open_probes(FRONT, limit=21, frames=200)
-    params = init(ARCH, key)
+    params = fresh(ARCH)
     deaf = unflatten({path: leaf * float(not path.startswith("project/")) for path, leaf in flatten(params).items()})
     before = hear._cache_size()
     found, deaf = (probes.measure(n, ARCH, p, STATS) for n, p in (("hears", params), ("deaf", deaf)))
@@ -136,10 +136,10 @@ def test_thinning_spreads_evenly(most):
             assert np.isin(kept[i], places[i]).all()
 
 
-def test_features_do_not_depend_on_how_utterances_are_batched(spoken, key):
+def test_features_do_not_depend_on_how_utterances_are_batched(spoken):
     """One shape or the card's buckets: the layers of every frame are the same."""
     (asked,) = open_probes(FRONT, limit=21, frames=200).asked
-    system = probing.System("", FRONT, partial(hear, ARCH, init(ARCH, key), STATS))
+    system = probing.System("", FRONT, partial(hear, ARCH, fresh(ARCH), STATS))
     one = probing.examples(system, asked.corpus, asked.heard)
     two = probing.examples(system, asked.corpus, tasks.batches(asked.corpus.signals))
     assert list(one) == list(two) == [PHONES, VOICES]
