@@ -15,7 +15,9 @@ from jaxssl.models.fronts.whisper_frames import hann, slaney_triangles
 from jaxssl.models.model import Params
 
 LEFT = re.compile(r"head/.*|mask_embedding")  # what only training uses
-CONVOLUTION = re.compile(r"(?:front|position)/convs/\d+/(?:conv/)?kernel|position/kernel|reduction/kernel")
+CONVOLUTION = re.compile(
+    r"(?:front/convs|position/convs|length_adapter/layers)/\d+/(?:conv/)?kernel|(?:position|reduction)/kernel"
+)
 INNER = {"position.weight": "position.conv.weight", "position.bias": "position.conv.bias"}
 SHORT = {"kernel": "weight", "scale": "weight"}
 
@@ -30,8 +32,6 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
         raise InputError(
             "the weights are prepared for running (jaxssl.inference.prepack); export the model before that"
         )
-    if arch.length_adapter is not None:
-        raise InputError("the PyTorch module has no length adapter behind the encoder; export stablehlo")
     arch, params = dequantized(*unpacked(arch, params))
     flat = {path: leaf for path, leaf in flatten(params).items() if leaf.size and not LEFT.fullmatch(path)}
     flat = {path: leaf for path, leaf in flat.items() if not _idle(arch, path)}

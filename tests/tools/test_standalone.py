@@ -50,12 +50,13 @@ def test_every_layer_is_ours(torch, module, arch, padded):
         theirs = exported(torch, module, arch, params, stats)(
             torch.tensor(samples), None if lengths is None else torch.tensor(lengths)
         )
-    valid = np.asarray(ours.lengths[-1])
+    (end, ends), lengths = ours.end, ours.lengths
     if padded:
-        assert theirs["lengths"].tolist() == valid.tolist()
-    assert len(theirs["hidden"]) == len(ours.hidden)
-    for one, other in zip((*ours.hidden, ours.last), (*theirs["hidden"], theirs["last"]), strict=True):
-        for row, count in enumerate(valid):
+        assert theirs["lengths"].tolist() == np.asarray(ends).tolist()
+    for one, other, valid in zip(
+        (*ours.hidden, end), (*theirs["hidden"], theirs["last"]), (*lengths, ends), strict=True
+    ):
+        for row, count in enumerate(np.asarray(valid)):
             np.testing.assert_allclose(one[row, :count], other[row, :count], atol=TOLERANCE)
 
 

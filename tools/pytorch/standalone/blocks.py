@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fronts import EPSILON
+from .fronts import EPSILON, first
 
 Attended = tuple[Tensor, Tensor | None]  # a block's output, and its attention maps where a next layer wants them
 
@@ -151,3 +151,25 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(F.relu(self.down(self.norm(x))))
+
+
+class LengthAdapter(nn.Module):
+    """Strided convolutions with gated linear units, which leave fewer frames of another width."""
+
+    def __init__(self, inputs: int, part: dict):
+        super().__init__()
+        width, self.kernel, self.stride = part["width"], part["kernel"], part["stride"]
+        other = inputs != width
+        self.project = nn.Linear(inputs, width) if other else nn.Identity()
+        self.norm = nn.LayerNorm(width, EPSILON) if other else nn.Identity()
+        convolutions = [nn.Conv1d(width, 2 * width, self.kernel, self.stride, 1) for _ in range(part["layers"])]
+        self.layers = nn.ModuleList(convolutions)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Map (batch, frames, width) and its valid frames to fewer; none that is not valid is heard."""
+        x = self.norm(self.project(x))
+        for layer in self.layers:
+            x = x if lengths is None else x * first(lengths, x.shape[1])[..., None]
+            x = F.glu(layer(x.transpose(1, 2)), 1).transpose(1, 2)
+            lengths = None if lengths is None else (lengths + 2 - self.kernel) // self.stride + 1
+        return x, lengths

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .blocks import Adapter, Attended, Attention, FeedForward, Relative, dense
+from .blocks import Adapter, Attended, Attention, FeedForward, LengthAdapter, Relative, dense
 from .fronts import EPSILON, FRONTS, first
 from .positions import POSITIONS
 
@@ -64,16 +64,21 @@ class Model(nn.Module):
         self.norm, self.norm_first = nn.LayerNorm(width, EPSILON), config["norm_first"]
         self.ratio = ratio = config["time_reduction"]
         self.reduction = nn.Conv1d(width, width, ratio, ratio) if ratio > 1 else nn.Identity()
-        self.stride = self.front.hop * ratio  # samples from one frame to the next
+        short = config.get("length_adapter")
+        self.length_adapter = LengthAdapter(width, short) if short else None
+        joined = short["stride"] ** short["layers"] if short else 1
+        self.stride = self.front.hop * ratio * joined  # samples from one frame of the output to the next
         self.layers = nn.ModuleList([Layer(config, layer) for layer in config["layers"]])
         self.lends = [layer.attention.reuse for layer in self.layers[1:]] + [False] * bool(self.layers)
-        self.ctc = nn.Linear(width, config["ctc"]["outputs"]) if config.get("ctc") else None
+        self.ctc = (
+            nn.Linear(short["width"] if short else width, config["ctc"]["outputs"]) if config.get("ctc") else None
+        )
         self.relative = Relative(config["relative"]) if config.get("relative") else None
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> dict:
         """Run `samples: (batch, samples)`.
 
-        Return `hidden`, `last` (the encoder's output), `lengths` in frames, and `logits` where there is a CTC layer.
+        Return `hidden`, `last` (the output), its `lengths` in frames, and `logits` where there is a CTC layer.
         """
         x, lengths = self.front(samples, lengths)
         x, valid = self.project(x), None
@@ -92,5 +97,8 @@ class Model(nn.Module):
         for layer, lend in zip(self.layers, self.lends, strict=True):
             x, maps = layer(x, bias, maps, lend, relative)
             hidden.append(x)
-        out = {"hidden": hidden, "last": self.norm(x) if self.norm_first else x, "lengths": lengths}
+        x = self.norm(x) if self.norm_first else x
+        if self.length_adapter is not None:
+            x, lengths = self.length_adapter(x, lengths)
+        out = {"hidden": hidden, "last": x, "lengths": lengths}
         return out if self.ctc is None else {**out, "logits": self.ctc(out["last"])}
