@@ -133,8 +133,13 @@ ARCHS = {
         position=Sinusoids("halves"),
         project=None,
     ),
-    "convolution-stack": replace(MEL, layers=MEL.layers[:1], position=ConvolutionStack(3, 4, 4), head=None),
-    "length-adapter": replace(MEL, layers=MEL.layers[:1], head=None, length_adapter=LengthAdapter(10, 2)),
+    "convolution-stack": replace(
+        MEL,
+        layers=MEL.layers[:1],
+        position=ConvolutionStack(3, 4, 4),
+        head=None,
+        length_adapter=LengthAdapter(10, 2),
+    ),
     "scaled-convolution": replace(
         MEL,
         layers=(replace(MEL.layers[0], adapter=Adapter(3)),),

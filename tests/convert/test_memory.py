@@ -15,7 +15,7 @@ from jaxssl.convert.conversion import convert, read
 from jaxssl.models import checkpoint
 from tests.archs import LARGE, transformer_layer, weights
 
-ARCH = replace(LARGE, width=256, layers=(transformer_layer(4, 8192, head_dim=64),) * 4, head=None)
+ARCH = replace(LARGE, width=256, layers=(transformer_layer(4, 8192, head_dim=64),) * 2, head=None)
 MOST = Path("/proc/self/clear_refs")  # which sets the most memory that there ever was to what there is
 SPARE = 30e6  # bytes: a portion three times, what libraries start
 

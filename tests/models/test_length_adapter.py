@@ -15,7 +15,7 @@ from jaxssl.models.model import apply, shapes
 from jaxssl.models.sites import axes, matrices
 from tests.archs import ARCHS, LARGE, forward, noise, weights
 
-ARCH = ARCHS["length-adapter"]
+ARCH = ARCHS["convolution-stack"]
 PART = ARCH.length_adapter
 
 

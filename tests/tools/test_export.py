@@ -35,9 +35,8 @@ def saved(tmp_path_factory):
         if not (place / name).exists():
             arch = ARCHS[name]
             extra = {"stats.npy": stats_bytes(STATS)} if arch.front.kind == "logmel" else {}
-            checkpoint.save(
-                place / name, arch, fresh(arch), extra=extra
-            )  # of which int8 takes as little as of real ones
+            params = fresh(arch)  # of which int8 takes as little as of real ones
+            checkpoint.save(place / name, arch, params, extra=extra)
         return place / name
 
     return folder
@@ -65,7 +64,7 @@ def test_torch_and_stablehlo_agree(torch, saved, tmp_path, name):
 
 @pytest.mark.slow
 def test_a_length_adapter_goes_where_all_models_go(torch, saved, tmp_path):
-    _, rows = exported(saved, tmp_path, "length-adapter", "stablehlo", "torch", "onnx", "huggingface-code")
+    _, rows = exported(saved, tmp_path, "convolution-stack", "stablehlo", "torch", "onnx", "huggingface-code")
     assert all(row["error"] <= 1e-4 for row in rows.values())
 
 
