@@ -261,7 +261,7 @@ def _same(one: np.ndarray, two: np.ndarray) -> bool:
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
 
 
 def _portions(arrays: Mapping[str, Any]) -> Iterator[list[str]]:
