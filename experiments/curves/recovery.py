@@ -93,6 +93,8 @@ def speech_with_targets(model: Model, asked: Asked, *, out: Path) -> Found:
         InputError: the labels do not fit the model's output layer, or there are targets and clusters are asked for.
     """
     corpus, valid, codewords = asked.corpus, asked.valid, None
+    if asked.clusters is not None and asked.clusters < 2:
+        raise InputError(f"--clusters {asked.clusters}: there is nothing to tell apart; give 2 or more")
     if asked.clusters is not None and (corpus or model.targets or model.arch.head):
         why = "labels are given" if corpus else f"{model.name} has targets of its own"
         raise InputError(f"--clusters {asked.clusters}: {why}, nothing is clustered; leave it out")
