@@ -13,7 +13,7 @@ blocks is filled up with empty ones. unpack(pack(p)) == p, for any kernel.
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from compress.address import Matrix, Tree, get, put
@@ -34,7 +34,7 @@ def pack(params: Mapping[str, Any], matrix: Matrix, size: int) -> Tree:
     filled = (view != 0).any((2, 3))
     index = _first(filled, max(int(filled.sum(1).max()), 1))
     blocks = np.take_along_axis(view, index[:, :, None, None], 1)
-    return _replace(params, matrix, {"blocks": jnp.asarray(blocks), "index": jnp.asarray(index.astype(np.int32))})
+    return _replace(params, matrix, jax.device_put({"blocks": blocks, "index": index.astype(np.int32)}))
 
 
 def unpack(params: Mapping[str, Any], matrix: Matrix) -> Tree:
@@ -43,7 +43,7 @@ def unpack(params: Mapping[str, Any], matrix: Matrix) -> Tree:
     Raises:
         InputError: the map is not packed as `matrix` says.
     """
-    return _replace(params, matrix, {"kernel": jnp.asarray(unpacked_kernel(params, matrix).reshape(matrix.shape))})
+    return _replace(params, matrix, {"kernel": jax.device_put(unpacked_kernel(params, matrix).reshape(matrix.shape))})
 
 
 def unpacked_kernel(params: Mapping[str, Any], matrix: Matrix) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from compress.address import Matrix, Tree, get, put
@@ -111,7 +111,7 @@ def decompose(params: Mapping[str, Any], matrix: Matrix, moment: np.ndarray | No
 def truncate(params: Mapping[str, Any], decomposition: Decomposition, rank: int) -> Tree:
     """Lower a map's rank in place: a dense kernel of the same shape, to see what the rank costs in quality."""
     down, up = decomposition.factors(rank)
-    return _replace(params, decomposition.matrix, {"kernel": jnp.asarray(np.tensordot(down, up, 1))})
+    return _replace(params, decomposition.matrix, {"kernel": jax.device_put(np.tensordot(down, up, 1))})
 
 
 def factorise(params: Mapping[str, Any], decomposition: Decomposition, rank: int) -> Tree:
@@ -120,7 +120,7 @@ def factorise(params: Mapping[str, Any], decomposition: Decomposition, rank: int
     Smaller and faster only when `matrix.pays(rank)`; callers leave the map dense otherwise.
     """
     down, up = decomposition.factors(rank)
-    return _replace(params, decomposition.matrix, {"down": jnp.asarray(down), "up": jnp.asarray(up)})
+    return _replace(params, decomposition.matrix, jax.device_put({"down": down, "up": up}))
 
 
 def decompose_maps(

@@ -57,7 +57,7 @@ def quantize(params: Mapping[str, Any], matrix: Matrix) -> Tree:
         array = check_float(path, _array(params, path, shape))
         if bad := int(np.sum(~np.isfinite(array.astype(np.float32)))):
             raise InputError(f"{path}: {bad} of {array.size} weights are not finite, which int8 cannot be")
-        weights[name], weights[f"{name}_scale"] = rounded(jnp.asarray(array), tuple(range(inputs)))
+        weights[name], weights[f"{name}_scale"] = rounded(jax.device_put(array), tuple(range(inputs)))
     return put(params, matrix.path, weights)
 
 
@@ -75,7 +75,7 @@ def dequantize(params: Mapping[str, Any], matrix: Matrix) -> Tree:
         values, scale = _array(params, path, shape), _array(params, f"{path}_scale", shape[inputs:])
         if values.dtype != np.int8:
             raise InputError(f"{path}: {values.dtype}, expected int8; read the maps off this tree again")
-        weights[name] = jnp.asarray(values.astype(np.float32) * scale)
+        weights[name] = jax.device_put(values.astype(np.float32) * scale)
     return put(params, matrix.path, weights)
 
 
