@@ -105,12 +105,12 @@ def _arch(settings: Settings, tensors: Mapping[str, Tensor], layers: tuple[Layer
 
 
 def _convs(settings: Settings) -> tuple[Conv, ...]:
-    listed = settings.given.get("extractor_conv_layer_config")
-    listed = listed if isinstance(listed, (list, tuple)) else ()
+    given = settings.given.get("extractor_conv_layer_config")
+    listed = given if isinstance(given, (list, tuple)) else ()
     rows = [list(row) if isinstance(row, (list, tuple)) else [] for row in listed]
     if not rows or not all(len(row) == 3 and all(type(n) is int and n > 0 for n in row) for row in rows):
         raise InputError(
-            f"{settings.path}: extractor_conv_layer_config {str(listed)[:60]} is no list of (channels, kernel, stride)"
+            f"{settings.path}: extractor_conv_layer_config {str(given)[:60]} is no list of (channels, kernel, stride)"
         )
     return tuple(Conv(*row) for row in rows)
 

@@ -57,10 +57,11 @@ def save(
         overwrite: replace a model that is there; the old one stays until the new one is whole.
 
     Raises:
-        InputError: the folder is taken, or `params` do not fit `arch`.
+        InputError: the folder is taken, or `params` do not fit `arch` or are no numbers.
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     check_params(arch, params)
+    check_finite(params, "the model")
     folder = Path(folder)
     _check_free(folder, overwrite)
     with _staging(folder) as staging:
@@ -97,13 +98,13 @@ def load(folder: str | Path) -> tuple[Arch, Params]:
             check_pieces(arch, stored)
             check_params(arch, _with_empty(arch, stored))
             params = _with_empty(arch, checkpointer.restore(arrays.absolute(), _targets(stored)))
-            check_finite(params)
-            return arch, params
         except InputError as error:
             raise InputError(f"{folder}: arch.json and the arrays disagree: {error}") from error
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{arrays}: these arrays cannot be read ({reason}); copy the folder again") from error
+    check_finite(params, str(folder))
+    return arch, params
 
 
 def provenance(folder: str | Path) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def check_pieces(arch: Arch, given: Mapping[str, Any]) -> None:
         )
 
 
-def check_finite(given: Mapping[str, Any]) -> None:
-    """Refuse weights that are no numbers.
+def check_finite(given: Mapping[str, Any], where: str) -> None:
+    """Refuse weights that are no numbers; `where` says whose they are.
 
     Raises:
         InputError: at the first array that holds NaN or infinities.
@@ -86,7 +86,9 @@ def check_finite(given: Mapping[str, Any]) -> None:
     for path, leaf in flatten(given).items():
         array = np.asarray(leaf)
         if array.dtype != np.int8 and (bad := array.size - int(np.count_nonzero(np.isfinite(array)))):
-            raise InputError(f"{path}: {bad} of {array.size} weights are NaN or infinite; train or convert it again")
+            raise InputError(
+                f"{where}: {path}: {bad} of {array.size} weights are NaN or infinite; train or convert it again"
+            )
 
 
 def check_arrays(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:

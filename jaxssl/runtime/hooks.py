@@ -29,10 +29,19 @@ def _not_of_the_disk(record: logging.LogRecord) -> bool:
 
 def _unraisable(lost: Any) -> None:
     if lost.exc_type is KeyboardInterrupt:
-        main = threading.main_thread().ident or 0
-        threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()  # a signal wakes what sleeps or waits
+        _interrupt_again()
     elif not (_loop_ended(lost) or (lost.exc_value and causes.refusal(lost.exc_value))):  # a file on a full disk, told
         sys.__unraisablehook__(lost)
+
+
+def _interrupt_again() -> None:
+    main = threading.main_thread().ident or 0
+    while True:
+        try:
+            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()  # wakes what sleeps or waits
+            return
+        except KeyboardInterrupt:  # on a busy machine it comes before the timer's thread has said that it runs
+            continue
 
 
 def _loop_ended(lost: Any) -> bool:

@@ -245,7 +245,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_model(model, audio, tmp_path
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "save", full)
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
     words = ["--rank", "4", "--model", str(model), "--audio", str(audio), "--out", str(tmp_path / "run")]
     assert command(lowrank.run, lowrank.Config, "", args=[*words, "--seconds", "0.3", "--rounds", "3"]) == 2
     assert "No space left on device" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("models")
     params = init(ARCH, jax.random.key(5, impl="rbg"))
     deaf = {**params, "project": jax.tree.map(np.zeros_like, params["project"])}
-    broken = {**params, "project": jax.tree.map(lambda x: np.full_like(x, np.nan), params["project"])}
+    broken = {**params, "project": jax.tree.map(lambda x: np.full_like(x, 3e38), params["project"])}
     for name, values in (("hears", params), ("deaf", deaf), ("broken", broken)):
         checkpoint.save(place / name, ARCH, values, extra={"stats.npy": stats_bytes(STATS)})
     return place

@@ -8,7 +8,6 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.convert import to_dphubert, to_huggingface
-from jaxssl.convert.to_torch import state
 from jaxssl.inference.encode import encode_all
 from jaxssl.models.arch import LengthAdapter
 from jaxssl.models.model import apply, shapes
@@ -76,8 +75,6 @@ def test_it_is_no_site():
 
 def test_exports_without_it_refuse():
     arch = replace(LARGE, length_adapter=PART, head=None)
-    with pytest.raises(InputError, match="no length adapter"):
-        state(arch, weights(arch), None)
     for write in (to_huggingface.folder, to_dphubert.state):
         with pytest.raises(InputError, match="it has a length adapter"):
             write(arch, weights(arch))
