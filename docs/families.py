@@ -126,7 +126,9 @@ def exported_to(arch: Arch) -> list[str]:
     """Name the forms of tools.export that an architecture can be written in, stablehlo left out."""
     params = filled(arch)
     writers: dict[str, Callable[[], Any]] = {
-        "torch, onnx, onnx-int8, huggingface-code": lambda: to_torch.state(arch, params, None),
+        "torch": lambda: to_torch.state(arch, params, None),
+        "onnx, onnx-int8": lambda: to_torch.check_onnx(arch),
+        "huggingface-code": lambda: to_torch.state(arch, params, None),
         "huggingface": lambda: to_huggingface.folder(arch, params),
         "dphubert": lambda: to_dphubert.state(arch, params),
     }

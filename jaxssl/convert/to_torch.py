@@ -44,6 +44,16 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
     return {name: np.ascontiguousarray(array, np.float32) for name, array in found.items()}
 
 
+def check_onnx(arch: Arch) -> None:
+    """Refuse what PyTorch's exporter to ONNX cannot follow for any length of speech.
+
+    Raises:
+        InputError: there is a length adapter, whose way of counting frames it takes for impossible.
+    """
+    if arch.length_adapter is not None:
+        raise InputError("onnx: PyTorch's exporter cannot follow a length adapter's frames; export torch or stablehlo")
+
+
 def _constants(front: Front, stats: Stats | None) -> dict[str, np.ndarray]:
     """Return what a front end computes log-Mel energies with, which no training changes."""
     match front:
