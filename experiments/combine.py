@@ -6,12 +6,9 @@
     python -m experiments.combine --file plan.txt --model melhubert-20ms --corpus PREPARED
     python -m experiments.combine --model MODEL --audio FOLDER
 
-MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
-speech. Targets are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
-codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
-the same for the dense model and the compressed, so that losses compare. :distil needs no labels at all, and :ctc takes
-transcripts. A fine-tuned model keeps its CTC layer, and is asked what it writes of held-out speech that has
-transcripts.
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
+any speech. What models learn of it is told under --audio, and in a note. A fine-tuned model keeps its CTC layer, and
+is asked what it writes of held-out speech that has transcripts.
 
 A stage is KIND=VALUE: `layers` (the first so many stay), `heads` and `rows` of each layer (the lowest by weight go),
 `rank` of each dense map (activation-aware; `svd` is the plain one; where it makes the map smaller), `weights` (share of

@@ -7,11 +7,9 @@
     python -m experiments.distill --model TEACHER --student runs/rows/models/rows-512 --out runs/distil-rows
     python -m experiments.distill --model MODEL --audio FOLDER
 
-MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
-speech. Targets are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
-codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
-the same for the dense model and the compressed, so that losses compare. Students get it, too. A fine-tuned model keeps
-its CTC layer, and is asked what it writes of held-out speech that has transcripts.
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
+any speech. What models learn of it is told under --audio, and in a note. A fine-tuned model keeps its CTC layer, and
+is asked what it writes of held-out speech that has transcripts.
 
 A student takes layers of the teacher, its first ones, every second or whichever are named, with their weights or new
 ones, and may be narrower in heads, feed-forward units and ranks; or it is any compressed model. It learns the teacher's

@@ -7,12 +7,9 @@
     python -m experiments.heads --model runs/rows/models/rows-512 --out runs/heads-after-rows
     python -m experiments.heads --model MODEL --audio FOLDER --recover distil
 
-MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
-speech. Targets are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
-codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
-the same for the dense model and the compressed, so that losses compare. --recover distil needs no labels at all, and
---recover ctc takes transcripts. A fine-tuned model keeps its CTC layer, and is asked what it writes of held-out speech
-that has transcripts.
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
+any speech. What models learn of it is told under --audio, and in a note. A fine-tuned model keeps its CTC layer, and
+is asked what it writes of held-out speech that has transcripts.
 
 Between two events the model trains on masked prediction; at an event heads are cut out of q, k, v and the output map,
 and Adam's moments with them. Before a cut model is used, its output is compared with the masked model's on speech.

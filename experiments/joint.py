@@ -5,11 +5,9 @@
     python -m experiments.joint --model hubert-base --corpus PREPARED --target 0.75 --channels
     python -m experiments.joint --model MODEL --audio FOLDER
 
-MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
-speech. Targets are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
-codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
-the same for the dense model and the compressed, so that losses compare. A fine-tuned model keeps its CTC layer, and is
-asked what it writes of held-out speech that has transcripts.
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
+any speech. What models learn of it is told under --audio, and in a note. A fine-tuned model keeps its CTC layer, and
+is asked what it writes of held-out speech that has transcripts.
 
 Every head and every feed-forward unit has a gate, and with --channels those of a waveform extractor's channels that can
 go without a trace. While the student learns the teacher's hidden layers (input, a third, two thirds and the end; L1

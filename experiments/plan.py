@@ -5,12 +5,9 @@
     python -m experiments.plan --budget macs=0.15e9 params=3e6 --model MODEL
     python -m experiments.plan --model MODEL --audio FOLDER --recover distil
 
-MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
-speech. Targets are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
-codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
-the same for the dense model and the compressed, so that losses compare. --recover distil needs no labels at all, and
---recover ctc takes transcripts. A fine-tuned model keeps its CTC layer, and is asked what it writes of held-out speech
-that has transcripts.
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
+any speech. What models learn of it is told under --audio, and in a note. A fine-tuned model keeps its CTC layer, and
+is asked what it writes of held-out speech that has transcripts.
 
 A budget is rtf (real-time factor, measured on this device), macs (per second of speech) or params, as a number or as a
 share of the dense model's. Every block of every layer has options: fewer heads, fewer feed-forward units, none at all,

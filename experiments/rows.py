@@ -7,12 +7,9 @@
     python -m experiments.rows --model runs/heads/models/heads-4 --out runs/rows-after-heads
     python -m experiments.rows --model MODEL --audio FOLDER --recover distil
 
-MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
-speech. Targets are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
-codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
-the same for the dense model and the compressed, so that losses compare. --recover distil needs no labels at all, and
---recover ctc takes transcripts. A fine-tuned model keeps its CTC layer, and is asked what it writes of held-out speech
-that has transcripts.
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
+any speech. What models learn of it is told under --audio, and in a note. A fine-tuned model keeps its CTC layer, and
+is asked what it writes of held-out speech that has transcripts.
 
 As experiments.heads, for the hidden units of the feed-forward blocks: a unit is a column of the first map, its bias and
 a row of the second. --round keeps multiples that the device likes, and prints what one unit less costs. The fourth

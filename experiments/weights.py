@@ -6,12 +6,9 @@
     python -m experiments.weights --schedule paper --model melhubert-20ms --corpus PREPARED
     python -m experiments.weights --model MODEL --audio FOLDER --recover distil
 
-MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
-speech. Targets are, in this order, and a note says which: the labels of --corpus; those that the model names; its own
-codewords, where it has an output layer; --clusters of its middle layer, with an output layer fitted to them in seconds,
-the same for the dense model and the compressed, so that losses compare. --recover distil needs no labels at all, and
---recover ctc takes transcripts. A fine-tuned model keeps its CTC layer, and is asked what it writes of held-out speech
-that has transcripts.
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
+any speech. What models learn of it is told under --audio, and in a note. A fine-tuned model keeps its CTC layer, and
+is asked what it writes of held-out speech that has transcripts.
 
 Masks grow at each event and hold while the model trains on masked prediction. With entries, the dense product
 multiplies by zeros all the same: the table shows nominal MACs, the bytes of the smallest encoding (bit mask or CSR,

@@ -21,14 +21,15 @@ class Curve:
     """model folder, run folder, preset, or checkpoint of another program, compressed in whatever way; default: the
     trained model that comes with the package"""
     audio: There[tuple[str, ...]] = ()
-    """speech to train on, labelled by the model that makes its targets, or by the model itself; default: the embedded
-    corpus"""
+    """speech to train on; its targets are those that the model names, else the model's own codewords, where it has an
+    output layer, else --clusters; to distil needs none, and ctc takes transcripts; default: the embedded corpus"""
     held_out: There[tuple[str, ...]] = ()
     """speech of others to validate on, labelled likewise; default: a part of --audio"""
     corpus: There[Path | None] = None
     """folder of experiments.prepare, instead of --audio"""
     clusters: Several[int | None] = None
-    """clusters of its middle layer that a model without targets and output layer is trained on; default: 100"""
+    """clusters of its middle layer that a model without targets and output layer is trained on; one output layer is
+    fitted to them in seconds, for the dense model and the compressed, so that losses compare; default: 100"""
     labels: str | None = None
     """name of the labels in --corpus, where there are several"""
     valid: There[Path | None] = None

@@ -70,9 +70,8 @@ def context_gradient(
     total = {axis.name: np.zeros(axis.size) for axis in chosen}
     count = 0
     for batch in batches:
-        found = felt(
-            params, {name: batch[name] for name in READ}, None if key is None else jax.random.fold_in(key, count)
-        )
+        drawn = None if key is None else jax.random.fold_in(key, count)
+        found = felt(params, {name: batch[name] for name in READ}, drawn)
         total |= {name: total[name] + np.asarray(values, np.float64) for name, values in found.items()}
         count += 1
         tick()
