@@ -15,6 +15,7 @@ from jaxssl.convert.naming import named
 from jaxssl.convert.whisper import POSITIONS
 from jaxssl.models.arch import Arch, Sinusoids, Whisper
 from jaxssl.models.fronts.whisper_frames import SHIFT, WINDOW
+from jaxssl.models.keys import OneKey
 from jaxssl.models.model import Params
 
 ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # whose name is another there
@@ -65,7 +66,7 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
         "return_attention_mask": False,
     }
     tensors = named(arch, {name: part for name, part in params.items() if name != "head"}, "fairseq")
-    module = arch.position.build(arch.width, prepared=False, rngs=None)
+    module = arch.position.build(arch.width, prepared=False, rngs=OneKey())
     tensors[POSITIONS] = np.array(module(jnp.zeros((1, front.longest, arch.width)), None)[0])
     return config, features, tensors
 

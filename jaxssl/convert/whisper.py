@@ -20,6 +20,7 @@ from jaxssl.convert.stand_ins import entries
 from jaxssl.convert.windows import Part
 from jaxssl.models.activations import SYNONYMS, Activation
 from jaxssl.models.arch import Arch, Attention, Dropout, FeedForward, Layer, Sinusoids, Whisper
+from jaxssl.models.keys import OneKey
 
 POSITIONS = "encoder.embed_positions.weight"
 LEFT = (
@@ -205,7 +206,7 @@ def _position(settings: Settings, stored: Tensor) -> Sinusoids:
     exact = (found == found.astype(np.float16)).all()
     position = Sinusoids("halves", "float16" if exact else "float32")
     position.check(width)
-    module = position.build(width, prepared=False, rngs=None)
+    module = position.build(width, prepared=False, rngs=OneKey())
     wanted = np.asarray(module(jnp.zeros((1, *stored.shape)), None)[0])
     if not (most := float(np.abs(found - wanted).max())) < TOLERANCE:
         raise InputError(

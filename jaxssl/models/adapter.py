@@ -9,6 +9,7 @@ from jax import Array
 
 from compress.errors import InputError
 from jaxssl.models.dense import Dense
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm
 from jaxssl.models.names import dense_rules, norm_rules
 from jaxssl.models.part import Arrays, Map, Names
@@ -54,7 +55,7 @@ class Adapter:
         if self.size < 1:
             raise InputError(f"{where}: an adapter of {self.size} units is none; leave it out")
 
-    def build(self, width: int, *, rngs: nnx.Rngs) -> "Bottleneck":
+    def build(self, width: int, *, rngs: Keys) -> "Bottleneck":
         """Make the module."""
         return Bottleneck(self, width, rngs=rngs)
 
@@ -62,7 +63,7 @@ class Adapter:
 class Bottleneck(nnx.Module):
     """Computes what `Adapter` adds."""
 
-    def __init__(self, part: Adapter, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, part: Adapter, width: int, *, rngs: Keys):
         self.norm = LayerNorm(width, rngs=rngs)
         self.down = Dense(Map("down", (width,), (part.size,)), rngs=rngs)
         self.up = Dense(Map("up", (part.size,), (width,)), rngs=rngs)

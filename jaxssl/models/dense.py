@@ -16,6 +16,7 @@ from compress.quantize import rounded
 from jaxssl.models import choice
 from jaxssl.models.block_product import block_product
 from jaxssl.models.int8_product import int8_product
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import KEPT, Init, encoder_init
 from jaxssl.models.part import Blocks, Full, Map, Rank
 from jaxssl.runtime import native
@@ -36,7 +37,7 @@ class Dense(nnx.Module):
         prepared: bool = False,
         kernel_init: Init = encoder_init,
         bias_init: Init = initializers.zeros,
-        rngs: nnx.Rngs,
+        rngs: Keys,
     ):
         form, inputs, outputs = spec.form, spec.inputs, spec.outputs
         self.contracted, self.outputs = len(inputs), outputs

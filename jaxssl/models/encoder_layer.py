@@ -6,13 +6,14 @@ from flax import nnx
 from jax import Array
 
 from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm, dropout
 
 
 class EncoderLayer(nnx.Module):
     """A mixer and a feed-forward block, each with a residual and a norm: before the block (pre-LN) or after the sum."""
 
-    def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: nnx.Rngs):
+    def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: Keys):
         self.norm_first, self.rate = arch.norm_first, arch.dropout.hidden
         self.place, width = layer.mixer.place, arch.width
         mixer = layer.mixer.build(width, dropout=arch.dropout, prepared=arch.prepared, lends=lends, rngs=rngs)
@@ -23,7 +24,7 @@ class EncoderLayer(nnx.Module):
         if layer.adapter:
             self.adapter = layer.adapter.build(width, rngs=rngs)
 
-    def __call__(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Any = None) -> tuple[Array, Any]:
+    def __call__(self, x: Array, valid: Array | None, rngs: Keys | None, before: Any = None) -> tuple[Array, Any]:
         """Map `x: (batch, time, width)` to the same shape; take and return what mixers lend each other."""
         mixer, norm = getattr(self, self.place), getattr(self, f"{self.place}_norm")
 

@@ -9,6 +9,7 @@ from jax import Array
 from compress.errors import InputError
 from jaxssl.models.activations import FUNCTIONS, Activation
 from jaxssl.models.dense import Dense
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import dropout
 from jaxssl.models.names import dense_rules
 from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, form_of
@@ -79,7 +80,7 @@ class FeedForward:
         if self.size < 0:
             raise InputError(f"{where}: {self.size} FFN units; use 0 or more")
 
-    def build(self, width: int, *, dropout: Dropout, prepared: bool, rngs: nnx.Rngs) -> "Hidden":
+    def build(self, width: int, *, dropout: Dropout, prepared: bool, rngs: Keys) -> "Hidden":
         """Make the module."""
         return Hidden(self, width, rate=dropout.activation, prepared=prepared, rngs=rngs)
 
@@ -87,11 +88,11 @@ class FeedForward:
 class Hidden(nnx.Module):
     """Computes `FeedForward`."""
 
-    def __init__(self, part: FeedForward, width: int, *, rate: float, prepared: bool, rngs: nnx.Rngs):
+    def __init__(self, part: FeedForward, width: int, *, rate: float, prepared: bool, rngs: Keys):
         self.units, self.rate, self.activation = part.size, rate, part.activation
         self.fc1, self.fc2 = (Dense(spec, prepared=prepared, rngs=rngs) for spec in part.maps(width))
 
-    def __call__(self, x: Array, rngs: nnx.Rngs | None) -> Array:
+    def __call__(self, x: Array, rngs: Keys | None) -> Array:
         """Map `x: (batch, time, width)` to the same shape."""
         if self.units == 0:
             return self.fc2.bias_alone(x)

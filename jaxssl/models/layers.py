@@ -15,6 +15,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxssl.models.bits import kept
+from jaxssl.models.keys import Keys
 
 Init = Callable[..., Array]
 
@@ -38,7 +39,7 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
+def dropout(x: Array, rate: float, rngs: Keys | None) -> Array:
     """Zero entries of `x` with probability `rate` and scale the rest up; the identity without `rngs`."""
     if rngs is None or rate == 0.0:
         return x
@@ -69,7 +70,7 @@ def convolve(
 class LayerNorm(nnx.LayerNorm):
     """LayerNorm over the last axis, in float32, with PyTorch's epsilon and the two-pass variance."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, rngs: Keys):
         super().__init__(width, epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:

@@ -10,6 +10,7 @@ from jax import Array
 
 from compress.errors import InputError
 from jaxssl.models.dense import Dense
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm, convolve, frame_mask, uniform_init
 from jaxssl.models.names import CONV, dense_rules, norm_rules
 from jaxssl.models.part import Arrays, Map, Names
@@ -91,7 +92,7 @@ class LengthAdapter:
         if min(self.width, self.layers, self.kernel, self.stride) < 1:
             raise InputError(f"{self}: a length adapter's numbers are 1 or more; leave it out, or correct them")
 
-    def build(self, width: int, *, rngs: nnx.Rngs) -> "Shortening":
+    def build(self, width: int, *, rngs: Keys) -> "Shortening":
         """Make the module."""
         return Shortening(self, width, rngs=rngs)
 
@@ -99,7 +100,7 @@ class LengthAdapter:
 class GatedConvolution(nnx.Module):
     """A strided convolution and a gated linear unit, a · sigmoid(b) (Dauphin et al. 2017)."""
 
-    def __init__(self, part: LengthAdapter, *, rngs: nnx.Rngs):
+    def __init__(self, part: LengthAdapter, *, rngs: Keys):
         self.stride = part.stride
         init, shape = uniform_init(part.width * part.kernel), (part.kernel, part.width, 2 * part.width)
         self.kernel = nnx.Param(init(rngs.params(), shape))
@@ -115,7 +116,7 @@ class GatedConvolution(nnx.Module):
 class Shortening(nnx.Module):
     """Computes `LengthAdapter`."""
 
-    def __init__(self, part: LengthAdapter, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, part: LengthAdapter, width: int, *, rngs: Keys):
         self.part = part
         if part.width != width:
             outer = uniform_init(width)

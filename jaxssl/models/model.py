@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import jax
@@ -25,6 +24,7 @@ from jaxssl.models.checks import check_arch, check_arrays, checked
 from jaxssl.models.dense import Dense
 from jaxssl.models.encoder_layer import EncoderLayer
 from jaxssl.models.fronts.waveform import StridedConv
+from jaxssl.models.keys import Keys, OneKey
 from jaxssl.models.layers import KEPT, LayerNorm, dropout, frame_mask, uniform_init
 from jaxssl.models.one_by_one import one_by_one
 from jaxssl.models.part import Featured, Map, Padding
@@ -70,7 +70,7 @@ class Output:
 class Model(nnx.Module):
     """Front end, projection, positions, layers, head."""
 
-    def __init__(self, arch: Arch, *, rngs: nnx.Rngs):
+    def __init__(self, arch: Arch, *, rngs: Keys):
         self.arch = arch
         self.front = arch.front.build(rngs=rngs)
         if arch.project is not None:
@@ -98,7 +98,7 @@ class Model(nnx.Module):
         lengths: Array | None,
         *,
         mask: Array | None = None,
-        rngs: nnx.Rngs | None = None,
+        rngs: Keys | None = None,
         dtype: Any = jnp.float32,
         padding: Padding = "independent",
         stack: Stack = "unroll",
@@ -126,7 +126,7 @@ class Model(nnx.Module):
             inputs = jnp.where(valid, inputs, jnp.zeros_like(inputs))
         return self.front(inputs, lengths, dtype=dtype, padding=padding)
 
-    def embed(self, x: Array, valid: Array | None, mask: Array | None, rngs: nnx.Rngs | None) -> Array:
+    def embed(self, x: Array, valid: Array | None, mask: Array | None, rngs: Keys | None) -> Array:
         """Project features to (batch, time, width), masked frames replaced and padded ones zeroed."""
         if mask is not None and not self.arch.mask_embedding:
             x = jnp.where(mask[..., None], jnp.zeros_like(x), x)
@@ -136,7 +136,7 @@ class Model(nnx.Module):
         return x if valid is None else jnp.where(valid[..., None], x, jnp.zeros_like(x))
 
     def encode(
-        self, x: Array, inside: Array | None, valid: Array | None, rngs: nnx.Rngs | None, stack: Stack
+        self, x: Array, inside: Array | None, valid: Array | None, rngs: Keys | None, stack: Stack
     ) -> tuple[Array, ...]:
         """Run the Transformer stack: its input and every layer's output.
 
@@ -196,7 +196,7 @@ class Model(nnx.Module):
         self, layer: EncoderLayer, x: Array, valid: Array | None, key: Array | None, before: Any
     ) -> tuple[Array, Any]:
         """Run one layer; in training it is skipped at random (LayerDrop, Fan et al. 2020), what it lends is not."""
-        rngs = None if key is None else nnx.Rngs(dropout=key)
+        rngs = None if key is None else Keys(key)
         (after, carry), rate = layer(x, valid, rngs, before), self.arch.dropout.layer
         if rngs is None or rate == 0.0:
             return after, carry
@@ -210,7 +210,7 @@ def init(arch: Arch, key: Array) -> Params:
         InputError: the arch is impossible (a width its groups do not divide, …).
     """
     check_arch(arch)
-    model = Model(arch, rngs=nnx.Rngs(key))
+    model = Model(arch, rngs=Keys(key))
     return _arrays(model)
 
 
@@ -219,7 +219,7 @@ def shapes(arch: Arch) -> Params:
     """Return the parameters' tree with a `jax.ShapeDtypeStruct` for each array; nothing is computed."""
     if not arch.layers:
         check_arch(arch)
-        return jax.eval_shape(lambda: _arrays(Model(arch, rngs=_one_key())))
+        return jax.eval_shape(lambda: _arrays(Model(arch, rngs=OneKey())))
     check_arch(arch)
     bare = replace(arch, layers=())  # layer by layer: the time to trace a model grows with the square of its depth
     layers = {str(i): _layer_shapes(bare, layer) for i, layer in enumerate(arch.layers)}
@@ -262,7 +262,7 @@ def apply(
     """
     check_params(arch, params)
     inputs = checked(arch, inputs)
-    rngs = None if key is None else nnx.Rngs(dropout=key)
+    rngs = None if key is None else Keys(key)
     model = _restore(arch, params)
 
     def run(inputs: Array, lengths: Array | None, mask: Array | None) -> Output:
@@ -327,7 +327,7 @@ def apply_gated(
     maps = _maps(model)
     for path, gate in gates.items():
         maps[path].gate = nnx.Intermediate(gate)
-    return model(inputs, lengths, mask=mask, rngs=None if key is None else nnx.Rngs(dropout=key))
+    return model(inputs, lengths, mask=mask, rngs=None if key is None else Keys(key))
 
 
 def check_params(arch: Arch, params: Params) -> None:
@@ -343,23 +343,14 @@ def _spread(mask: Array | None, frames: int, ratio: int) -> Array | None:
     return jnp.pad(spread, ((0, 0), (0, frames - spread.shape[1])))  # frames left over are in none
 
 
-def _one_key() -> Any:
-    """Return what modules take for `nnx.Rngs` where only shapes are asked for.
-
-    A key of its own for every array, counted in a variable under a trace, took most of the time of building a module.
-    """
-    key = jax.random.key(0)
-    return SimpleNamespace(params=lambda: key)
-
-
 @lru_cache(maxsize=256)
 def _layer_shapes(arch: Arch, layer: Layer) -> Params:
-    return jax.eval_shape(lambda: _arrays(EncoderLayer(arch, layer, rngs=_one_key())))
+    return jax.eval_shape(lambda: _arrays(EncoderLayer(arch, layer, rngs=OneKey())))
 
 
 @lru_cache(maxsize=64)
 def _skeleton(arch: Arch) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: Model(arch, rngs=_one_key())))
+    return nnx.split(nnx.eval_shape(lambda: Model(arch, rngs=OneKey())))
 
 
 def _restore(arch: Arch, params: Params) -> Model:

@@ -3,16 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file
 
 from compress.errors import InputError
 from jaxssl.models.arch import Sinusoids
+from jaxssl.models.keys import OneKey
 from tests.golden import meets
 
 
 def table(layout, frames, width):
-    module = Sinusoids(layout).build(width, prepared=False, rngs=nnx.Rngs(0))
+    module = Sinusoids(layout).build(width, prepared=False, rngs=OneKey())
     return np.asarray(module(jnp.zeros((1, frames, width)), None)[0])
 
 

@@ -8,6 +8,7 @@ from jax import Array
 
 from compress.address import Axis
 from compress.errors import InputError
+from jaxssl.models.keys import Keys
 from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
 
 
@@ -99,7 +100,7 @@ class LogMel:
         if inputs.shape[1] < reduction:
             raise InputError(f"{inputs.shape[1]} frames are too few to make one of {reduction}; pad them")
 
-    def build(self, *, rngs: nnx.Rngs) -> "Frames":
+    def build(self, *, rngs: Keys) -> "Frames":
         """Make the module."""
         return Frames()
 

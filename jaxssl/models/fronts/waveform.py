@@ -17,6 +17,7 @@ from jax.nn import initializers
 
 from compress.address import Axis
 from compress.errors import InputError
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, LayerNorm, convolve, frame_mask, gelu, uniform_init
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
@@ -196,7 +197,7 @@ class Waveform:
         if self.frames(inputs.shape[1]) < reduction:
             raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
 
-    def build(self, *, rngs: nnx.Rngs) -> "Extractor":
+    def build(self, *, rngs: Keys) -> "Extractor":
         """Make the module."""
         return Extractor(self, rngs=rngs)
 
@@ -263,7 +264,7 @@ def _cosines(taps: int) -> Array:
 class StridedConv(nnx.Module):
     """A strided convolution without padding."""
 
-    def __init__(self, inputs: int, spec: Conv, *, bias: bool, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, spec: Conv, *, bias: bool, rngs: Keys):
         self.stride = spec.stride
         shape = (spec.kernel, inputs, spec.channels)
         self.kernel = nnx.Param(initializers.he_normal()(rngs.params(), shape, jnp.float32))
@@ -280,7 +281,7 @@ class StridedConv(nnx.Module):
 class ConvLayer(nnx.Module):
     """One step of the extractor: convolution, norm where the model has one, GELU."""
 
-    def __init__(self, front: Waveform, index: int, *, rngs: nnx.Rngs):
+    def __init__(self, front: Waveform, index: int, *, rngs: Keys):
         spec = front.convs[index]
         self.conv = StridedConv(front.convs[index - 1].channels if index else 1, spec, bias=front.bias, rngs=rngs)
         if front.norm == "layer":
@@ -302,7 +303,7 @@ class ConvLayer(nnx.Module):
 class Extractor(nnx.Module):
     """Computes `Waveform`: the convolutions and, where the model has one, the norm of their output."""
 
-    def __init__(self, part: Waveform, *, rngs: nnx.Rngs):
+    def __init__(self, part: Waveform, *, rngs: Keys):
         self.part = part
         self.convs = nnx.List([ConvLayer(part, i, rngs=rngs) for i in range(len(part.convs))])
         if part.scaled:

@@ -14,6 +14,7 @@ from jax import Array
 from compress.address import Axis
 from compress.errors import InputError
 from jaxssl.models.fronts.waveform import Conv, StridedConv
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import frame_mask, gelu
 from jaxssl.models.names import CONV, dense_rules
 from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
@@ -129,7 +130,7 @@ class Whisper:
                 f"pieces of {seconds:g} s"
             )
 
-    def build(self, *, rngs: nnx.Rngs) -> "Listener":
+    def build(self, *, rngs: Keys) -> "Listener":
         """Make the module."""
         return Listener(self, rngs=rngs)
 
@@ -141,7 +142,7 @@ class Listener(nnx.Module):
     lengths, an utterance ends where it ends.
     """
 
-    def __init__(self, part: Whisper, *, rngs: nnx.Rngs):
+    def __init__(self, part: Whisper, *, rngs: Keys):
         self.part = part
         inputs = (part.bins, part.hidden)
         each = zip(inputs, part.convs, strict=True)

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from compress.errors import InputError
 from jaxssl.models.attend import attend
 from jaxssl.models.dense import Dense
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import KEPT, dropout
 from jaxssl.models.names import JOIN, dense_rules
 from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, form_of
@@ -137,7 +138,7 @@ class Attention:
         if not self.key_bias:
             raise InputError(f"{where}: reuses attention maps, so it has no keys to be without a bias; leave key_bias")
 
-    def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: nnx.Rngs) -> "Heads":
+    def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: Keys) -> "Heads":
         """Make the module; `lends`: the next layer takes its maps."""
         return Heads(self, width, rate=dropout.attention, prepared=prepared, lends=lends, rngs=rngs)
 
@@ -145,7 +146,7 @@ class Attention:
 class Heads(nnx.Module):
     """Computes `Attention`."""
 
-    def __init__(self, part: Attention, width: int, *, rate: float, prepared: bool, lends: bool, rngs: nnx.Rngs):
+    def __init__(self, part: Attention, width: int, *, rate: float, prepared: bool, lends: bool, rngs: Keys):
         self.heads, self.head_dim, self.reuse, self.lends = part.heads, part.head_dim, part.reuse, lends
         self.softens = part.softened and lends
         self.rate = 0.0 if part.reuse else rate  # ARMHuBERT drops no weight of a reused map
@@ -154,7 +155,7 @@ class Heads(nnx.Module):
             setattr(self, spec.name, Dense(spec, prepared=prepared, rngs=rngs))
 
     def __call__(
-        self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Maps | None
+        self, x: Array, valid: Array | None, rngs: Keys | None, before: Maps | None
     ) -> tuple[Array, Maps | None]:
         """Attend over `x: (batch, time, width)`; keys where `valid: (batch, time)` is false are not seen.
 

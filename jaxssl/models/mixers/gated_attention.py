@@ -32,6 +32,7 @@ from compress.address import numbered, numbers
 from compress.errors import InputError
 from jaxssl.models.attend import Added, attend
 from jaxssl.models.dense import Dense
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import KEPT, encoder_init
 from jaxssl.models.mixers.attention import Attention
 from jaxssl.models.names import SAME, Layout, Rule, dense_rules
@@ -81,7 +82,7 @@ class RelativeBias:
                 have = f"heads {list(mixer.remaining)} of {mixer.head_dim}"
                 raise InputError(f"layers/{i}: {have}, beside a table of {self.heads} heads in a width of {width}")
 
-    def build(self, *, rngs: nnx.Rngs) -> "Table":
+    def build(self, *, rngs: Keys) -> "Table":
         """Make the module."""
         return Table(self, rngs=rngs)
 
@@ -124,7 +125,7 @@ class RelativeBias:
 class Table(nnx.Module):
     """Computes `RelativeBias`."""
 
-    def __init__(self, part: RelativeBias, *, rngs: nnx.Rngs):
+    def __init__(self, part: RelativeBias, *, rngs: Keys):
         self.part = part
         self.table = nnx.Param(encoder_init(rngs.params(), (part.buckets, part.heads)))
 
@@ -234,7 +235,7 @@ class GatedAttention:
         if not isinstance(before, RelativeBias | GatedAttention):
             raise InputError(f"{where}: gated attention, and no relative positions reach it; give the arch `relative`")
 
-    def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: nnx.Rngs) -> "GatedHeads":
+    def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: Keys) -> "GatedHeads":
         """Make the module; it lends no maps."""
         return GatedHeads(self, width, rate=dropout.attention, prepared=prepared, rngs=rngs)
 
@@ -269,13 +270,13 @@ class GatedAttention:
 class GatedHeads(nnx.Module):
     """Computes `GatedAttention`."""
 
-    def __init__(self, part: GatedAttention, width: int, *, rate: float, prepared: bool, rngs: nnx.Rngs):
+    def __init__(self, part: GatedAttention, width: int, *, rate: float, prepared: bool, rngs: Keys):
         self.part, self.rate, self.prepared = part, rate, prepared
         for spec in part.maps(width):
             setattr(self, spec.name, Dense(spec, prepared=prepared, rngs=rngs))
         self.gate = Gate(part, rngs=rngs)
 
-    def __call__(self, x: Array, valid: Array | None, rngs: nnx.Rngs | None, before: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Array, valid: Array | None, rngs: Keys | None, before: Array) -> tuple[Array, Array]:
         """Attend over `x: (batch, time, width)`; keys where `valid: (batch, time)` is false are not seen.
 
         `before` are the table's scores, (all heads, time, time), which are passed on.
@@ -292,7 +293,7 @@ class GatedHeads(nnx.Module):
 class Gate(nnx.Module):
     """Computes the gates of all heads: WavLM's `grep_linear`, N(0, 0.02) at the start, and `grep_a`, ones."""
 
-    def __init__(self, part: GatedAttention, *, rngs: nnx.Rngs):
+    def __init__(self, part: GatedAttention, *, rngs: Keys):
         self.part = part
         self.kernel = nnx.Param(encoder_init(rngs.params(), (part.head_dim, ENTRIES)))
         self.bias = nnx.Param(initializers.zeros(rngs.params(), (ENTRIES,)))

@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 
 from jaxssl.models.dense import Dense
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import uniform_init
 from jaxssl.models.names import dense_rules
 from jaxssl.models.part import Map, Names, check_counts
@@ -30,7 +31,7 @@ class ClusterHead:
         """Refuse no clusters, by InputError."""
         check_counts("head", clusters=self.clusters)
 
-    def build(self, width: int, *, rngs: nnx.Rngs) -> "ClusterLogits":
+    def build(self, width: int, *, rngs: Keys) -> "ClusterLogits":
         """Make the module."""
         return ClusterLogits(self, width, rngs=rngs)
 
@@ -38,7 +39,7 @@ class ClusterHead:
 class ClusterLogits(nnx.Module):
     """Computes `ClusterHead`."""
 
-    def __init__(self, part: ClusterHead, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, part: ClusterHead, width: int, *, rngs: Keys):
         outer = uniform_init(width)
         spec = Map("project", (width,), (part.clusters,))
         self.project = Dense(spec, kernel_init=outer, bias_init=outer, rngs=rngs)

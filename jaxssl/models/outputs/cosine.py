@@ -11,6 +11,7 @@ from jax.nn import initializers
 
 from compress.errors import InputError
 from jaxssl.models.dense import Dense
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import uniform_init
 from jaxssl.models.names import SAME, Rule, dense_rules
 from jaxssl.models.part import Map, Names, check_counts
@@ -52,7 +53,7 @@ class CosineHead:
         if not 0 < self.temperature < math.inf:
             raise InputError(f"head: temperature is {self.temperature}; use more than 0")
 
-    def build(self, width: int, *, rngs: nnx.Rngs) -> "CosineLogits":
+    def build(self, width: int, *, rngs: Keys) -> "CosineLogits":
         """Make the module."""
         return CosineLogits(self, width, rngs=rngs)
 
@@ -60,7 +61,7 @@ class CosineHead:
 class CosineLogits(nnx.Module):
     """Computes `CosineHead`."""
 
-    def __init__(self, part: CosineHead, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, part: CosineHead, width: int, *, rngs: Keys):
         self.part = part
         outer, sets = uniform_init(width), len(part.codewords) if part.untied else 1
         spec = Map("project", (width,), (sets * part.size,))

@@ -17,6 +17,7 @@ from compress.quantize import float32
 from jaxssl.models import choice
 from jaxssl.models.banded import banded, bands, by_bands
 from jaxssl.models.fourier import filtered, overlap_save, spectrum
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import convolve, gelu
 from jaxssl.models.names import CONV, FLAT, TAPS, Rule
 from jaxssl.models.part import Arrays, Names
@@ -91,7 +92,7 @@ class PositionalConvolution(LongKernel):
         ),
     }
 
-    def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "Position":
+    def build(self, width: int, *, prepared: bool, rngs: Keys) -> "Position":
         """Make the module."""
         return Position(self, width, prepared=prepared, rngs=rngs)
 
@@ -111,7 +112,7 @@ def check_kernel(taps: int, groups: int, width: int) -> None:
 class Position(nnx.Module):
     """Computes what `PositionalConvolution` adds; a prepared one has `filters` of its kernel."""
 
-    def __init__(self, part: PositionalConvolution, width: int, *, prepared: bool, rngs: nnx.Rngs):
+    def __init__(self, part: PositionalConvolution, width: int, *, prepared: bool, rngs: Keys):
         self.taps, self.groups = part.kernel, part.groups
         deviation = math.sqrt(4 / (self.taps * width))
         kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))

@@ -11,6 +11,7 @@ from jax import Array
 from jax.nn import initializers
 
 from compress.errors import InputError
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, convolve, gelu
 from jaxssl.models.names import CONV, dense_rules
 from jaxssl.models.part import Arrays, Names
@@ -71,7 +72,7 @@ class ConvolutionStack:
         """Return the arrays as given: kernels so short run fastest as they are (`jaxssl.models.choice`)."""
         return arrays
 
-    def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "Steps":
+    def build(self, width: int, *, prepared: bool, rngs: Keys) -> "Steps":
         """Make the module."""
         return Steps(self, width, rngs=rngs)
 
@@ -79,7 +80,7 @@ class ConvolutionStack:
 class Step(nnx.Module):
     """One convolution of the stack, before its norm."""
 
-    def __init__(self, part: ConvolutionStack, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, part: ConvolutionStack, width: int, *, rngs: Keys):
         deviation = math.sqrt(4 / (part.kernel * width))
         shape = (part.kernel, width // part.groups, width)
         self.groups, self.pads = part.groups, same(part.kernel)
@@ -95,7 +96,7 @@ class Step(nnx.Module):
 class Steps(nnx.Module):
     """Computes what `ConvolutionStack` adds."""
 
-    def __init__(self, part: ConvolutionStack, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, part: ConvolutionStack, width: int, *, rngs: Keys):
         self.convs = nnx.List([Step(part, width, rngs=rngs) for _ in range(part.depth)])
 
     def __call__(self, x: Array, valid: Array | None) -> Array:

@@ -10,6 +10,7 @@ from jax import Array
 from jax.nn import initializers
 
 from jaxssl.models import choice
+from jaxssl.models.keys import Keys
 from jaxssl.models.layers import gelu
 from jaxssl.models.names import CONV, dense_rules, norm_rules
 from jaxssl.models.part import Names
@@ -34,7 +35,7 @@ class ScaledConvolution(LongKernel):
         ),
     }
 
-    def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "ScaledPosition":
+    def build(self, width: int, *, prepared: bool, rngs: Keys) -> "ScaledPosition":
         """Make the module."""
         return ScaledPosition(self, width, prepared=prepared, rngs=rngs)
 
@@ -53,7 +54,7 @@ class Shift(nnx.Module):
 class ScaledPosition(nnx.Module):
     """Computes what `ScaledConvolution` adds; a prepared one has `filters` of its kernel."""
 
-    def __init__(self, part: ScaledConvolution, width: int, *, prepared: bool, rngs: nnx.Rngs):
+    def __init__(self, part: ScaledConvolution, width: int, *, prepared: bool, rngs: Keys):
         self.taps, self.groups = part.kernel, part.groups
         deviation = math.sqrt(4 / (self.taps * width))
         kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from compress.errors import InputError
+from jaxssl.models.keys import Keys
 from jaxssl.models.part import Arrays, Names
 
 LONGEST = 10_000  # the longest wave, in frames over 2π
@@ -60,7 +61,7 @@ class Sinusoids:
         """Return no arrays, as given."""
         return arrays
 
-    def build(self, width: int, *, prepared: bool, rngs: nnx.Rngs) -> "Waves":
+    def build(self, width: int, *, prepared: bool, rngs: Keys) -> "Waves":
         """Make the module."""
         return Waves(self, width)
 
