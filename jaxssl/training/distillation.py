@@ -9,6 +9,7 @@ under `HEADS` and is dropped afterwards.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import jax
@@ -166,6 +167,7 @@ class SoftLabels:
         return value, once(told)
 
 
+@lru_cache(maxsize=2)  # all students of a run ask one teacher
 def teach(
     arch: Arch, wanted: Wanted, *, dropout: bool = False, dtype: Any = jnp.float32, stack: Stack = "unroll"
 ) -> Callable[[Params, Arrays, Array | None], Taught]:

@@ -24,7 +24,7 @@ from jaxssl.inference.latency import matmul_peak
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.arch_json import to_json
-from jaxssl.models.model import Params
+from jaxssl.models.model import Params, Stack
 from jaxssl.runtime.cli import Preempted, console, updates
 from jaxssl.training import distributed, images
 from jaxssl.training.corpus import Data, arrays, evaluate, held_out, loader, pretraining_loss, total
@@ -32,7 +32,7 @@ from jaxssl.training.distillation import distilling, student
 from jaxssl.training.lesson import Give, Lesson
 from jaxssl.training.loop import Hook, every, termination, train
 from jaxssl.training.losses import Sums, means
-from jaxssl.training.optimizer import skipped
+from jaxssl.training.optimizer import Optimizer, skipped
 from jaxssl.training.resume import Checkpoints
 from jaxssl.training.settings import Training, optimizer
 from jaxssl.training.sharding import check_rows, fetch, make_mesh, place, shardings
@@ -134,13 +134,13 @@ class Run:
             lesson: train on what a teacher says instead.
         """
         loss, dtype = loss or pretraining_loss(arch, self.data), jnp.dtype(self.training.dtype)
-        build, places, stack = optimizer(self.training).build(), shardings(state, self.mesh), self.training.stack
-        check = make_evaluation(arch, loss, view=student(view), dtype=dtype)
+        goal: Any = loss if lesson is None else lesson.loss(arch)
+        leaves, form = jax.tree.flatten(shardings(state, self.mesh))
+        how = optimizer(self.training), dtype, self.training.stack
+        step = _step(arch, goal, lesson is not None, view, *how, tuple(leaves), form)
+        check = _check(arch, loss, view, dtype)
         if lesson is None:
-            step = make_step(arch, loss, build, view=view, dtype=dtype, stack=stack, shardings=places)
             return Programs(arch, view, step, check)
-        goal = distilling(arch, lesson.loss(arch), view=view, dtype=dtype, stack=stack)
-        step = compile_step(goal, build, shardings=places)
         return Programs(arch, student(view), step, check, lesson, lesson.give(arch))
 
     def train(
@@ -258,6 +258,30 @@ def fit(
         state = run.train(programs, state, last=training.steps)
         final = fetch(view(state.params, state.held))
     return Fitted(final, evaluate(arch, final, data, training), read_journal(folder))
+
+
+@lru_cache(maxsize=4)  # models of one shape, such as two ways to factorise at one rank, share what was compiled
+def _step(
+    arch: Arch,
+    goal: Any,
+    taught: bool,
+    view: View,
+    optimizer: Optimizer,
+    dtype: jnp.dtype,
+    stack: Stack,
+    leaves: tuple[Any, ...],
+    form: Any,
+) -> Step:
+    """Build an update; `leaves` and `form` are the state's shardings, which a cache cannot compare as a tree."""
+    build, places = optimizer.build(), jax.tree.unflatten(form, leaves)
+    if not taught:
+        return make_step(arch, goal, build, view=view, dtype=dtype, stack=stack, shardings=places)
+    return compile_step(distilling(arch, goal, view=view, dtype=dtype, stack=stack), build, shardings=places)
+
+
+@lru_cache(maxsize=4)
+def _check(arch: Arch, loss: Loss, view: View, dtype: jnp.dtype) -> Callable[[Any, Any, Any], Sums]:
+    return make_evaluation(arch, loss, view=student(view), dtype=dtype)
 
 
 def _log(run: Run) -> Hook:

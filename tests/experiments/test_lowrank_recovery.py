@@ -15,6 +15,7 @@ from experiments import lowrank, tradeoff
 from experiments.curves.runs import read_curves
 from experiments.reports import canvas, ranks
 from jaxssl.models import checkpoint, cost
+from jaxssl.training import fit
 from tests.experiments.small import make
 
 
@@ -34,13 +35,17 @@ def recovered(place, tmp_path_factory, one_device, untimed):
     out, heard = tmp_path_factory.mktemp("runs") / "recovered", io.StringIO()
     config = lowrank.Config(rank=(4,), steps=4, corpus=place.corpus, model=str(place.model), rounds=1, out=out)
     config = replace(config, audio=(str(place.audio),), limit=4, seconds=0.2, batch=4, shortest=0.3, learning_rate=3e-3)
-    with redirect_stdout(heard):
+    compiled, make = [], fit.make_step
+    with redirect_stdout(heard), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            fit, "make_step", lambda arch, *words, **more: compiled.append(arch) or make(arch, *words, **more)
+        )
         lowrank.run(config)
-    return out, heard.getvalue()
+    return out, heard.getvalue(), compiled
 
 
 def test_recovery_is_told_with_intervals_beside_the_control(recovered):
-    out, _ = recovered
+    out, *_ = recovered
     dense, *small = points(out)
     assert (dense["step"], dense["method"], len(small)) == (0, "dense", 2)
     for row in small:
@@ -58,15 +63,20 @@ def test_recovery_is_told_with_intervals_beside_the_control(recovered):
     assert cost.parameters(checkpoint.load(out / "models/dense")[0]) == dense["parameters"]
 
 
+def test_two_ways_to_factorise_at_one_rank_share_what_is_compiled(recovered):
+    *_, compiled = recovered
+    assert len(compiled) == len(set(compiled)) <= 2, "the control's shape and the rank's"
+
+
 def test_what_factorising_costs_is_printed_before_hours_of_training(recovered):
-    _, told = recovered
+    _, told, _ = recovered
     assert told.index("factorised, before training") < told.index("training the dense model as long")
     assert told.index("training the dense model as long") < told.index("training on: rank-4-svd")
     assert "layers/0/attention/q" not in told
 
 
 def test_a_run_is_read_as_a_curve_for_each_method(recovered, tmp_path):
-    out, _ = recovered
+    out, *_ = recovered
     plain, aware = read_curves(out)
     assert [row["name"] for row in plain.rows] == ["dense", "rank-4-svd"]
     assert [row["name"] for row in aware.rows] == ["dense", "rank-4-activation"]
