@@ -75,7 +75,7 @@ def pack(model: Path, corpus: Path, *, labels: str, layer: int, out: Path) -> No
         InputError: the labels are not those that `layer` of the model and the centres give, or the files are too large.
     """
     found = load_model(str(model), seed=0)
-    centres = read_array(corpus / "labels" / f"{labels}.centres.npy")
+    centres = read_array(corpus / "labels" / f"{labels}.centres.npy", axes=2)
     _check(str(model), prepared.load(corpus), labels, layer, centres)
     arch, params = checkpoint.load(next((model / "models").iterdir()))
     assert found.stats is not None

@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import runpy
-import sys
 import types
 from pathlib import Path
 from typing import Union, get_args, get_origin, get_type_hints
@@ -13,6 +11,7 @@ import pytest
 from compress.errors import InputError
 from docs.commands import GROUPS
 from jaxssl.runtime import cli, ranges
+from tests.settings import settings_of
 
 COMMANDS = [name for names in GROUPS.values() for name in names]
 HOSTILE = (float("nan"), float("inf"), float("-inf"), -1, 0, 10**20, 1e300)
@@ -21,17 +20,7 @@ HOSTILE = (float("nan"), float("inf"), float("-inf"), -1, 0, 10**20, 1e300)
 @pytest.fixture(scope="module")
 def commands():
     """The settings of each command, by its name; nothing is run."""
-    found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in COMMANDS:
-            patch.setattr(cli, "main", lambda _, config, *__, name=name, **___: found.update({name: config}))
-            patch.setattr(sys, "argv", [name])
-            patch.delitem(sys.modules, name, raising=False)
-            if name.startswith("tools."):  # these call `command` themselves
-                found[name] = runpy.run_module(name)["Options"]
-            else:
-                runpy.run_module(name, run_name="__main__", alter_sys=True)
-    return found
+    return {name: settings_of(name) for name in COMMANDS}
 
 
 def plain(hint):

@@ -24,7 +24,6 @@ from experiments.curves.points import (
     Bench,
     Fast,
     Subject,
-    read_heard,
     show,
     where_the_rest_went,
     with_zeros,
@@ -41,7 +40,7 @@ from jaxssl.models.arch import Arch
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console
-from jaxssl.training.corpus import Data, check_batches
+from jaxssl.training.corpus import Data, check_batches, read_heard
 from jaxssl.training.ctc_layer import read_ctc
 from jaxssl.training.ctc_recovery import Script, Writing, script
 from jaxssl.training.fit import open_run

@@ -20,6 +20,7 @@ from experiments.curves.schedule import Schedule
 from experiments.curves.search import Budget, Search
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
+from jaxssl.runtime import ranges
 from jaxssl.runtime.cli import On, console
 from jaxssl.runtime.files import read_json
 from jaxssl.runtime.ranges import AMOUNT, Count, Written
@@ -118,11 +119,13 @@ def like(folder: Path | None, budget: Sequence[str], out: Path) -> Config:
     try:
         told = {"clusters": None, **read_json(path)}  # runs of before have no such setting
         shared = {field.name: told[field.name] for field in fields(Curve)}
+        shared |= {key: tuple(shared[key]) for key in ("audio", "held_out")}
+        shared |= {key: Path(shared[key]) for key in ("corpus", "valid", "speakers") if shared[key]}
+        found = Config(**shared, budget=tuple(budget), out=folder.parent / name)
+        ranges.check(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: does not say model and speech ({error}); plan with experiments.plan") from None
-    shared |= {key: tuple(shared[key]) for key in ("audio", "held_out")}
-    shared |= {key: Path(shared[key]) for key in ("corpus", "valid", "speakers") if shared[key]}
-    return Config(**shared, budget=tuple(budget), out=folder.parent / name)
+    return found
 
 
 def budgets_of(config: Config, arch: Arch) -> list[Budget]:

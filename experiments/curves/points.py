@@ -38,7 +38,7 @@ from jaxssl.models.part import emptied
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, progress
-from jaxssl.training.corpus import Data, HeldOut, hear
+from jaxssl.training.corpus import Data, HeldOut, hear, read_heard
 from jaxssl.training.settings import Training
 
 Row = dict[str, Any]
@@ -335,12 +335,6 @@ def show(rows: Sequence[Row], title: str) -> None:
     known = {key for row in rows for key, value in row.items() if value is not None}
     tables.show(f"{title}: quality", rows, {k: v for k, v in QUALITY.items() if k.partition(":")[0] in known})
     tables.show(f"{title}: cost", rows, COSTS)
-
-
-def read_heard(path: Path) -> HeldOut:
-    """Read what a model made of each held-out utterance."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return HeldOut(**arrays)
 
 
 def where_the_rest_went(rows: Sequence[Row]) -> list[str]:

@@ -1,6 +1,5 @@
 """Folders that `save_pretrained` of Hugging Face wrote: HuBERT, and relatives that only training tells from it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from jaxssl.models.arch import (
     Waveform,
 )
 from jaxssl.models.names import Shape
+from jaxssl.runtime import files
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order transformers looks
 # By model_type, what the names of transformers' classes begin with.
@@ -275,7 +275,7 @@ def _open(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: damaged or cut short ({error}); copy it again") from error
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        listed = json.loads(file.read(length))
+        listed = files.parsed(file.read(length), path)
     return {
         name: SafeTensor(
             path, 8 + length + each["data_offsets"][0], tuple(each["shape"]), DTYPES.get(each["dtype"], each["dtype"])
@@ -335,10 +335,4 @@ def _vocabulary(folder: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); copy it again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: JSON, but no object")
-    return values
+    return files.read_object(path)

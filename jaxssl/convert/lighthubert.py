@@ -1,6 +1,5 @@
 """LightHuBERT: a supernet whose subnets have parts of its arrays (Wang et al. 2022)."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from jaxssl.convert.stand_ins import entries
 from jaxssl.convert.windows import Part
 from jaxssl.models.arch import Arch, Attention, FeedForward, Layer
 from jaxssl.models.names import Shape
+from jaxssl.runtime import files
 
 KIND = "LightHuBERT"
 NAME = "hubert_pruner"
@@ -146,13 +146,13 @@ def _sizes(path: Path, text: str, largest: Arch, groups: int) -> Subnet:
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        inline = text.lstrip().startswith("{")
-        values = json.loads(text if inline else Path(text).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--subnet {text[:60]}: neither JSON nor a file of it ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"--subnet {text[:60]}: JSON, but no object with embed_dim, heads_num and ffn_embed")
-    return values
+        if text.lstrip().startswith("{"):
+            return files.named(files.parsed(text, "--subnet"), "--subnet")
+        return files.read_object(Path(text))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--subnet {text[:60]}: neither JSON nor a file of it ({error}); give embed_dim, heads_num and ffn_embed"
+        ) from error
 
 
 def _naturals(values: Any) -> TypeGuard[list[int]]:

@@ -55,9 +55,9 @@ class _Problems:
 
     def check(self, where: str) -> None:
         if self.found:
-            lines = [f"\n  {kind}: {_listed(names)}" for kind, names in self.found.items()]
+            kinds = [f"{kind}: {_listed(names)}" for kind, names in self.found.items()]
             total = sum(len(names) for names in self.found.values())
-            raise InputError(f"{where}: {total} names do not fit the model" + "".join(lines))
+            raise InputError(f"{where}: {total} names do not fit the model; {'; '.join(kinds)}")
 
 
 def own(array: np.ndarray) -> np.ndarray:

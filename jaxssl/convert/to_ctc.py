@@ -1,16 +1,14 @@
 """A fine-tuned model's CTC layer in PyTorch's layout, and as transformers' …ForCTC and its tokenizer have it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from compress.errors import InputError
 from jaxssl.convert.huggingface import FAMILIES, OUTPUT
-from jaxssl.training.ctc_layer import ARRAYS, SPACES, SYMBOLS, blank_of
+from jaxssl.training.ctc_layer import SPACES, blank_of, stored
 
 UNKNOWN = ("<unk>", "[UNK]")
 
@@ -42,13 +40,9 @@ def outputs(files: Mapping[str, bytes]) -> Outputs:
     Raises:
         InputError: they are damaged.
     """
-    try:
-        arrays, symbols = safetensors.numpy.load(files[ARRAYS]), json.loads(files[SYMBOLS])["symbols"]
-        weight = np.ascontiguousarray(arrays["kernel"].T, np.float32)
-    except Exception as error:  # safetensors raises its own kind
-        raise InputError(f"{ARRAYS} or {SYMBOLS} beside the model: damaged ({error}); convert it again") from error
-    bias = arrays.get("bias", np.zeros(len(weight))).astype(np.float32)
-    return Outputs(weight, bias, symbols and tuple(symbols), blank_of(symbols) if symbols else 0)
+    kernel, bias, symbols = stored(files)
+    weight = np.ascontiguousarray(kernel.T)
+    return Outputs(weight, bias, None if symbols is None else tuple(symbols), blank_of(symbols) if symbols else 0)
 
 
 def with_ctc(

@@ -1,8 +1,8 @@
 """Arrays on disk: .npy files mapped into memory, rows of unequal length in one of them, files written whole."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
@@ -34,30 +34,48 @@ class Slices:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
 
-# What NumPy answers to files that are no arrays, or whose headers promise more than there is.
-UNREADABLE = (
-    ValueError,
-    OSError,
-    EOFError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    TokenError,
-)
-
-
-def read_array(path: Path) -> np.ndarray:
-    """Map a .npy file into memory.
+def read_array(path: Path, *, axes: int | None = None) -> np.ndarray:
+    """Map a .npy file into memory: numbers, with as many axes as given; default: one at least.
 
     Raises:
-        InputError: it is missing or is not an array.
+        InputError: it is missing or is not such an array.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except UNREADABLE as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # a map is no longer than its file
+    except Exception as error:  # NumPy evaluates headers, and raises whatever that meets: 14 kinds were counted
         raise InputError(f"{path}: not a readable .npy array ({error}); make it again") from error
+    if array.ndim != axes if axes else not array.ndim:
+        raise InputError(f"{path}: an array of shape {array.shape}, not of {axes or '1 or more'} axes; make it again")
+    return _numbers(array, path)
+
+
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Read arrays of numbers from a .npz file that `jaxssl.runtime.files.write_arrays` wrote.
+
+    Args:
+        path: the file.
+        names: of the arrays; default: all that there are.
+
+    Raises:
+        InputError: it is missing or damaged, an array is not there or holds no numbers, or the file would be larger in
+            memory than it is on disk.
+    """
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as zipped:  # NumPy leaves a damaged one open
+            for entry in zipped.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{entry.filename} is compressed")
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in names or stored.files}
+    except Exception as error:  # as above, and zipfile's own kinds
+        raise InputError(f"{path}: damaged or no .npz file ({error}); remove it, and it is made again") from error
+    return {name: _numbers(np.asarray(array), path) for name, array in found.items()}
+
+
+def _numbers(array: np.ndarray, path: Path) -> np.ndarray:
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{path}: an array of {str(array.dtype)[:40]}, which are no numbers; make it again")
+    return array
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

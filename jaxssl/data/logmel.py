@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from compress.errors import InputError
-from jaxssl.data.arrays import UNREADABLE
+from jaxssl.data.arrays import read_array
 
 WINDOW, SHIFT, FFT = 400, 160, 512  # samples: 25 ms, 10 ms, the next power of two
 LOW_HZ, HIGH_HZ = 20.0, 8000.0
@@ -125,9 +125,10 @@ def load_stats(path: str | Path) -> Stats:
         InputError: no such array, or values that cannot be statistics.
     """
     try:
-        array = np.array(np.lib.format.open_memmap(path, mode="r"), np.float32)  # a map is no longer than its file
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a .npy file of mean and std ({error})") from error
+        array = np.array(read_array(Path(path)), np.float32)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: not a .npy file of mean and std ({reason})") from error
     if array.ndim != 2 or len(array) != 2 or not array.size:
         raise InputError(f"{path}: mean and std have shape (2, bins), this has {array.shape}")
     if bad := int(np.count_nonzero(~np.isfinite(array))):

@@ -26,7 +26,7 @@ from jaxssl.data import corpora
 from jaxssl.data.arrays import Rows, Slices, read_array, write_array, write_whole
 from jaxssl.data.logmel import SHIFT, WINDOW, Stats, load_stats
 from jaxssl.data.manifest import Manifest
-from jaxssl.runtime.files import read_json
+from jaxssl.runtime.files import read_object
 
 PERIOD_MS = 10  # of the features
 
@@ -169,9 +169,11 @@ def load_labels(path: Path, utterances: int) -> Labels:
         InputError: a file is missing or damaged, or holds another number of utterances.
     """
     try:
-        info = read_json(path)
+        info = read_object(path)
         clusters, period = int(info.pop("clusters")), int(info.pop("period_ms"))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        if min(clusters, period) < 1:
+            raise ValueError(f"{clusters} clusters, one each {period} ms")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: not a description of labels ({error!r}); make the labels again") from error
     rows = _slices(path.with_suffix(".npy"), path.with_suffix(".offsets.npy"), utterances)
     if rows.values.ndim != 1 or rows.values.dtype.kind != "i":
@@ -227,7 +229,9 @@ def write_labels(
 
 
 def _slices(values: Path, offsets: Path, utterances: int) -> Slices:
-    rows = Slices(read_array(values), np.asarray(read_array(offsets)))
+    rows = Slices(read_array(values), np.asarray(read_array(offsets, axes=1)))
+    if rows.offsets.dtype.kind != "i":
+        raise InputError(f"{offsets}: offsets are whole numbers, not {rows.offsets.dtype}; make it again")
     if rows.offsets.shape != (utterances + 1,):
         raise InputError(f"{offsets}: {rows.offsets.size - 1} utterances, the manifest has {utterances}; make it again")
     if rows.offsets[0] or (np.diff(rows.offsets) < 0).any() or rows.offsets[-1] != len(rows.values):

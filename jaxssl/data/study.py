@@ -25,12 +25,13 @@ class Files:
     """Rows that are a .npy file each."""
 
     paths: Sequence[Path]
+    axes: int
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int, /) -> np.ndarray:
-        return read_array(self.paths[i])
+        return read_array(self.paths[i], axes=self.axes)
 
 
 def read_study(
@@ -52,8 +53,8 @@ def read_study(
     path = Path(path)
     rows = _rows(path)
     base = Path(root) if root is not None else _root(path, rows[0][0])
-    features = Files([base / row[0] for row in rows])
-    labels = Files([base / row[1] for row in rows])
+    features = Files([base / row[0] for row in rows], axes=2)
+    labels = Files([base / row[1] for row in rows], axes=1)
     frames = np.array([len(features[i]) for i in range(len(rows))], np.int64)
     period = _check(path, [row[2] for row in rows], frames, labels)
     if clusters is None:

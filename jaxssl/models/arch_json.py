@@ -24,6 +24,8 @@ def from_json(values: Mapping[str, Any]) -> Arch:
     Raises:
         InputError: a field is unknown, missing or not of its kind, or the version is a later one.
     """
+    if not isinstance(values, Mapping):
+        raise InputError(f"not a description of a model, but {str(values)[:40]!r}; copy the file again")
     version = values.get("version", 1)
     if version not in (1, VERSION):
         raise InputError(f"a description of version {version}, this program reads up to {VERSION}; update jaxssl")

@@ -100,7 +100,7 @@ def load(folder: str | Path) -> tuple[Arch, Params]:
             params = _with_empty(arch, checkpointer.restore(arrays.absolute(), _targets(stored)))
         except InputError as error:
             raise InputError(f"{folder}: arch.json and the arrays disagree: {error}") from error
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except Exception as error:  # Orbax and TensorStore raise whatever they meet, down to Exception itself
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{arrays}: these arrays cannot be read ({reason}); copy the folder again") from error
     check_finite(params, str(folder))
@@ -117,12 +117,9 @@ def provenance(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = files.read_json(path)
+        return files.read_object(path)
     except InputError as error:
         raise InputError(f"{error}, or remove it") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: not a list of names and values; remove it, or copy the model again")
-    return values
 
 
 def is_model(folder: str | Path) -> bool:

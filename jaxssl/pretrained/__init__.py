@@ -19,10 +19,13 @@ from safetensors.numpy import load, save
 
 from compress.address import flatten, unflatten
 from compress.errors import InputError
+from jaxssl.data.arrays import read_arrays
 from jaxssl.data.logmel import Stats, load_stats, stats_bytes
 from jaxssl.models import arch_json
 from jaxssl.models.arch import Arch
+from jaxssl.models.checks import check_finite, check_pieces
 from jaxssl.models.model import Params, check_params
+from jaxssl.runtime.files import read_object
 
 HERE = Path(__file__).parent
 DEFAULT = "melhubert-mini"
@@ -65,15 +68,19 @@ def read(name: str = DEFAULT) -> Pretrained:
     if name not in names():
         raise InputError(f"no model {name!r} comes with this package; there are {', '.join(names()) or 'none'}")
     folder = HERE / name
-    arch = arch_json.from_json(json.loads((folder / "arch.json").read_text()))
+    arch = arch_json.from_json(read_object(folder / "arch.json"))
     try:
         halves = load((folder / "weights.safetensors").read_bytes())
     except Exception as error:  # safetensors raises its own kind
         raise InputError(f"{folder / 'weights.safetensors'}: damaged ({error}); install the package again") from error
     params = unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in halves.items()})
+    check_pieces(arch, params)
     check_params(arch, params)
-    with np.load(folder / "labeller.npz", allow_pickle=False) as file:
-        labeller = Labeller(int(file["layer"]), file["centres"].astype(np.float32))
+    check_finite(params, str(folder))
+    found = read_arrays(folder / "labeller.npz", "layer", "centres")
+    if found["layer"].shape or found["centres"].ndim != 2:
+        raise InputError(f"{folder / 'labeller.npz'}: no layer and centres of k-means; install the package again")
+    labeller = Labeller(int(found["layer"]), found["centres"].astype(np.float32))
     return Pretrained(arch, params, load_stats(folder / "stats.npy"), labeller)
 
 

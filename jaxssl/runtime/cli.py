@@ -16,15 +16,13 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from compress.errors import InputError
+from compress.errors import InputError, one_line, visible
 from jaxssl.runtime import causes, compiled, early, hooks, locks, ranges
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
 # A setting that is on unless its flag, --no-NAME, is given.
 On = Annotated[bool, tyro.conf.arg(help_behavior_hint="(on by default; this flag turns it off)")]
-
-LONGEST = 2000  # characters of a message; what a foreign file holds may have millions
 
 
 class Terminal(Console):
@@ -34,11 +32,6 @@ class Terminal(Console):
         """Lay out what is printed, its control characters written as Python writes them."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
-
-
-def visible(text: str) -> str:
-    """Return a text with every character that no screen shows as an escape, line ends and tabs left."""
-    return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text)
 
 
 # Files and pipes have no width of their own: give tables room there instead of rich's 80 columns.
@@ -198,6 +191,5 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _told(message: str, code: int) -> int:
-    line = " ".join(message[: 2 * LONGEST].split())
-    messages.print(line if len(line) <= LONGEST else f"{line[:LONGEST]} …", markup=False)
+    messages.print(one_line(message), markup=False)
     return code

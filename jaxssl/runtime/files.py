@@ -63,10 +63,40 @@ def read_json(path: Path, *, most: int = 100_000_000) -> Any:
     """
     if (size := path.stat().st_size) > most:
         raise InputError(f"{path}: {size} bytes, more than {most}; this is none of ours")
+    return parsed(path.read_bytes(), path)
+
+
+def parsed(text: str | bytes, where: object) -> Any:
+    """Read JSON that others may have written; `where` says whose it is, and what it should hold, the caller checks.
+
+    Raises:
+        InputError: it is no JSON, is nested too deep, or has a number of thousands of digits.
+    """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged ({error}); make or copy it again") from error
+        raise InputError(f"{where}: damaged, not JSON ({error}); make or copy it again") from error
+
+
+def read_object(path: Path, *, most: int = 100_000_000) -> dict[str, Any]:
+    """Read a JSON file of names and values, as `read_json`.
+
+    Raises:
+        InputError: as `read_json`, or it holds something else.
+        OSError: it is not there, or cannot be read.
+    """
+    return named(read_json(path, most=most), path)
+
+
+def named(values: Any, where: object) -> dict[str, Any]:
+    """Return a JSON value that has to be one of names and values.
+
+    Raises:
+        InputError: it is another.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: not names and values, but {str(values)[:40]!r}; make or copy it again")
+    return values
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

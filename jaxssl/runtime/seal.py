@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from compress.errors import InputError
+from jaxssl.runtime import files
 
 NAME = "files.json"
 
@@ -53,11 +54,11 @@ def _listed(folder: Path) -> dict[str, dict[str, str | int]]:
     if not path.is_file():
         raise InputError(f"{path}: missing; the copy is incomplete, copy the folder again")
     try:
-        listed = json.loads(path.read_text())
+        listed = files.read_object(path)
         if not listed or not all({"bytes", "sha256"} <= set(entry) for entry in listed.values()):
             raise ValueError("sizes or digests are missing")
         return listed
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); copy the folder again") from error
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jax import Array
 
 from compress.errors import InputError
 from jaxssl.data import prepared
+from jaxssl.data.arrays import read_arrays
 from jaxssl.data.batches import Batch, Corpus, Loader, Validation, validation
 from jaxssl.data.feeds import MelCorpus, WaveCorpus
 from jaxssl.data.logmel import Stats
@@ -168,6 +169,18 @@ class HeldOut:
             low, high = interval(more, self.frames, seed=0)
             found |= {name: float(more.sum() / self.frames.sum()), f"{name}_low": low, f"{name}_high": high}
         return found
+
+
+def read_heard(path: Path) -> HeldOut:
+    """Read what a model made of each held-out utterance.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    heard = HeldOut(**read_arrays(path, *(field.name for field in fields(HeldOut))))
+    if heard.frames.ndim != 1 or not heard.losses.shape == heard.correct.shape == heard.frames.shape:
+        raise InputError(f"{path}: losses, correct and frames are of unequal shapes; remove the run's point, run again")
+    return heard
 
 
 def hear(arch: Arch, params: Params, data: Data, training: Training) -> HeldOut:

@@ -4,7 +4,6 @@ It stands on the encoder's output, whose width no compression changes, so it goe
 In a model's folder it is `ctc/ctc.safetensors` (kernel (width, symbols), bias) and `ctc/symbols.json`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import safetensors.numpy
 from jax import Array
 
 from compress.errors import InputError
+from jaxssl.runtime.files import named, parsed
 from jaxssl.training.ctc import BLANK
 
 ARRAYS, SYMBOLS = "ctc/ctc.safetensors", "ctc/symbols.json"
@@ -70,17 +70,42 @@ def read_ctc(files: Mapping[str, bytes]) -> CtcLayer | None:
     """
     if ARRAYS not in files or SYMBOLS not in files:
         return None
-    try:
-        arrays, symbols = safetensors.numpy.load(files[ARRAYS]), json.loads(files[SYMBOLS])["symbols"]
-    except Exception as error:  # safetensors raises its own kind
-        raise InputError(f"{ARRAYS} or {SYMBOLS} beside the model: damaged ({error}); convert it again") from error
+    kernel, bias, symbols = stored(files)
     if symbols is None:
         return None
-    kernel = arrays["kernel"].astype(np.float32)
-    bias = arrays.get("bias", np.zeros(kernel.shape[1])).astype(np.float32)
     blank = blank_of(symbols)
     order = [blank, *(number for number in range(len(symbols)) if number != blank)]
     return CtcLayer(kernel[:, order], bias[order], tuple(symbols[number] for number in order))
+
+
+def stored(files: Mapping[str, bytes]) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    """Read kernel (width, symbols), bias and, where they are known, symbols as they stand beside a model.
+
+    Raises:
+        InputError: the files are damaged.
+    """
+    try:
+        arrays = safetensors.numpy.load(files[ARRAYS])
+        symbols = named(parsed(files[SYMBOLS], SYMBOLS), SYMBOLS)["symbols"]
+        kernel = arrays["kernel"].astype(np.float32)
+        bias = arrays.get("bias", np.zeros(kernel.shape[-1])).astype(np.float32)
+        _check(kernel, bias, symbols)
+        return kernel, bias, symbols
+    except Exception as error:  # safetensors raises its own kind
+        raise InputError(f"{ARRAYS} or {SYMBOLS} beside the model: damaged ({error}); convert it again") from error
+
+
+def _check(kernel: np.ndarray, bias: np.ndarray, symbols: list[str] | None) -> None:
+    """Raise ValueError unless a layer has a column, a bias and, where they are known, a text for each symbol."""
+    if kernel.ndim != 2 or bias.shape != kernel.shape[1:] or not bias.size:
+        raise ValueError(f"a kernel of shape {kernel.shape}, a bias of {bias.shape}")
+    if symbols is not None:
+        if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+            raise ValueError("symbols that are no list of texts")
+        if len(symbols) != len(bias):
+            raise ValueError(f"{len(symbols)} symbols for {len(bias)} outputs")
+    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+        raise ValueError("weights that are NaN or infinite")
 
 
 def blank_of(symbols: Sequence[str]) -> int:

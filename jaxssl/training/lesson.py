@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ import numpy as np
 
 from compress.address import flatten
 from compress.errors import InputError
+from jaxssl.data.arrays import read_arrays
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.inference.source import Model
 from jaxssl.models.arch import Arch
@@ -149,9 +149,8 @@ def _keep(path: Path, taught: Taught) -> None:
 def _read(path: Path, wanted: Wanted) -> Taught | None:
     """Read an answer; None where there is none, or none that is whole."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:  # NumPy leaves a damaged one open
-            arrays = {name: jnp.asarray(stored[name]) for name in stored.files}
-    except (OSError, EOFError, ValueError, BadZipFile):
+        arrays = {name: jnp.asarray(array, jnp.float32) for name, array in read_arrays(path).items()}
+    except InputError:
         return None
 
     def said(name: str) -> Said:
@@ -159,4 +158,7 @@ def _read(path: Path, wanted: Wanted) -> Taught | None:
         names = [*map(str, wanted.layers), *([LAST] if wanted.last else [])]
         return Said(mine.get("logits"), {name: mine[f"hidden/{name}"] for name in names})
 
-    return Taught(said("plain") if wanted.plain else None, said("masked") if wanted.masked else None)
+    try:
+        return Taught(said("plain") if wanted.plain else None, said("masked") if wanted.masked else None)
+    except KeyError:
+        return None

@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from jaxssl.runtime import files
+
 LOST = 3  # exit code of a process that stops because another one did
 LINE = 4096  # longest message, in bytes
 
@@ -62,7 +64,21 @@ class Link:
             return None
         self.heard = time.monotonic()
         *lines, self.unread = (self.unread + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        try:
+            if len(self.unread) > LINE:
+                raise ValueError("a message without an end")
+            return [message_of(line) for line in lines]
+        except ValueError:  # what speaks so is no process of ours, or no longer
+            return None
+
+
+def message_of(line: bytes) -> dict[str, Any]:
+    """Read one message.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return files.named(files.parsed(line, "another process"), "another process")
 
 
 class Watch(threading.Thread):

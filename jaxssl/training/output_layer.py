@@ -9,12 +9,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from compress.errors import InputError
+from jaxssl.data.arrays import read_arrays
 from jaxssl.data.batches import Batch
 from jaxssl.inference.source import Model
 from jaxssl.models.arch import Arch, ClusterHead
@@ -108,7 +109,6 @@ def _last(arch: Arch, dtype: str, params: Params, inputs: Any, lengths: Any, mas
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """Read what was fitted; None where there is nothing, or nothing that is whole."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in ("kernel", "bias")}
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        return read_arrays(path, "kernel", "bias")
+    except InputError:
         return None

@@ -197,7 +197,7 @@ def _centres(like: Path, name: str, clusters: int) -> np.ndarray:
     path = like / "labels" / f"{name}.centres.npy"
     if not path.is_file():
         raise InputError(f"{like}: no centres of labels {name}; make them there first, or give --name")
-    centres = read_array(path)
+    centres = read_array(path, axes=2)
     if len(centres) != clusters:
         raise InputError(f"{path}: {len(centres)} centres, --clusters {clusters}; use the same")
     return np.asarray(centres)

@@ -75,7 +75,7 @@ class Checkpoints:
             try:
                 seal.check(self.folder / str(number), parts=PARTS)
                 record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-            except (InputError, ValueError, OSError) as error:
+            except Exception as error:  # Orbax raises whatever it meets
                 notes.append(f"checkpoint {number} is damaged, the one before it is used: {error}")
                 self._set_aside(number)
             else:
@@ -100,7 +100,7 @@ class Checkpoints:
         }
         try:
             found = self._manager.restore(number, args=ocp.args.Composite(state=ocp.args.StandardRestore(targets)))
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # Orbax and TensorStore raise whatever they meet, down to Exception itself
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{self.folder / str(number)}: not a state of this run ({reason})") from error
         return _unnamed(found["state"], like)

@@ -4,14 +4,13 @@ Process 0 listens on the coordinator's port, which jax's own service takes over 
 who they are. When all have come, or the time is up, everyone learns it. The connections stay open as lifelines.
 """
 
-import json
 import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 
 from compress.errors import InputError
-from jaxssl.training.lifeline import LINE, Link
+from jaxssl.training.lifeline import LINE, Link, message_of
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ def _admit(place: Place, links: dict[int, Link], connection: socket.socket) -> N
     """
     try:
         connection.settimeout(5)
-        hello = json.loads(_line(connection))
+        hello = message_of(_line(connection))
         process, processes, host = int(hello["process"]), int(hello["processes"]), str(hello["host"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         connection.close()
         return
     link = Link(connection, process, host)
@@ -116,7 +115,8 @@ def _join(place: Place, deadline: float, timeout_s: float) -> Link:
     link.tell(process=place.process, processes=place.processes, host=socket.gethostname())
     try:
         connection.settimeout(timeout_s + 5)  # process 0 came before this connection: its own time is up sooner
-        answer = json.loads(_line(connection))
+        answer = message_of(_line(connection))
+        link.host = str(answer.get("start"))
         connection.settimeout(None)
     except (OSError, ValueError) as error:
         connection.close()
@@ -124,7 +124,6 @@ def _join(place: Place, deadline: float, timeout_s: float) -> Link:
     if "stop" in answer:
         connection.close()
         raise InputError(str(answer["stop"]))
-    link.host = str(answer["start"])
     return link
 
 

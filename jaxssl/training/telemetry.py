@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxssl.runtime.files import write_text
+from jaxssl.runtime import files
 from jaxssl.training.board import Board
 
 
@@ -86,10 +86,11 @@ def read_journal(folder: Path) -> list[dict[str, float | str]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the process died while it wrote
+            row = files.named(files.parsed(line, path), f"{path}, line {number}")
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, TypeError, KeyError, OverflowError):  # the process died while it wrote
             break
     return rows
 
@@ -98,4 +99,4 @@ def _keep_until(path: Path, after: int) -> None:
     if not path.is_file():
         return
     kept = [row for row in read_journal(path.parent) if int(row["step"]) <= after]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))

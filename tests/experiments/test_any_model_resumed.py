@@ -12,11 +12,11 @@ import safetensors.numpy
 import soundfile
 
 from compress.address import flatten
-from experiments.curves.points import read_heard
 from jaxssl.data.demo import synthesize
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Conv, Dropout, Waveform
 from jaxssl.models.model import shapes
+from jaxssl.training.corpus import read_heard
 from jaxssl.training.ctc_layer import ARRAYS, SYMBOLS
 from tests.archs import LARGE, transformer_layer
 from tests.experiments.small import reach

@@ -13,12 +13,13 @@ from compress.address import flatten
 from compress.encoding import decode
 from compress.errors import InputError
 from experiments import heads, lowrank, rows, weights
-from experiments.curves.points import Subject, read_heard
+from experiments.curves.points import Subject
 from experiments.curves.units import schedule_of
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import Rank, melhubert
 from jaxssl.models.model import shapes
+from jaxssl.training.corpus import read_heard
 from jaxssl.training.study_schedules import PAPER_SPARSITIES, PAPER_WEIGHTS
 from jaxssl.training.telemetry import read_journal
 from tests.experiments import small
