@@ -26,7 +26,7 @@ import tyro
 
 from compress.address import flatten
 from jaxssl.convert.conversion import Converted, convert
-from jaxssl.runtime.cli import command
+from jaxssl.runtime.cli import command, console
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,13 @@ def run(options: Options) -> None:
         config=options.config,
         subnet=options.subnet,
     )
-    print("\n".join(_report(converted, options.out)))
+    for line in _report(converted, options.out):
+        console.print(line, markup=False)
     if options.verify:
         from tools.pytorch import verify  # only here: it looks for other frameworks
 
         for line in verify.compare(options.checkpoint, converted, options.verify, stats=options.stats):
-            print(line)
+            console.print(line, markup=False)
 
 
 def _report(converted: Converted, out: Path) -> list[str]:

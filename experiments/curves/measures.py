@@ -1,10 +1,10 @@
 """What a point of a pruning curve says: its quality and its costs, with their intervals, read off a row of a report."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+MOST = 1e30  # of anything that is measured; what a file has beyond is damage
 Row = Mapping[str, Any]
 Span = tuple[float, float, float]  # a value and the ends of its interval; all three the same where there is none
 Reading = Callable[[Row], Span | None]  # None where the row does not say
@@ -30,7 +30,7 @@ UNKNOWN = "absolute values, for the difference to the dense model trained as lon
 def number(row: Row, *keys: str) -> float | None:
     """Return the first of a row's values that is a finite number."""
     values = (row.get(key) for key in keys)
-    return next((float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)), None)
+    return next((float(v) for v in values if isinstance(v, (int, float)) and abs(v) <= MOST), None)  # nor NaN
 
 
 @dataclass(frozen=True)

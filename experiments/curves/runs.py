@@ -73,7 +73,7 @@ def read_curves(folder: Path) -> list[Curve]:
     try:
         told, parts = _read_report(folder) if finished else _read_table(folder)
         shared = _told(folder, told, finished)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{folder}: report.json or curve.csv cannot be read ({error}); run the command again"
         ) from None

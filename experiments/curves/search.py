@@ -65,7 +65,10 @@ class Judge:
         names = ("inputs", "lengths", "labels", "mask")
         self.batches = [{name: jnp.asarray(getattr(batch, name)) for name in names} for batch in drawn]
         told = files.read_json(path) if path.is_file() else []
-        self.heard: dict[Choice, float] = {tuple(choice): loss for choice, loss in told}
+        try:
+            self.heard: dict[Choice, float] = {tuple(map(int, choice)): float(loss) for choice, loss in told}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{path}: damaged ({error}); remove it, and the losses are measured again") from error
 
     def loss(self, choice: Choice) -> float:
         """Return the masked loss (nats) with every block as chosen, in the dense model's shapes: one program."""
@@ -121,10 +124,14 @@ class Search:
         if not path.is_file():
             seconds, rest, dense = latency(job.subject.arch, groups, bench)
             files.write_json(path, {"seconds": [x.tolist() for x in seconds], "rest": rest, "dense": dense})
-        told = files.read_json(path)
+        told = files.read_object(path)
+        try:
+            times = tuple(np.array(row, float) for row in told["seconds"])
+            rest, dense = float(told["rest"]), float(told["dense"])
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise InputError(f"{path}: damaged ({error!r}); remove it, and options are timed again") from error
         judge = Judge(job, groups, known, batches=batches, path=bench.out / "losses.json")
-        times = tuple(np.array(row) for row in told["seconds"])
-        return Search(job.subject, groups, judge, times, told["rest"], told["dense"], known, bench)
+        return Search(job.subject, groups, judge, times, rest, dense, known, bench)
 
     def check(self, budget: Budget) -> None:
         """Refuse a budget that what no option takes away exceeds alone."""

@@ -166,8 +166,9 @@ def _rows(folder: Path) -> tuple[list[dict[str, Any]], bool]:
         rows = read_json(folder / "points.json")
         path = folder / "config.json"
         settings = read_json(path) if path.is_file() else {}
-        return [{**row, "name": row["name"], "heads": row["heads"]} for row in rows], settings.get("schedule") == "once"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        found = [{**row, "name": str(row["name"]), "heads": [int(count) for count in row["heads"]]} for row in rows]
+        return found, settings.get("schedule") == "once"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{folder}: no points of a pruning run ({error}); name a run of experiments.heads") from None
 
 

@@ -23,6 +23,7 @@ from jaxssl.models.arch import Arch, Attention, Layer
 STUDENT = "student_model."
 BLOCK = "distiller"  # of the yaml, in which the student's numbers are
 LARGEST = 1 << 20  # bytes of a configuration
+ENTRIES = 100_000  # of one, with its aliases written out
 HEADS = r"(proj_head|final_proj|upsampler)\..*"  # what brings its layers to the teacher's width and rate
 REDUCTION = "encoder.layers.0.weight"  # a convolution where others have their first layer
 SUPPORTED = {"crop_seq_to_multiple": (1,)}
@@ -126,12 +127,23 @@ def _block(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {path.stat().st_size} bytes are too many for a configuration")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # dates and numbers that are none
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())[:80]}); copy it again") from error
+    if _grows(values):
+        raise InputError(f"{path}: its aliases (*name) expand to over {ENTRIES} entries; write them out, or fewer")
     block = values.get(BLOCK) if isinstance(values, dict) else None
     if not isinstance(block, dict):
         raise InputError(f"{path}: it has no '{BLOCK}' block, so it is no configuration of a student")
     return block
+
+
+def _grows(values: Any) -> bool:
+    """Tell whether a configuration has too many entries with every alias written out, or one that holds itself."""
+    waiting, count = [values], 0
+    while waiting and count <= ENTRIES:
+        each, count = waiting.pop(), count + 1
+        waiting += each.values() if isinstance(each, dict) else each if isinstance(each, (list, tuple, set)) else ()
+    return count > ENTRIES
 
 
 def _arch(path: Path, block: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Arch:

@@ -12,6 +12,7 @@ from jaxssl.models.arch import Arch, Conv
 from jaxssl.models.part import Dialect
 
 T = TypeVar("T", int, float, str, bool)
+MOST = 2**31 - 1  # of any number of a model, as in `jaxssl.models.arch_json`
 LONGEST = 64  # convolutions that an extractor may have
 
 
@@ -72,10 +73,12 @@ class Settings:
         value = next((value for value in (given, measured, default) if value is not None), None)
         if value is None:
             raise InputError(f"{self.path}: {name} is neither in the configuration nor to be seen in the arrays")
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST:
             value = float(value)
         if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
             raise InputError(f"{self.path}: {name} is {str(value)[:60]!r}, which is no {kind.__name__}")
+        if isinstance(value, (int, float)) and not -MOST <= value <= MOST:  # nor NaN
+            raise InputError(f"{self.path}: {name} is {str(value)[:40]}, beyond {MOST}; no model has such a number")
         return value
 
     def positive(self, name: str) -> int:
@@ -176,6 +179,6 @@ def _evaluate(node: ast.expr) -> Any:
 
 
 def _natural(number: object) -> int:
-    if type(number) is not int or number < 1:
+    if type(number) is not int or not 1 <= number <= MOST:
         raise ValueError(number)
     return number

@@ -20,6 +20,7 @@ from compress.errors import InputError
 from jaxssl.models.names import Shape
 
 VERSION = 6
+AXES = 8  # of an array at most; convolutions have 3
 DTYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")  # by their numbers in the file
 
 
@@ -74,6 +75,8 @@ def _variable(path: Path, file: IO[bytes]) -> tuple[str, Variable]:
     shape = _numbers(file, f"{axes}I")
     kind, size = _numbers(file, "BI")
     dtype = DTYPES[kind]
+    if axes > AXES:
+        raise EOFError(f"{name} has {axes} axes")
     if size != math.prod(shape) * np.dtype(dtype).itemsize:
         raise EOFError(f"{name} of {dtype} {shape} in {size} bytes")
     start = file.tell()

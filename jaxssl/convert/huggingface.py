@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from compress.errors import InputError
 from jaxssl.convert import hf_positions, pickle_reader, whisper
-from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tensors, size, strip
+from jaxssl.convert.config import MOST, Ctc, Settings, Source, layer_count, only_tensors, size, strip
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
 from jaxssl.models.activations import SYNONYMS, Activation
@@ -227,10 +227,11 @@ def _relative(settings: Settings, heads: int) -> RelativeBias:
 
 def _convs(settings: Settings) -> tuple[Conv, ...]:
     columns = [settings.given.get(name, default) for name, default in DEFAULT_CONVS.items()]
-    numbers = [isinstance(column, list) and all(type(n) is int and n > 0 for n in column) for column in columns]
+    numbers = [isinstance(column, list) and all(type(n) is int and 0 < n <= MOST for n in column) for column in columns]
     if not all(numbers) or len({len(column) for column in columns}) != 1 or not columns[0]:
         raise InputError(
-            f"{settings.path}: conv_dim, conv_kernel and conv_stride are no lists of equal length: {columns}"
+            f"{settings.path}: conv_dim, conv_kernel and conv_stride are no lists of equal length of numbers up to "
+            f"{MOST}: {columns}"
         )
     return tuple(Conv(*row) for row in zip(*columns, strict=True))
 

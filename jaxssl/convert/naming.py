@@ -95,7 +95,7 @@ def build(
     behind = tuple(name for name in tensors if any(re.fullmatch(pattern, name) for pattern in left))
     for name in behind:
         del tensors[name]
-    expected = {path: tuple(leaf.shape) for path, leaf in flatten(shapes(arch)).items()}
+    expected = _expected(arch, where)
     chosen = _assign(expected, tensors, arch.names(dialect), where)
     flat = {path: held(_convert(chosen[path], expected[path], where)) for path in expected}
     return unflatten(flat), behind
@@ -115,6 +115,13 @@ def named(arch: Arch, params: Params, dialect: Dialect) -> dict[str, np.ndarray]
             raise InputError(f"{path}: this format has no such array")
         found[name] = np.ascontiguousarray(layout.back(np.asarray(leaf)))
     return found
+
+
+def _expected(arch: Arch, where: str) -> dict[str, Shape]:
+    try:
+        return {path: tuple(leaf.shape) for path, leaf in flatten(shapes(arch)).items()}
+    except OverflowError as error:
+        raise InputError(f"{where}: sizes that no arrays can have ({error}); copy the file again") from error
 
 
 def _assign(

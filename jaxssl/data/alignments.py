@@ -65,7 +65,7 @@ def read_textgrid(path: str | Path, *, tier: str = "phones") -> tuple[Segment, .
             name, segments = _tier(tokens)
             if name.lower().endswith(tier):
                 return segments
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # a count may be infinite
         raise InputError(f"{path}: not a whole TextGrid ({error}); repair it or remove it") from None
     return ()
 

@@ -25,7 +25,7 @@ def from_json(values: Mapping[str, Any]) -> Arch:
         InputError: a field is unknown, missing or not of its kind, or the version is a later one.
     """
     if not isinstance(values, Mapping):
-        raise InputError(f"not a description of a model, but {str(values)[:40]!r}; copy the file again")
+        raise InputError(f"not a description of a model, but a {type(values).__name__}; copy the file again")
     version = values.get("version", 1)
     if version not in (1, VERSION):
         raise InputError(f"a description of version {version}, this program reads up to {VERSION}; update jaxssl")

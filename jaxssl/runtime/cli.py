@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -87,6 +87,7 @@ def _carried_out(
             compiled.remember()
         with locks.holding(partial(messages.print, markup=False)):
             run(values)
+        sys.stdout.flush()  # here, where a full disk behind it can still be told
     except BaseException as error:
         if causes.interrupted(error):  # also where a library has made another exception of it
             _leave()
@@ -191,5 +192,10 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _told(message: str, code: int) -> int:
-    messages.print(one_line(message), markup=False)
+    with suppress(OSError):  # standard error may be full, too
+        messages.print(one_line(message), markup=False)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what it does not take would be tried, and told of, once more at the interpreter's end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

@@ -88,6 +88,19 @@ def read_object(path: Path, *, most: int = 100_000_000) -> dict[str, Any]:
     return named(read_json(path, most=most), path)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON file of rows, each of names and values, as `read_json`.
+
+    Raises:
+        InputError: as `read_json`, or it holds something else.
+        OSError: it is not there, or cannot be read.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: no list of rows, but a {type(rows).__name__}; make or copy it again")
+    return [named(row, path) for row in rows]
+
+
 def named(values: Any, where: object) -> dict[str, Any]:
     """Return a JSON value that has to be one of names and values.
 
@@ -95,7 +108,7 @@ def named(values: Any, where: object) -> dict[str, Any]:
         InputError: it is another.
     """
     if not isinstance(values, dict):
-        raise InputError(f"{where}: not names and values, but {str(values)[:40]!r}; make or copy it again")
+        raise InputError(f"{where}: not names and values, but a {type(values).__name__}; make or copy it again")
     return values
 
 

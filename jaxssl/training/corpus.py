@@ -180,6 +180,10 @@ def read_heard(path: Path) -> HeldOut:
     heard = HeldOut(**read_arrays(path, *(field.name for field in fields(HeldOut))))
     if heard.frames.ndim != 1 or not heard.losses.shape == heard.correct.shape == heard.frames.shape:
         raise InputError(f"{path}: losses, correct and frames are of unequal shapes; remove the run's point, run again")
+    if not all((np.abs(sums.astype(np.float64)) < 1e30).all() for sums in (heard.losses, heard.correct, heard.frames)):
+        raise InputError(f"{path}: sums that are no numbers of utterances; remove the run's point, run again")
+    if not heard.frames.size or (heard.frames < 0).any() or not heard.frames.sum():
+        raise InputError(f"{path}: no frames were heard; remove the run's point, run again")
     return heard
 
 

@@ -239,8 +239,10 @@ def pickled(program, draw):
     for _ in range(draw.choice((1, 1, 1, 2, 5))):
         i = draw.choice(plain) if draw.randrange(4) else draw.randrange(len(pieces))
         match draw.randrange(10):
-            case 0 | 1 | 2 | 3 | 4 | 5:
+            case 0 | 1 | 2 | 3:
                 pieces[i] = _assembled(value(draw))
+            case 4 | 5:
+                pieces[i] = draw.choice(OBJECTS)
             case 6:
                 pieces[i] = pieces[draw.randrange(len(pieces))]
             case 7:
@@ -252,6 +254,30 @@ def pickled(program, draw):
                 j = draw.randrange(len(pieces))
                 pieces[i], pieces[j] = pieces[j], pieces[i]
     return b"".join(pieces) + rest
+
+
+OBJECTS = (  # what pickles of the field's programs hold beside plain values: classes, instances, references, bytes
+    b"ccollections\nOrderedDict\n",
+    b"ccollections\nOrderedDict\n)R",
+    b"ccollections\ndefaultdict\n(ccollections\nOrderedDict\ntR",
+    b"cargparse\nNamespace\n",
+    b"cargparse\nNamespace\n)\x81",
+    b"cargparse\nNamespace\n)\x81}X\x04\x00\x00\x00_valK\x05sb",
+    b"cargparse\nNamespace\n)\x81}X\x08\x00\x00\x00_content]sb",
+    b"comegaconf.listconfig\nListConfig\n)\x81}X\x08\x00\x00\x00_content]K\x01asb",
+    b"ctorch\nFloatStorage\n",
+    b"ctorch\nSize\n(K\x03K\x04tR",
+    b"ctorch\nfloat32\n",
+    b"c_codecs\nencode\n(X\x02\x00\x00\x00abX\x06\x00\x00\x00latin1tR",
+    b"cbuiltins\nset\n(]K\x01atR",
+    b"cpathlib\nPosixPath\n(X\x01\x00\x00\x00atR",
+    b"C\x02ab",
+    b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"}K\x01K\x02s",
+    b"}X\x05\x00\x00\x00modelK\x02s",
+    b"(]t",
+)
 
 
 def _assembled(item):

@@ -56,7 +56,8 @@ def main(seed: str, part: int, parts: int, count: int, only: str = "") -> None:
                 whole.mkdir()
                 kind.make(whole)
                 try:  # undamaged, it is read; and what is imported then counts not
-                    kind.read(_copy(whole, root / "input"))
+                    with redirect_stdout(StringIO()):
+                        kind.read(_copy(whole, root / "input"))
                 except BaseException as error:
                     print(json.dumps([kind.name, -1, _refusal(error)[1] or str(error)]), flush=True)
                 made[kind.name] = whole
@@ -102,6 +103,8 @@ def _verdict(kind, folder, size):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
+    if not wrong and any(not each.isprintable() and each not in "\n\t" for each in said.getvalue()):
+        wrong = f"it prints control characters: {said.getvalue()[:300]!r}"
     took = _peak() - before
     if took > 4 * size + SPARE:
         wrong = f"{took >> 20} MB for {size} bytes"

@@ -1,6 +1,7 @@
 """What is damaged, how, and what reads it."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,36 @@ def as_yaml(content: bytes, draw: Draw) -> bytes:
     if draw.randrange(3) == 0:
         return mutate.damaged(content, draw)
     text = mutate.json_text(yaml.safe_load(content), draw)  # which is YAML, too
-    bombs = (b"a: &a [x, x]\n", b"&a [*a]", b"!!python/object/apply:os.system ['touch pwned']", b"? [a]\n: b")
-    return text if draw.randrange(5) else content + draw.choice(bombs) + b"\n"
+    if draw.randrange(2):
+        return text
+    # In the place of one of its values: nests of aliases, dates and numbers that are none, programs.
+    lines = content.decode().split("\n")
+    spots = [i for i, line in enumerate(lines) if re.fullmatch(r" +\w+: .+", line)]
+    i = draw.choice(spots)
+    lines[i] = f"{lines[i].partition(':')[0]}: {draw.choice(YAML)}"
+    return "\n".join([NEST, *lines]).encode()
+
+
+NEST = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+YAML = ("*a8", "*a1", "2001-99-99", "9" * 5000, ":".join(["59"] * 3000), ":".join(["59"] * 3000) + ".5", "!!binary x")
+YAML += ("!!python/object/apply:os.system ['touch pwned']", "{<<: 3}", "{[a]: b}", "&s [*s]", "1e400", ".nan", ".inf")
+YAML += (
+    "!!set {a, b}",
+    "2001-01-01",
+    "~",
+    "yes",
+    "0x10",
+    "1_000",
+    "'\\ud800'",
+    '"\\ud800"',
+    "-1",
+    "0",
+    "[]",
+    "{}",
+    "12",
+)
 
 
 def as_text(content: bytes, draw: Draw) -> bytes:
