@@ -182,8 +182,8 @@ def read_heard(path: Path) -> HeldOut:
         raise InputError(f"{path}: losses, correct and frames are of unequal shapes; remove the run's point, run again")
     if not all((np.abs(sums.astype(np.float64)) < 1e30).all() for sums in (heard.losses, heard.correct, heard.frames)):
         raise InputError(f"{path}: sums that are no numbers of utterances; remove the run's point, run again")
-    if not heard.frames.size or (heard.frames < 0).any() or not heard.frames.sum():
-        raise InputError(f"{path}: no frames were heard; remove the run's point, run again")
+    if (heard.frames < 0).any() or (heard.frames % 1).any() or not heard.frames.sum():
+        raise InputError(f"{path}: its numbers of frames are none; remove the run's point, run again")
     return heard
 
 

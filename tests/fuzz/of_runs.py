@@ -1,14 +1,16 @@
 """Run folders, arrays and caches that runs keep, and command lines."""
 
 import json
+import os
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from compress import encoding
+from docs.commands import GROUPS
 from experiments import tradeoff
 from experiments.curves import planning, survivors
 from experiments.curves.runs import read_curves
@@ -22,7 +24,7 @@ from jaxssl.training.distillation import Wanted
 from jaxssl.training.settings import claim
 from tests.archs import ARCHS, weights
 from tests.fuzz import mutate
-from tests.fuzz.spoil import Target, as_json, as_text, one_of
+from tests.fuzz.spoil import Draw, Spoil, Target, as_json, as_text, one_of
 from tests.settings import settings_of
 
 
@@ -193,29 +195,82 @@ def _old_arch(folder: Path) -> object:
 def commands() -> list[Target]:
     lines = {
         "experiments.lowrank": "--rank 4 8 --energy 0.5 --budget params=40e6 --steps 2 --crop 2.5 --seed 1 --out x",
-        "experiments.probe": "--task phones --longest 3 --rate 0.1 --seed 2 --out x",
-        "experiments.pretrain": "--steps 3 --crop 2.0 --shortest 0.5 --seed 4 --keep 2 --out x",
         "experiments.combine": "--plan rows=512@3:distil heads=2 --every 3 --out x",
         "experiments.tradeoff": "/tmp /etc --share 0.5 0.8 --seconds 3 --rounds 4",
-        "experiments.blocks": "--seconds 2 --batch 3 --seed 1",
         "tools.export": "x y --seconds 2",
     }
-    found = []
-    for name, words in lines.items():
+    whole = [
+        Target(f"line of {name}", partial(_line, words), one_of({"words": as_text}), partial(_parse, name), 3)
+        for name, words in lines.items()
+    ]
+    return [
+        *whole,
+        *(
+            Target(f"command {name}", partial(_line, "--help"), _one_setting(name), partial(_parse, name))
+            for name in COMMANDS
+        ),
+    ]
 
-        def make(folder: Path, words: str = words) -> None:
-            (folder / "words").write_text(words)
 
-        found.append(Target(f"command {name}", make, one_of({"words": as_text}), partial(_parse, name), 3))
-    return found
+COMMANDS = [name for names in GROUPS.values() for name in names]
+PLACES = (
+    "/dev/full",
+    "/dev/zero",
+    "/dev/null",
+    "/dev/null/x",
+    "/proc/self/mem",
+    "/tmp",
+    "nowhere",
+    "/",
+    ".",
+    "~",
+    "-",
+    "--",
+)
+PLACES += (
+    "\udcff",
+    "x" * 10**5,
+    "a\0*",
+    "[",
+    "*" * 300,
+    "x/" * 2000,
+    "input/pipe",
+    "-h",
+    "=",
+    "--out",
+    "1",
+    "0.5",
+    "2",
+    "none",
+)
+
+
+def _line(words: str, folder: Path) -> None:
+    (folder / "words").write_text(words)
+
+
+def _one_setting(name: str) -> Spoil:
+    """Write a command line with one or two settings, of values that they are not meant to have."""
+
+    def spoil(folder: Path, draw: Draw) -> int:
+        os.mkfifo(folder / "pipe")  # nobody will ever write into it
+        words = []
+        for flag in draw.choices([field.name for field in fields(settings_of(name))], k=draw.choice((1, 1, 2))):
+            words += [f"--{flag.replace('_', '-')}"] * (draw.randrange(8) > 0)
+            words += draw.choices((*mutate.WORDS, *PLACES), k=draw.choice((0, 1, 1, 1, 1, 2)))
+        (folder / "words").write_text(SEPARATOR.join(words), "utf-8", "surrogateescape", newline="")
+        return 0
+
+    return spoil
+
+
+SEPARATOR = "\x1f"  # between words, which may hold blanks
 
 
 def _parse(name: str, folder: Path) -> object:
-    words = (
-        (folder / "words").read_bytes().decode("utf-8", "surrogateescape").split(" ")
-        if (folder / "words").is_file()
-        else []
-    )
+    path = folder / "words"
+    text = path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else ""
+    words = text.split(SEPARATOR if SEPARATOR in text else " ")
     try:
         return cli.read(settings_of(name), words)
     except SystemExit as left:
