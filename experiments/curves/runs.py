@@ -17,7 +17,7 @@ from typing import Any
 from compress.errors import InputError
 from experiments.curves.measures import CONTROL, DIFFERENCES, QUALITY, Row, number
 from jaxssl import pretrained
-from jaxssl.runtime.files import read_json
+from jaxssl.runtime.files import named, read_json
 
 METHODS = {"svd": "low rank, plain SVD", "activation": "low rank, activation-aware"}
 
@@ -128,7 +128,7 @@ def _told(folder: Path, told: Mapping[str, Any], finished: bool) -> dict[str, An
         "technique": str(told.get("technique") or folder.name),
         "label": str(told.get("label") or told.get("technique") or folder.name),
         "model": str(told.get("model") or source or pretrained.DEFAULT),
-        "machine": told.get("machine") or {},
+        "machine": named(told.get("machine") or {}, "its machine"),
         "notes": tuple(map(str, told.get("notes") or ())),
         "finished": finished,
         "source": None if source is None else str(source),

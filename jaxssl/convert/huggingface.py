@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -254,7 +255,7 @@ def _shards(index: Path) -> tuple[tuple[Path, ...], dict[str, Tensor]]:
     files = sorted(set(names.values()))
     if outside := [file for file in files if Path(file).name != file]:
         raise InputError(f"{index}: refused, {outside[0]!r} is no file of this folder")
-    if missing := [file for file in files if not (index.parent / file).is_file()]:
+    if missing := [file for file in files if not isfile(index.parent / file)]:
         raise InputError(
             f"{index}: {len(missing)} of {len(files)} shards are missing, first {missing[0]}; copy them too"
         )

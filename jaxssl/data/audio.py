@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def _manifest(path: Path) -> list[Path]:
     if not rows or "path" not in rows[0]:
         raise InputError(f"{path}: not a manifest; it needs a header line with a column 'path' and rows below it")
     files = [path.parent / (row["path"] or "") for row in rows]
-    if missing := [file for file in files if not file.is_file()]:
+    if missing := [file for file in files if not isfile(file)]:  # of a name that cannot be, too
         raise InputError(f"{path}: {len(missing)} of {len(files)} files are missing, the first is {missing[0]}")
     return files
 

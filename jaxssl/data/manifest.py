@@ -171,7 +171,7 @@ def read_table(path: str | Path, *, present: bool = True, tick: Callable[[], obj
     path = Path(path)
     rows = list(read_rows(path, ("path",)))
     files = [path.parent / row["path"] for _, row in rows]
-    if missing := [file for file in files if present and not file.is_file()]:
+    if missing := [file for file in files if present and not os.path.isfile(file)]:
         raise InputError(f"{path}: {len(missing)} of {len(files)} files are missing, the first is {missing[0]}")
     names = identities([Path(row["path"]) for _, row in rows])
     utterances = []

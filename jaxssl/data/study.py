@@ -7,6 +7,7 @@ the counts tell: as many as frames, or half as many, rounded up.
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def _rows(path: Path) -> list[tuple[str, str, int]]:
 
 def _root(path: Path, first: str) -> Path:
     places = (path.parent, path.parent.parent)
-    found = next((place for place in places if (place / first).is_file()), None)
+    found = next((place for place in places if isfile(place / first)), None)
     if found is None:
         raise InputError(
             f"{path}: {first} is neither beside it nor in the folder above; say what paths are relative to"

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from compress.errors import InputError
 from jaxssl.runtime import locks
 
 Row = Mapping[str, Any]
+DEPTH = 64  # of JSON; ours have some 10, and whoever walks through one must not run out of stack
 SETTINGS = "config.json"  # of the run that owns a folder
 CLAIMED = ".claimed"  # in a folder that no run owns yet, so that what is prepared in it makes it no stranger's
 
@@ -73,9 +74,19 @@ def parsed(text: str | bytes, where: object) -> Any:
         InputError: it is no JSON, is nested too deep, or has a number of thousands of digits.
     """
     try:
-        return json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: damaged, not JSON ({error}); make or copy it again") from error
+    level = [values]
+    for _ in range(DEPTH):
+        level = [part for each in level for part in _parts(each)]
+        if not level:
+            return values
+    raise InputError(f"{where}: JSON nested over {DEPTH} deep; this is none of ours")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_object(path: Path, *, most: int = 100_000_000) -> dict[str, Any]:

@@ -33,6 +33,12 @@ def test_json_that_is_none(tmp_path, text):
         files.parsed(text, "the file")
 
 
+def test_json_too_deep_to_walk_through():
+    assert files.parsed("[" * 60 + "]" * 60, "the file")
+    with pytest.raises(InputError, match="the file: JSON nested over 64 deep"):
+        files.parsed("[" * 70 + "]" * 70, "the file")
+
+
 def test_json_of_another_kind(tmp_path):
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(InputError, match=r"a\.json: not names and values, but a list"):
