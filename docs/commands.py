@@ -27,6 +27,7 @@ GROUPS = {
         "experiments.joint",
         "experiments.combine",
         "experiments.plan",
+        "experiments.whisper",
     ),
     "Compare": (
         "experiments.tradeoff",

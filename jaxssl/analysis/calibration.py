@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import jax
@@ -70,6 +71,27 @@ def moments(
     return {path: np.asarray(value) / np.float32(count) for path, value in total.items()}
 
 
+def averages(
+    arch: Arch, params: Params, batches: Iterable[Padded], *, stats: Stats | None = None
+) -> dict[str, np.ndarray]:
+    """Average x over the valid frames of every map's input within the layers; the arguments are as `moments` has them.
+
+    Returns:
+        By path, E[x], (fan_in,) float32.
+    """
+
+    @jax.jit
+    def sums(params: Params, samples: Array, lengths: Array) -> tuple[dict[str, Array], Array]:
+        heard, frames = map_inputs(arch, params, *front_inputs(arch, samples, lengths, stats))
+        inner = {path: _valid(x, frames).sum((0, 1)) for path, x in heard.items() if path != "project"}
+        return inner, frames.sum()
+
+    found = [sums(params, *batch) for batch in batches]
+    count = sum(int(frames) for _, frames in found)
+    each = (jax.tree.map(np.asarray, mine) for mine, _ in found)
+    return {path: total / np.float32(count) for path, total in reduce(_added, each).items()}
+
+
 def distance(
     reference: tuple[Arch, Params],
     other: tuple[Arch, Params],
@@ -91,9 +113,18 @@ def distance(
     return Distance(tuple(np.sqrt(lost / power).tolist()), tuple((cosine / count).tolist()))
 
 
-def _outer_sum(x: Array, frames: Array) -> Array:
+def _added(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {path: array + two[path] for path, array in one.items()}
+
+
+def _valid(x: Array, frames: Array) -> Array:
+    """Bring a map's input to (batch, time, fan_in), zeros behind each row's end."""
     x = x.reshape(*x.shape[:2], -1)
-    x = jnp.where(frame_mask(frames, x.shape[1])[..., None], x, jnp.zeros_like(x))
+    return jnp.where(frame_mask(frames, x.shape[1])[..., None], x, jnp.zeros_like(x))
+
+
+def _outer_sum(x: Array, frames: Array) -> Array:
+    x = _valid(x, frames)
     return jnp.einsum("bti,btj->ij", x, x)
 
 

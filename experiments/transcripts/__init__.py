@@ -1,0 +1,12 @@
+"""What a compressed Whisper encoder is worth in words: its output goes to the decoder that it was trained with.
+
+decoder     CTranslate2's decoder, and the words that it writes
+words       word error rates, true and beside the dense model's own transcript; repetition loops
+spoken      the speech: what is written down, and what models are fitted to
+hearing     utterances in windows as Whisper hears them, 30 s or shorter
+by_outputs  low rank by the principal components of the maps' outputs
+ways        how a model is compressed: KIND=VALUE
+relearning  distillation of the encoder's output on unlabelled speech
+trial       a point: written down, counted, timed, kept
+word_curve  the picture
+"""
