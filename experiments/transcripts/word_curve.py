@@ -52,8 +52,8 @@ def _panel(panel: Any, rows: Sequence[Row], key: str) -> list[Label]:
         panel.plot([1], [level], "*", color="0.2", markersize=11)
         panel.axhline(level, color="0.5", linestyle="--", linewidth=1, zorder=0)
         direct.append(Label(panel, "dense", "0.2", (1.0, level)))
-    low, high = panel.get_ylim()
-    panel.set_ylim(min(low, 0), min(high, MOST))
+    top = min(panel.get_ylim()[1], MOST)
+    panel.set_ylim(-0.05 * top, top)
     return direct
 
 

