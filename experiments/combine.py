@@ -179,7 +179,7 @@ def stages_of(config: Config, arch: Arch) -> list[Stage]:
 
 def default_plan(arch: Arch) -> list[str]:
     """Return the study's winner in proportion: 6 of 12 layers, heads 12 → 9 → 6, rows 3072 → 2560 → … → 512."""
-    depth, heads, rows = len(arch.layers), arch.layers[0].mixer.heads, arch.layers[0].ffn.size
+    depth, heads, rows = len(arch.layers), arch.layers[0].heads, arch.layers[0].ffn.size
     plan = [f"layers={max(depth // 2, 1)}:distil"]
     plan += [f"heads={count}" for count in dict.fromkeys((round(heads * 3 / 4), heads // 2)) if 0 < count < heads]
     multiple = ROUND if rows >= 6 * ROUND else 1
@@ -193,7 +193,11 @@ def check(stages: Sequence[Stage], arch: Arch) -> None:
         InputError: a stage keeps more than there is by then, or is out of range.
     """
     layer = max(arch.layers, key=lambda layer: layer.ffn.size)
-    left = {"layers": len(arch.layers), "heads": max(each.mixer.heads for each in arch.layers), "rows": layer.ffn.size}
+    left = {
+        "layers": len(arch.layers),
+        "heads": max(each.heads for each in arch.layers),
+        "rows": layer.ffn.size,
+    }
     zeros = 0.0
     for stage in stages:
         if stage.steps < 1:

@@ -25,6 +25,7 @@ from jaxssl.models.arch import (
     RelativeBias,
     ScaledConvolution,
     Sinusoids,
+    SummaryMixing,
     Waveform,
     Whisper,
 )
@@ -115,6 +116,14 @@ WAVLM = replace(
     head=None,
 )
 
+SUMMARY = replace(
+    MEL,
+    layers=(
+        Layer(SummaryMixing(4, 4, 3, 3, 5), FeedForward(24)),
+        Layer(SummaryMixing(1, 6, 5, mode="fast", local1=Rank(3), merge_summary=Rank(2)), FeedForward(7)),
+    ),
+)
+
 ARCHS = {
     "base": BASE,
     "large": LARGE,
@@ -124,6 +133,7 @@ ARCHS = {
     "student": STUDENT,
     "reusing": REUSING,
     "wavlm": WAVLM,
+    "summary": SUMMARY,
     "sinusoid": replace(MEL, position=Sinusoids()),
     "whisper": Arch(
         front=Whisper(16, 12, bins=6, longest=60),
@@ -147,6 +157,10 @@ ARCHS = {
         position=ScaledConvolution(6, 4),
         head=None,
     ),
+}
+
+EXPORTED = {  # what the PyTorch module has
+    name: arch for name, arch in ARCHS.items() if all(layer.mixer.place == "attention" for layer in arch.layers)
 }
 
 

@@ -79,7 +79,7 @@ def run(options: Options) -> None:
 
 
 def _report(converted: Converted, out: Path) -> list[str]:
-    layers = Counter((layer.mixer.heads, layer.ffn.size) for layer in converted.arch.layers)
+    layers = Counter((layer.heads, layer.ffn.size) for layer in converted.arch.layers)
     shape = ", ".join(f"{count} of {heads} heads and {ffn} FFN units" for (heads, ffn), count in layers.items())
     arrays = flatten(converted.params)
     total = sum(array.size for array in arrays.values())

@@ -85,7 +85,7 @@ def groups_of(arch: Arch) -> tuple[Group, ...]:
     groups = []
     for i, layer in enumerate(arch.layers):
         blocks: tuple[tuple[Block, int, int], ...]
-        blocks = (("attention", layer.mixer.heads, 1), ("ffn", layer.ffn.size, 64 if layer.ffn.size >= 512 else 1))
+        blocks = (("attention", layer.heads, 1), ("ffn", layer.ffn.size, 64 if layer.ffn.size >= 512 else 1))
         for block, units, unit in blocks:
             if not units or (block == "attention" and _shares_heads(arch, i)):
                 continue
@@ -189,7 +189,7 @@ def _optioned(layer: Layer, block: Block, option: Option) -> Layer:
 
 
 def _units(layer: Layer, block: Block) -> int:
-    return layer.mixer.heads if block == "attention" else layer.ffn.size
+    return layer.heads if block == "attention" else layer.ffn.size
 
 
 def _everywhere(group: Group, option: Option) -> tuple[Block, Option]:

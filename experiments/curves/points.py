@@ -364,7 +364,7 @@ def sizes(subject: Subject) -> Row:
         "nonzero": cost.nonzero(subject.seen),
         "macs_g_per_s": parts.total / 1e9,
         "nominal_macs_g_per_s": cost.nominal_macs_per_second(subject.arch, subject.seen) / 1e9,
-        "heads": [layer.mixer.heads for layer in subject.arch.layers],
+        "heads": [layer.heads for layer in subject.arch.layers],
         "units": [layer.ffn.size for layer in subject.arch.layers],
     }
 

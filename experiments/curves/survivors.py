@@ -61,7 +61,7 @@ def read_points(folder: Path, arch: Arch, params: Params) -> tuple[list[Point], 
         InputError: no such run, a run of another model, or one that pruned no head; or what it recorded cannot be.
     """
     rows, once = _rows(folder)
-    mine = [layer.mixer.heads for layer in arch.layers]
+    mine = [layer.heads for layer in arch.layers]
     _check_model(folder, rows, arch, params)
     points, notes = list[Point](), list[str]()
     before: Mapping[str, Keep] = _all(arch)
@@ -174,7 +174,7 @@ def _rows(folder: Path) -> tuple[list[dict[str, Any]], bool]:
 
 def _check_model(folder: Path, rows: Sequence[Mapping[str, Any]], arch: Arch, params: Params) -> None:
     """Refuse a run whose dense model is another one, by its shape and, where it is there, by its weights."""
-    mine = [layer.mixer.heads for layer in arch.layers]
+    mine = [layer.heads for layer in arch.layers]
     for row in rows:
         if len(row["heads"]) != len(mine) or (row["name"] == "dense" and row["heads"] != mine):
             raise InputError(f"{folder}: {row['name']} has heads {row['heads']}, the model {mine}; name that model")

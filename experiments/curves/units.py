@@ -152,7 +152,7 @@ def _now(arch: Arch, kind: Kind) -> float:
 
 def _multiple(config: UnitPruning, arch: Arch, kind: Kind) -> int:
     """Return the multiple of units that gives multiples of --round columns."""
-    sizes = {layer.mixer.head_dim for layer in arch.layers} if kind == "heads" else {1}
+    sizes = {layer.attention.head_dim for layer in arch.layers} if kind == "heads" else {1}
     return config.round // math.gcd(config.round, *sizes)
 
 

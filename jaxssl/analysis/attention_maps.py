@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Mixer
+from jaxssl.models.arch import Arch, Attention, GatedAttention
 from jaxssl.models.layers import frame_mask
 from jaxssl.models.model import Params, map_inputs
 
@@ -49,20 +49,20 @@ def attention_maps(
     Raises:
         InputError: a layer is int8.
     """
-    if int8 := [i for i, layer in enumerate(arch.layers) if layer.mixer.v.int8]:
+    if int8 := [i for i, layer in enumerate(arch.layers) if layer.attention.v.int8]:
         raise InputError(f"layers/{int8[0]}: int8; dequantize the model first (inference.specialise.dequantized)")
     heard, frames = map_inputs(arch, params, inputs, lengths)
     found: dict[int, Array] = {}
     for i, layer in enumerate(arch.layers):
-        if not layer.mixer.heads:
+        if not layer.attention.heads:
             continue
         x = heard[f"layers/{i}/attention/v"]
         valid = frame_mask(frames, x.shape[1])
         if layer.mixer.carries:
-            found[i] = _softened(found[i - 1], valid) if arch.layers[i - 1].mixer.softened else found[i - 1]
+            found[i] = _softened(found[i - 1], valid) if arch.layers[i - 1].attention.softened else found[i - 1]
         else:
             arrays = params["layers"][str(i)]["attention"]
-            found[i] = _maps(layer.mixer, arrays, x, valid, _relative(arch, params, x.shape[1]))
+            found[i] = _maps(layer.attention, arrays, x, valid, _relative(arch, params, x.shape[1]))
     return found, frames
 
 
@@ -136,7 +136,7 @@ def _relative(arch: Arch, params: Params, frames: int) -> Array | None:
     return None if arch.relative is None else arch.relative.scores(params["relative"]["table"], frames)
 
 
-def _maps(mixer: Mixer, block: Any, x: Array, valid: Array, relative: Array | None) -> Array:
+def _maps(mixer: Attention | GatedAttention, block: Any, x: Array, valid: Array, relative: Array | None) -> Array:
     q, k = (_dense(block[name], x) for name in ("q", "k"))
     scores = jnp.einsum("bthd,bshd->bhts", q, k) * mixer.head_dim**-0.5
     if mixer.kind == "gated_attention" and relative is not None:

@@ -170,7 +170,7 @@ def _layers(settings: Settings, tensors: Mapping[str, Tensor], plain: tuple[Laye
     makes = _pattern(settings, there)
     lends = [mine and not after for mine, after in zip(makes, [*makes[1:], True], strict=True)]
     return tuple(
-        replace(layer, mixer=Attention(layer.mixer.heads, layer.mixer.head_dim, reuse=not mine, softened=lent))
+        replace(layer, mixer=Attention(layer.attention.heads, layer.attention.head_dim, reuse=not mine, softened=lent))
         for layer, mine, lent in zip(plain, makes, lends, strict=True)
     )
 

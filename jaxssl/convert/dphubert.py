@@ -138,12 +138,12 @@ def _gated_layer(settings: Settings, tensors: Mapping[str, Tensor], index: int) 
         width = settings.positive("encoder_embed_dim")
         raise InputError(f"{settings.path}: encoder_embed_dim {width} is no multiple of {total} heads")
     plain = _layer(replace(settings, given={**settings.given, "encoder_head_dim": head_dim}), tensors, index)
-    if plain.mixer.heads not in (0, len(numbers)):
+    if plain.attention.heads not in (0, len(numbers)):
         raise InputError(
             f"{settings.path}: encoder_remaining_heads of layer {index} is {list(numbers)}, its arrays have "
-            f"{plain.mixer.heads} heads"
+            f"{plain.attention.heads} heads"
         )
-    return replace(plain, mixer=GatedAttention(numbers if plain.mixer.heads else (), head_dim))
+    return replace(plain, mixer=GatedAttention(numbers if plain.attention.heads else (), head_dim))
 
 
 def _heads(settings: Settings, index: int) -> tuple[int, ...]:

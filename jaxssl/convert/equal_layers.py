@@ -10,7 +10,7 @@ def differing(arch: Arch) -> dict[str, bool]:
         "it has no layers": not arch.layers,
         "its layers differ": len(set(arch.layers)) > 1,
         "blocks were emptied": any(block.empty for layer in arch.layers for block in layer.blocks),
-        "heads were cut": any(layer.mixer.heads * layer.mixer.head_dim != arch.width for layer in arch.layers),
+        "heads were cut": any(layer.attention.heads * layer.attention.head_dim != arch.width for layer in arch.layers),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
         "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
     }

@@ -101,12 +101,12 @@ def describe(path: Path, state: Mapping[str, Any], *, subnet: str | None = None)
 
 
 def _maximal(largest: Arch) -> Subnet:
-    heads = tuple(layer.mixer.heads for layer in largest.layers)
+    heads = tuple(layer.attention.heads for layer in largest.layers)
     return Subnet(largest.width, heads, tuple(layer.ffn.size for layer in largest.layers))
 
 
 def _arch(largest: Arch, subnet: Subnet) -> Arch:
-    dim = largest.layers[0].mixer.head_dim
+    dim = largest.layers[0].attention.head_dim
     layers = (Layer(Attention(n, dim), FeedForward(units)) for n, units in zip(subnet.heads, subnet.units, strict=True))
     return replace(largest, width=subnet.width, layers=tuple(layers))
 
@@ -117,7 +117,7 @@ def _sizes(path: Path, text: str, largest: Arch, groups: int) -> Subnet:
     Raises:
         InputError: it is no subnet, or not one of this supernet.
     """
-    values, most, dim = _json(text), _maximal(largest), largest.layers[0].mixer.head_dim
+    values, most, dim = _json(text), _maximal(largest), largest.layers[0].attention.head_dim
     width, heads, units = values.get("embed_dim"), values.get("heads_num"), values.get("ffn_embed")
     if not (type(width) is int and width > 0 and _naturals(heads) and _naturals(units)):
         raise InputError(
@@ -170,7 +170,7 @@ def _cut(tensors: Mapping[str, Tensor], subnet: Subnet, largest: Arch, groups: i
             kept[name] = _outer(name, tensor, width, groups)
         elif (index := places.get(int(match[1]))) is not None:
             layer = largest.layers[int(match[1])]
-            heads = range(subnet.heads[index] * layer.mixer.head_dim)
+            heads = range(subnet.heads[index] * layer.attention.head_dim)
             units = _units_kept(subnet.units[index], subnet.width, layer.ffn.size, largest.width)
             kept[f"encoder.layers.{index}.{match[2]}"] = _inner(match[2], tensor, width, heads, units)
     gain, whole, part = kept.get(f"{KERNEL}weight_g"), tensors.get(f"{KERNEL}weight_v"), kept.get(f"{KERNEL}weight_v")

@@ -10,7 +10,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.data.logmel import Stats, hamming, triangles
 from jaxssl.inference.specialise import dequantized, unpacked
-from jaxssl.models.arch import Arch, Front, LogMel, Whisper
+from jaxssl.models.arch import Arch, Attention, Front, LogMel, Whisper
 from jaxssl.models.fronts.whisper_frames import hann, slaney_triangles
 from jaxssl.models.model import Params
 
@@ -26,8 +26,13 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
     """Return the standalone module's state: names with dots, linear maps as (out, in), one positional kernel.
 
     Raises:
-        InputError: the weights are prepared.
+        InputError: the weights are prepared, or a mixer is one that the module has not.
     """
+    for i, layer in enumerate(arch.layers):
+        if layer.mixer.place != Attention.place:
+            raise InputError(
+                f"layers/{i}: the PyTorch module has attention only, and no {layer.mixer.kind}; export stablehlo"
+            )
     if arch.prepared:
         raise InputError(
             "the weights are prepared for running (jaxssl.inference.prepack); export the model before that"

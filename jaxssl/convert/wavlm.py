@@ -29,8 +29,8 @@ def describe(path: Path, state: Mapping[str, Any]) -> Source:
     settings = Settings(path, entries(state["cfg"]), {"num_buckets": size(plain.tensors, TABLE, 0)})
     settings.require(SUPPORTED)
     layer = plain.arch.layers[0]
-    heads, far = layer.mixer.heads, settings.get("max_distance", int, 1280)
-    gated = replace(layer, mixer=GatedAttention(tuple(range(heads)), layer.mixer.head_dim))
+    heads, far = layer.attention.heads, settings.get("max_distance", int, 1280)
+    gated = replace(layer, mixer=GatedAttention(tuple(range(heads)), layer.attention.head_dim))
     relative = RelativeBias(heads, settings.positive("num_buckets"), far)
     arch = replace(plain.arch, layers=(gated,) * len(plain.arch.layers), relative=relative)
     return replace(plain, kind="WavLM", arch=arch)

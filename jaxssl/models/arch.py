@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from compress.errors import InputError
 from jaxssl.models.adapter import Adapter
 from jaxssl.models.feed_forward import FeedForward
 from jaxssl.models.fronts.mel_frames import LogMel
@@ -17,6 +18,7 @@ from jaxssl.models.fronts.whisper_frames import Whisper
 from jaxssl.models.length_adapter import LengthAdapter
 from jaxssl.models.mixers.attention import Attention
 from jaxssl.models.mixers.gated_attention import GatedAttention, RelativeBias
+from jaxssl.models.mixers.summary_mixing import SummaryMixing
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.outputs.cluster import ClusterHead
 from jaxssl.models.outputs.cosine import CosineHead
@@ -29,7 +31,7 @@ from jaxssl.models.positions.sinusoid import Sinusoids
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
 Front = Waveform | LogMel | Whisper
-Mixer = Attention | GatedAttention
+Mixer = Attention | GatedAttention | SummaryMixing
 Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinusoids
 Head = ClusterHead | CosineHead
 
@@ -57,6 +59,7 @@ __all__ = [
     "RelativeBias",
     "ScaledConvolution",
     "Sinusoids",
+    "SummaryMixing",
     "Waveform",
     "Whisper",
 ]
@@ -77,6 +80,22 @@ class Layer:
     def blocks(self) -> tuple[Mixer | FeedForward, ...]:
         """Both residual branches, in the order in which they run."""
         return self.mixer, self.ffn
+
+    @property
+    def heads(self) -> int:
+        """Heads that can go; 0 where the mixer is no attention."""
+        return next((units.size for units in self.mixer.units() if units.name == "heads"), 0)
+
+    @property
+    def attention(self) -> Attention | GatedAttention:
+        """The mixer of a layer of attention, for what is asked of attention alone.
+
+        Raises:
+            InputError: it mixes frames in another way.
+        """
+        if isinstance(self.mixer, Attention | GatedAttention):
+            return self.mixer
+        raise InputError(f"a layer's mixer is {self.mixer.kind}, and this is for attention alone; use another model")
 
 
 def transformer(heads: int, head_dim: int, size: int) -> tuple[Layer]:

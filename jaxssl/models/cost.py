@@ -145,8 +145,8 @@ def _layer(arch: Arch, layer: Layer, frames: int) -> Macs:
     mixer, ffn = layer.blocks
     return Macs(
         attention_maps=frames * maps[mixer.place],
-        attention_core=mixer.core_macs(frames),
-        ffn=frames * maps[ffn.place] + ffn.core_macs(frames),
+        attention_core=mixer.core_macs(frames, arch.width),
+        ffn=frames * maps[ffn.place] + ffn.core_macs(frames, arch.width),
         adapters=layer.adapter.macs(arch.width, frames) if layer.adapter else 0,
     )
 

@@ -15,12 +15,15 @@ from jaxssl.models.arch import (
     Layer,
     LengthAdapter,
     RelativeBias,
+    SummaryMixing,
 )
 from jaxssl.models.model import Params, check_params
 from jaxssl.models.part import form_of
 
 # What a layer is read as where the base has none like it.
-PLAIN = (Layer(Attention(0, 0), FeedForward(0)), Layer(GatedAttention((), 0), FeedForward(0)))
+PLAIN = tuple(
+    Layer(mixer, FeedForward(0)) for mixer in (Attention(0, 0), GatedAttention((), 0), SummaryMixing(1, 0, 0))
+)
 
 
 def describe(base: Arch, params: Params) -> Arch:

@@ -58,7 +58,7 @@ class FeedForward:
         """Return the same with another number of units."""
         return replace(self, size=size)
 
-    def core_macs(self, frames: int) -> int:
+    def core_macs(self, frames: int, width: int) -> int:
         """Count nothing: all is in the maps."""
         return 0
 

@@ -165,8 +165,8 @@ class Block(Protocol):
         """Return the same with another number of the units that are called so."""
         ...
 
-    def core_macs(self, frames: int) -> int:
-        """Count the multiply-accumulates of one utterance that are those of no dense map."""
+    def core_macs(self, frames: int, width: int) -> int:
+        """Count the multiply-accumulates of one utterance that are those of no dense map, in a model that wide."""
         ...
 
     def activation_bytes(self, frames: int, itemsize: int, dropout: Dropout) -> float:

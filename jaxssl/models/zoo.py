@@ -182,7 +182,7 @@ def _thin(channels: int) -> tuple[Conv, ...]:
 def _gated(plain: Arch, heads: int) -> Arch:
     """Give a model's attention relative positions, 320 buckets up to 800 frames apart."""
     layer = plain.layers[0]
-    gated = replace(layer, mixer=GatedAttention(tuple(range(heads)), layer.mixer.head_dim))
+    gated = replace(layer, mixer=GatedAttention(tuple(range(heads)), layer.attention.head_dim))
     return replace(plain, layers=(gated,) * len(plain.layers), relative=RelativeBias(heads))
 
 

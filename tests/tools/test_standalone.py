@@ -8,15 +8,16 @@ import jax
 import numpy as np
 import pytest
 
+from compress.errors import InputError
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.encode import encode
 from jaxssl.models.arch import LogMel
 from jaxssl.models.arch_json import to_json
-from tests.archs import ARCHS, SOFTENED, weights
+from tests.archs import ARCHS, EXPORTED, SOFTENED, SUMMARY, weights
 
 TOLERANCE = 1e-4
-KNOWN = {**ARCHS, "softened": SOFTENED}
+KNOWN = {**EXPORTED, "softened": SOFTENED}
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,8 @@ def test_whisper_refuses_what_it_has_no_positions_for(torch, module):
         assert model(torch.zeros(1, arch.front.most))["last"].shape[1] == arch.front.longest
         with pytest.raises(ValueError, match="19360 samples are longer than 60 frames"):
             model(torch.zeros(1, arch.front.most + 1))
+
+
+def test_a_mixer_that_the_module_has_not_is_refused():
+    with pytest.raises(InputError, match="layers/0: the PyTorch module has attention only, and no summary_mixing"):
+        state(SUMMARY, weights(SUMMARY), None)

@@ -212,7 +212,7 @@ def _layer(arch: Arch, p: Weights, path: str, x: Tensor, seen: Tensor | None) ->
 
 
 def _attention(arch: Arch, p: Weights, path: str, x: Tensor, seen: Tensor | None) -> Tensor:
-    head_dim = arch.layers[int(path.split("/")[1])].mixer.head_dim
+    head_dim = arch.layers[int(path.split("/")[1])].attention.head_dim
     q, k, v = (_dense(p, f"{path}/{m}", x).unflatten(-1, (-1, head_dim)).transpose(1, 2) for m in "qkv")
     context = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=arch.dropout.attention)
     return _dense(p, f"{path}/out", context.transpose(1, 2).flatten(2))
@@ -273,7 +273,7 @@ def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
         raise InputError("the PyTorch step has no length adapter behind the encoder; time a model without one")
     if arch.relative is not None:
         raise InputError("the PyTorch step has no relative positions (WavLM); time a model without them")
-    if arch.front.kind == "whisper" or not all(layer.mixer.key_bias for layer in arch.layers):
+    if arch.front.kind == "whisper" or not all(layer.attention.key_bias for layer in arch.layers):
         raise InputError("the PyTorch step has nothing of Whisper: no such front end, and no keys without a bias")
     if arch.project not in (FULL, None) or not plain or any(layer.mixer.carries for layer in arch.layers):
         raise InputError("the PyTorch step is for dense layers only; this arch has ranks, packed maps or empty blocks")

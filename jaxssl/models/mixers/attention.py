@@ -89,7 +89,7 @@ class Attention:
         """Return the same with another number of units."""
         return replace(self, heads=size)
 
-    def core_macs(self, frames: int) -> int:
+    def core_macs(self, frames: int, width: int) -> int:
         """Count scores, unless they are the layer's before, and weighted sums."""
         return (1 if self.reuse else 2) * frames**2 * self.heads * self.head_dim
 

@@ -201,9 +201,9 @@ class GatedAttention:
         more = (next(missing) for _ in range(size - self.heads))
         return replace(self, remaining=tuple(sorted((*self.remaining[:size], *more))))
 
-    def core_macs(self, frames: int) -> int:
+    def core_macs(self, frames: int, width: int) -> int:
         """Count scores, weighted sums and what makes α and γ, whose entries are added up in the weights."""
-        return self._plain.core_macs(frames) + frames * self.heads * self.head_dim * 2
+        return self._plain.core_macs(frames, width) + frames * self.heads * self.head_dim * 2
 
     def activation_bytes(self, frames: int, itemsize: int, dropout: Dropout) -> float:
         """Return what attention leaves, and α, γ and the gate of every head."""
