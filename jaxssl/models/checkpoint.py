@@ -93,16 +93,16 @@ def load(folder: str | Path) -> tuple[Arch, Params]:
         raise InputError(f"{folder}: arch.json is there, the arrays (params/) are not; the copy is incomplete")
     seal.check(arrays, parts=(".",))
     with _alone() as checkpointer:
-        try:
+        with _orbax(arrays):
             stored = _stored_shapes(checkpointer, arrays)
+        try:
             check_pieces(arch, stored)
             check_params(arch, _with_empty(arch, stored))
-            params = _with_empty(arch, checkpointer.restore(arrays.absolute(), _targets(stored)))
         except InputError as error:
             raise InputError(f"{folder}: arch.json and the arrays disagree: {error}") from error
-        except Exception as error:  # Orbax and TensorStore raise whatever they meet, down to Exception itself
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{arrays}: these arrays cannot be read ({reason}); copy the folder again") from error
+        with _orbax(arrays):
+            restored = checkpointer.restore(arrays.absolute(), _targets(stored))
+    params = _with_empty(arch, restored)
     check_finite(params, str(folder))
     return arch, params
 
@@ -130,6 +130,16 @@ def is_model(folder: str | Path) -> bool:
 def size_on_disk(folder: str | Path) -> int:
     """Sum the bytes of a model's arrays as stored."""
     return sum(file.stat().st_size for file in (Path(folder) / "params").rglob("*") if file.is_file())
+
+
+@contextmanager
+def _orbax(arrays: Path) -> Iterator[None]:
+    """Tell in one line what Orbax and TensorStore raise of damaged files, which may be any exception."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{arrays}: these arrays cannot be read ({reason}); copy the folder again") from error
 
 
 def _alone() -> ocp.StandardCheckpointer:
