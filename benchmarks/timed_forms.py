@@ -12,7 +12,7 @@ RANK = 128
 def compressed(arch: Arch) -> dict[str, Arch]:
     """Return the model and its forms: half the heads, a third of the units, rank 128, half the layers, all of these."""
     first = arch.layers[0]
-    heads, units = first.mixer.heads // 2, first.ffn.size // 3
+    heads, units = first.attention.heads // 2, first.ffn.size // 3
     fewer_heads, fewer_units = first.mixer.resized("heads", heads), first.ffn.resized("hidden", units)
     thin = Layer(formed(fewer_heads, Rank(RANK)), formed(fewer_units, Rank(RANK)))
     forms: dict[str, Callable[[Layer], Layer]] = {

@@ -88,6 +88,7 @@ ROWS = (
         replace(_preset("xls-r-300m"), length_adapter=LengthAdapter(1024)),
         ("wav2vec2", "wavlm", "data2vec-audio"),
     ),
+    Family("Mamba HuBERT, one direction", "`.pt` of its fork of fairseq", _preset("mamba-hubert-base")),
     Family("DistilHuBERT", "`.ckpt` of s3prl, Hugging Face folder", _preset("distilhubert"), ("hubert",)),
     Family(
         "DPHuBERT", "its `.pth`", replace(_preset("dphubert"), front=replace(_preset("dphubert").front, scaled=True))
@@ -116,7 +117,7 @@ def filled(arch: Arch) -> Params:
 def compressed_by(arch: Arch) -> list[str]:
     """Name the units of an architecture that can go."""
     names = {axis.name.rpartition("/")[2] for axis in axes(arch)}
-    words = {"heads": "heads", "hidden": "feed-forward units"}
+    words = {"heads": "heads", "hidden": "feed-forward units", "inner": "scanned channels"}
     found = [word for name, word in words.items() if name in names]
     assert matrices(arch)  # low rank, blocks and int8 are said to be for all
     return [*found, *(["channels"] if channels(arch) else [])]

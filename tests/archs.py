@@ -20,6 +20,8 @@ from jaxssl.models.arch import (
     Layer,
     LengthAdapter,
     LogMel,
+    Mamba,
+    NoFeedForward,
     PositionalConvolution,
     Rank,
     RelativeBias,
@@ -123,6 +125,17 @@ SUMMARY = replace(
         Layer(SummaryMixing(1, 6, 5, mode="fast", local1=Rank(3), merge_summary=Rank(2)), FeedForward(7)),
     ),
 )
+MAMBA = replace(  # of both directions, so that padding comes first in one
+    BASE,
+    layers=(
+        Layer(Mamba(20, state=5, taps=3, rank=2, directions="inner"), FeedForward(24)),
+        Layer(
+            Mamba(12, state=3, rank=2, directions="external", back=9, input=Rank(3), back_out=Rank(2)), NoFeedForward()
+        ),
+    ),
+    mask_embedding=False,
+    head=None,
+)
 
 ARCHS = {
     "base": BASE,
@@ -134,6 +147,7 @@ ARCHS = {
     "reusing": REUSING,
     "wavlm": WAVLM,
     "summary": SUMMARY,
+    "mamba": MAMBA,
     "sinusoid": replace(MEL, position=Sinusoids()),
     "whisper": Arch(
         front=Whisper(16, 12, bins=6, longest=60),

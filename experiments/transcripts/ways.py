@@ -197,7 +197,7 @@ def check(way: Way, arch: Arch) -> None:
         InputError: more is to stay than any layer has.
     """
     for step in way.steps:
-        most = max(layer.mixer.heads if step.kind == "heads" else layer.ffn.size for layer in arch.layers)
+        most = max(layer.heads if step.kind == "heads" else layer.ffn.size for layer in arch.layers)
         if step.kind in ("heads", "rows") and step.value > most:
             raise InputError(f"{way.name}: a layer has {most} {step.kind}; keep 0 to {most}")
         for matrix in matrices(arch):

@@ -29,6 +29,8 @@ from jaxssl.models.arch import (
     Dropout,
     FeedForward,
     Layer,
+    Mamba,
+    NoFeedForward,
     PositionalConvolution,
     Waveform,
 )
@@ -43,7 +45,7 @@ REFUSED = {
 }
 SUPPORTED = {  # what our forward pass computes; the rest of fairseq's options is refused by name
     "activation_fn": ("gelu",),
-    "layer_type": ("transformer",),
+    "layer_type": ("transformer", "mambaformer"),  # the latter in the fork that Mamba HuBERT was trained by
     "attn_type": ("",),
     "pos_enc_type": ("abs",),
     "target_glu": (False,),
@@ -175,9 +177,8 @@ def arch_of(
         InputError: they disagree, or are of a model that ours is not.
     """
     settings.require(SUPPORTED)
-    head_dim = settings.head_dim("encoder_embed_dim", "encoder_attention_heads")
-    mixer = Attention(settings.positive("encoder_attention_heads"), head_dim)
-    layer = Layer(mixer, FeedForward(settings.positive("encoder_ffn_embed_dim")))
+    mamba = settings.get("layer_type", str, "transformer") == "mambaformer"
+    layer = _mamba(settings, tensors) if mamba else _transformer(settings)
     return Arch(
         front=Waveform(
             convs=_convs(settings, tensors),
@@ -202,6 +203,23 @@ def arch_of(
         head=head,
         project=None if _equally_wide(settings, tensors) else FULL,
     )
+
+
+def _transformer(settings: Settings) -> Layer:
+    head_dim = settings.head_dim("encoder_embed_dim", "encoder_attention_heads")
+    mixer = Attention(settings.positive("encoder_attention_heads"), head_dim)
+    return Layer(mixer, FeedForward(settings.positive("encoder_ffn_embed_dim")))
+
+
+def _mamba(settings: Settings, tensors: Mapping[str, Tensor]) -> Layer:
+    """Describe a layer of Mamba HuBERT (arXiv 2506.12606), whose feed-forward block is none where its size is -1."""
+    at = "encoder.layers.0.mamba"
+    sizes = [(f"{at}.A_log", 0), (f"{at}.A_log", 1), (f"{at}.conv1d.weight", 2), (f"{at}.dt_proj.weight", 1)]
+    if lacking := [name for name, axis in sizes if size(tensors, name, axis) is None]:
+        raise InputError(f"{settings.path}: layer_type is 'mambaformer', and there is no {lacking[0]}; copy it again")
+    units = settings.get("encoder_ffn_embed_dim", int, -1)
+    inner, state, taps, rank = (size(tensors, name, axis) or 0 for name, axis in sizes)
+    return Layer(Mamba(inner, state, taps, rank), FeedForward(units) if units > 0 else NoFeedForward())
 
 
 def _equally_wide(settings: Settings, tensors: Mapping[str, Tensor]) -> bool:

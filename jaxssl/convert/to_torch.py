@@ -10,7 +10,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.data.logmel import Stats, hamming, triangles
 from jaxssl.inference.specialise import dequantized, unpacked
-from jaxssl.models.arch import Arch, Attention, Front, LogMel, Whisper
+from jaxssl.models.arch import Arch, Attention, Front, LogMel, NoFeedForward, Whisper
 from jaxssl.models.fronts.whisper_frames import hann, slaney_triangles
 from jaxssl.models.model import Params
 
@@ -26,13 +26,9 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
     """Return the standalone module's state: names with dots, linear maps as (out, in), one positional kernel.
 
     Raises:
-        InputError: the weights are prepared, or a mixer is one that the module has not.
+        InputError: the weights are prepared, or a block is one that the module has not.
     """
-    for i, layer in enumerate(arch.layers):
-        if layer.mixer.place != Attention.place:
-            raise InputError(
-                f"layers/{i}: the PyTorch module has attention only, and no {layer.mixer.kind}; export stablehlo"
-            )
+    _check_blocks(arch)
     if arch.prepared:
         raise InputError(
             "the weights are prepared for running (jaxssl.inference.prepack); export the model before that"
@@ -53,10 +49,23 @@ def check_onnx(arch: Arch) -> None:
     """Refuse what PyTorch's exporter to ONNX cannot follow for any length of speech.
 
     Raises:
-        InputError: there is a length adapter, whose way of counting frames it takes for impossible.
+        InputError: there is a length adapter, whose way of counting frames it takes for impossible, or a mixer is one
+            that the module has not.
     """
+    _check_blocks(arch)
     if arch.length_adapter is not None:
         raise InputError("onnx: PyTorch's exporter cannot follow a length adapter's frames; export torch or stablehlo")
+
+
+def _check_blocks(arch: Arch) -> None:
+    """Refuse mixers and feed-forward blocks that the module has not."""
+    for i, layer in enumerate(arch.layers):
+        if layer.mixer.place != Attention.place:
+            raise InputError(
+                f"layers/{i}: the PyTorch module has attention only, and no {layer.mixer.kind}; export stablehlo"
+            )
+        if isinstance(layer.ffn, NoFeedForward):
+            raise InputError(f"layers/{i}: the PyTorch module has no layers without a feed-forward block")
 
 
 def _constants(front: Front, stats: Stats | None) -> dict[str, np.ndarray]:

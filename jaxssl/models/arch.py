@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from compress.errors import InputError
 from jaxssl.models.adapter import Adapter
-from jaxssl.models.feed_forward import FeedForward
+from jaxssl.models.feed_forward import FeedForward, NoFeedForward
 from jaxssl.models.fronts.mel_frames import LogMel
 from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
 from jaxssl.models.fronts.whisper_frames import Whisper
 from jaxssl.models.length_adapter import LengthAdapter
 from jaxssl.models.mixers.attention import Attention
 from jaxssl.models.mixers.gated_attention import GatedAttention, RelativeBias
+from jaxssl.models.mixers.mamba import Mamba
 from jaxssl.models.mixers.summary_mixing import SummaryMixing
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.outputs.cluster import ClusterHead
@@ -31,7 +32,8 @@ from jaxssl.models.positions.sinusoid import Sinusoids
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
 Front = Waveform | LogMel | Whisper
-Mixer = Attention | GatedAttention | SummaryMixing
+Mixer = Attention | GatedAttention | Mamba | SummaryMixing
+Feed = FeedForward | NoFeedForward
 Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinusoids
 Head = ClusterHead | CosineHead
 
@@ -54,6 +56,8 @@ __all__ = [
     "Layer",
     "LengthAdapter",
     "LogMel",
+    "Mamba",
+    "NoFeedForward",
     "PositionalConvolution",
     "Rank",
     "RelativeBias",
@@ -67,17 +71,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of the encoder: a token mixer and a feed-forward block, each with a residual and a norm.
+    """One layer of the encoder: a token mixer and a feed-forward block, if any, each with a residual and a norm.
 
     An adapter, where there is one, comes after both.
     """
 
     mixer: Mixer
-    ffn: FeedForward
+    ffn: Feed
     adapter: Adapter | None = None
 
     @property
-    def blocks(self) -> tuple[Mixer | FeedForward, ...]:
+    def blocks(self) -> tuple[Mixer | Feed, ...]:
         """Both residual branches, in the order in which they run."""
         return self.mixer, self.ffn
 

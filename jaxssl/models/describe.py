@@ -14,6 +14,8 @@ from jaxssl.models.arch import (
     GatedAttention,
     Layer,
     LengthAdapter,
+    Mamba,
+    NoFeedForward,
     RelativeBias,
     SummaryMixing,
 )
@@ -22,7 +24,7 @@ from jaxssl.models.part import form_of
 
 # What a layer is read as where the base has none like it.
 PLAIN = tuple(
-    Layer(mixer, FeedForward(0)) for mixer in (Attention(0, 0), GatedAttention((), 0), SummaryMixing(1, 0, 0))
+    Layer(mixer, FeedForward(0)) for mixer in (Attention(0, 0), GatedAttention((), 0), SummaryMixing(1, 0, 0), Mamba(0))
 )
 
 
@@ -71,4 +73,8 @@ def _alike(base: Arch, index: int, arrays: Params) -> Layer:
 
 def _layer(base: Layer, arrays: Params) -> Layer:
     adapter = Adapter(0).read(arrays[Adapter.place]) if Adapter.place in arrays else None
-    return Layer(base.mixer.read(arrays[base.mixer.place]), base.ffn.read(arrays[base.ffn.place]), adapter)
+    mixer = base.mixer.read(arrays[base.mixer.place])
+    if "ffn" not in arrays:
+        return Layer(mixer, NoFeedForward(), adapter)
+    base_ffn = base.ffn if isinstance(base.ffn, FeedForward) else FeedForward(0)
+    return Layer(mixer, base_ffn.read(arrays["ffn"]), adapter)

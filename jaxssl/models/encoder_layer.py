@@ -19,8 +19,10 @@ class EncoderLayer(nnx.Module):
         mixer = layer.mixer.build(width, dropout=arch.dropout, prepared=arch.prepared, lends=lends, rngs=rngs)
         setattr(self, self.place, mixer)
         setattr(self, f"{self.place}_norm", LayerNorm(width, rngs=rngs))
-        self.ffn = layer.ffn.build(width, dropout=arch.dropout, prepared=arch.prepared, rngs=rngs)
-        self.ffn_norm = LayerNorm(width, rngs=rngs)
+        feed = layer.ffn.build(width, dropout=arch.dropout, prepared=arch.prepared, rngs=rngs)
+        self.feeds = feed is not None
+        if feed is not None:
+            self.ffn, self.ffn_norm = feed, LayerNorm(width, rngs=rngs)
         if layer.adapter:
             self.adapter = layer.adapter.build(width, rngs=rngs)
 
@@ -38,10 +40,10 @@ class EncoderLayer(nnx.Module):
         if self.norm_first:
             y, carry = mix(norm(x))
             x = x + y
-            return self.adapted(x + feed(self.ffn_norm(x))), carry
+            return self.adapted(x + feed(self.ffn_norm(x)) if self.feeds else x), carry
         y, carry = mix(x)
         x = norm(x + y)
-        return self.adapted(self.ffn_norm(x + feed(x))), carry
+        return self.adapted(self.ffn_norm(x + feed(x)) if self.feeds else x), carry
 
     def adapted(self, x: Array) -> Array:
         """Return the layer's output after its adapter, where it has one."""

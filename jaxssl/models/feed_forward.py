@@ -97,3 +97,52 @@ class Hidden(nnx.Module):
         if self.units == 0:
             return self.fc2.bias_alone(x)
         return self.fc2(dropout(FUNCTIONS[self.activation](self.fc1(x)), self.rate, rngs))
+
+
+@dataclass(frozen=True)
+class NoFeedForward:
+    """The block of a layer that has none, nor a norm behind it: the mixer's branch is all (Mamba HuBERT)."""
+
+    kind: Literal["no_feed_forward"] = "no_feed_forward"
+
+    place: ClassVar = "ffn"
+    names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
+    size: ClassVar = 0
+    activation: ClassVar[Activation] = "linear"
+    empty: ClassVar = True
+
+    def maps(self, width: int) -> tuple[Map, ...]:
+        """List nothing."""
+        return ()
+
+    def units(self) -> tuple[Units, ...]:
+        """List nothing."""
+        return ()
+
+    def resized(self, name: str, size: int) -> Self:
+        """Refuse units, of which there are none.
+
+        Raises:
+            InputError: some are asked for.
+        """
+        if size:
+            raise InputError(f"a layer without a feed-forward block cannot have {size} units; leave it as it is")
+        return self
+
+    def core_macs(self, frames: int, width: int) -> int:
+        """Count nothing."""
+        return 0
+
+    def activation_bytes(self, frames: int, itemsize: int, dropout: Dropout) -> float:
+        """Return 0: nothing is computed."""
+        return 0
+
+    def read(self, arrays: Arrays) -> Self:
+        """Return itself."""
+        return self
+
+    def check(self, where: str) -> None:
+        """Accept any place."""
+
+    def build(self, width: int, *, dropout: Dropout, prepared: bool, rngs: nnx.Rngs) -> None:
+        """Make nothing."""

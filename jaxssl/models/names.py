@@ -38,6 +38,11 @@ JOIN = Layout(  # *in, out
     lambda array, shape: array.T.reshape(shape),
     lambda array: array.reshape(-1, array.shape[-1]).T,
 )
+PAIR = Layout(  # in, out, 2: two maps of one input, one above the other
+    lambda shape: (shape[2] * shape[1], shape[0]),
+    lambda array, shape: array.reshape(2, shape[1], shape[0]).transpose(2, 1, 0),
+    lambda array: array.transpose(2, 1, 0).reshape(-1, array.shape[0]),
+)
 CONV = Layout(lambda shape: shape[::-1], lambda array, _: _flipped(array), _flipped)
 TAPS = Layout(lambda shape: (1, 1, *shape), np.reshape, lambda array: array[None, None])
 

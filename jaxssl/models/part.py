@@ -98,6 +98,7 @@ class Units:
         into: the map that the units feed.
         shared: whether the units are those of the same part in the layer before, so that both go together.
         arrays: what else has the units: paths below the part, and the axis there.
+        also_into: further maps that the units feed.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Units:
     into: str
     shared: bool = False
     arrays: tuple[tuple[str, int], ...] = ()
+    also_into: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _axis(arch: Arch, index: int, number: int, units: Units) -> Axis:
         at = f"layers/{i}/{block.place}"
         mine = next(each for each in block.units() if each.name == units.name)
         leaves += _leaves(at, {spec.name: spec for spec in block.maps(arch.width)}, mine)
-        into.append(f"{at}/{mine.into}")
+        into += [f"{at}/{name}" for name in (mine.into, *mine.also_into)]
     name = f"layers/{index}/{arch.layers[index].blocks[number].place}/{units.name}"
     return Axis(name, units.size, tuple(leaves), into[0], tuple(into[1:]))
 

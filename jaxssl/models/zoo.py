@@ -17,6 +17,8 @@ from jaxssl.models.arch import (
     FeedForward,
     GatedAttention,
     Layer,
+    Mamba,
+    NoFeedForward,
     RelativeBias,
     Waveform,
     hubert_base,
@@ -70,6 +72,20 @@ def wavlm_base() -> Arch:
 def wavlm_large() -> Arch:
     """Return WavLM Large: HuBERT Large with gated relative positions; for the rest see `wavlm_base`."""
     return _gated(replace(hubert_large(), head=None), 16)
+
+
+def mamba_hubert(ffn: int = 0) -> Arch:
+    """Return Mamba HuBERT Base: HuBERT Base with Mamba in place of attention (arXiv 2506.12606).
+
+    Known exactly: the released code and configuration give all sizes, 78,200,960 parameters, and 94,754,432 with
+    feed-forward blocks of 896.
+
+    Args:
+        ffn: hidden units of the feed-forward blocks; 0: there are none.
+    """
+    base = hubert_base()
+    layer = Layer(Mamba(3 * base.width, state=24, rank=48), FeedForward(ffn) if ffn else NoFeedForward())
+    return replace(base, layers=(layer,) * 12)
 
 
 def fithubert() -> Arch:
@@ -223,6 +239,8 @@ PRESETS: dict[str, Callable[[], Arch]] = {
     "wavlm-base": wavlm_base,
     "wavlm-base-plus": wavlm_base,
     "wavlm-large": wavlm_large,
+    "mamba-hubert-base": mamba_hubert,
+    "mamba-mlp-hubert-base": lambda: mamba_hubert(896),
     "distilhubert": distilhubert,
     "fithubert": fithubert,
     "lighthubert-small": lighthubert_small,

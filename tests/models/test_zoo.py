@@ -16,6 +16,8 @@ UPSAMPLING = 480 * 480 * 2 + 480
 KNOWN = {
     "distilhubert": (23_491_200, 0, 23_491_200),
     "fithubert": (21_200_096, 2 * UPSAMPLING + 480 * 768 + 768, 22.49e6),
+    "mamba-hubert-base": (78_200_960, 0, 78.2e6),
+    "mamba-mlp-hubert-base": (94_754_432, 0, 94.7e6),
     "armhubert": (22_015_552, PROJECTIONS[480], 26.45e6),
     "armhubert-small": (18_403_552, PROJECTIONS[432], 22.39e6),
     "starhubert": (22_308_592, 0, 22.31e6),

@@ -1,0 +1,47 @@
+"""The selective scan of Mamba-1 (Gu and Dao 2023): a linear recurrence whose coefficients follow from its input."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+CHUNK = 64  # frames whose states are in memory together; the others are computed again in the backward pass
+
+
+def selective_scan(
+    x: Array, step: Array, decay: Array, into: Array, out: Array, state: Array | None = None
+) -> tuple[Array, Array]:
+    """Run h(t) = exp(step(t) decay) h(t - 1) + step(t) x(t) into(t) and y(t) = h(t) · out(t), in float32.
+
+    Frame by frame, in chunks: the backward pass keeps the state before each chunk, and computes those within again. A
+    frame whose step is 0 leaves the state as it is.
+
+    Args:
+        x: (batch, time, inner).
+        step: how far the state moves at each frame, not negative, (batch, time, inner).
+        decay: A, negative, (inner, state).
+        into: B, (batch, time, state).
+        out: C, (batch, time, state).
+        state: h before the first frame, (batch, inner, state); None: zeros.
+
+    Returns:
+        y, (batch, time, inner), and the state after the last frame.
+    """
+    rows, frames, inner = x.shape
+    if state is None:
+        state = jnp.zeros((rows, inner, decay.shape[1]), jnp.float32)
+    chunks = -(-frames // CHUNK)
+
+    def split(each: Array) -> Array:
+        each = jnp.pad(each.astype(jnp.float32), ((0, 0), (0, chunks * CHUNK - frames), (0, 0)))  # steps of 0
+        return each.reshape(rows, chunks, CHUNK, each.shape[-1]).transpose(1, 2, 0, 3)
+
+    def move(h: Array, each: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        x, step, into, out = each  # (batch, …)
+        h = jnp.exp(step[..., None] * decay[None]) * h + (step * x)[..., None] * into[:, None, :]
+        return h, (h * out[:, None, :]).sum(-1)
+
+    def run(h: Array, each: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        return jax.lax.scan(move, h, each)  # (chunk, batch, …)
+
+    last, y = jax.lax.scan(jax.checkpoint(run, prevent_cse=False), state, tuple(map(split, (x, step, into, out))))
+    return y.transpose(2, 0, 1, 3).reshape(rows, chunks * CHUNK, inner)[:, :frames], last
