@@ -65,7 +65,9 @@ def _check_blocks(arch: Arch) -> None:
                 f"layers/{i}: the PyTorch module has attention only, and no {layer.mixer.kind}; export stablehlo"
             )
         if isinstance(layer.ffn, NoFeedForward):
-            raise InputError(f"layers/{i}: the PyTorch module has no layers without a feed-forward block")
+            raise InputError(
+                f"layers/{i}: the PyTorch module has no layers without a feed-forward block; export stablehlo"
+            )
 
 
 def _constants(front: Front, stats: Stats | None) -> dict[str, np.ndarray]:
