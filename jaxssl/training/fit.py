@@ -389,6 +389,6 @@ def _draw(run: Run, number: int, arch: Arch, params: Params) -> None:
         shown = images.masked_features(batch.inputs[0, :length], batch.mask[0, :length])
         run.journal.picture(number, "masked", shown)
     for i, layer in enumerate(arch.layers):
-        if not layer.mixer.empty:
+        if layer.heads:
             maps = images.attention(arch, params, jnp.asarray(batch.inputs[:, :length]), i)
             run.journal.picture(number, f"attention/{i}", images.tile(maps))

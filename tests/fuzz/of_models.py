@@ -26,7 +26,7 @@ from tools import convert_torch
 def checkpoints(data: Path) -> list[Target]:
     found = []
     for path in sorted((*data.glob("encoders/*/*.p*t*"), *data.glob("encoders/*/*.ckpt"), *data.glob("fairseq/*.pt"))):
-        if path.stat().st_size < 4 << 20 and path.parent.name != "mamba":  # arrays alone, which are no model
+        if path.stat().st_size < 4 << 20:
             heads = 4 if "torchaudio" in path.name else None
             beside = [path, *path.parent.glob("*.yaml")]
             edits: dict[str, Any] = {"file" + path.suffix: _pytorch}

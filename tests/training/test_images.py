@@ -16,7 +16,7 @@ LAYERS = [
     (name, i)
     for name, arch in ARCHS.items()
     for i, layer in enumerate(arch.layers)
-    if layer.mixer.heads and not layer.mixer.carries
+    if layer.heads and not layer.mixer.carries
 ]
 
 
@@ -24,7 +24,8 @@ LAYERS = [
 def heard():
     """By arch: parameters, inputs, what each dense map is given when the model itself runs, and all attention."""
     found = {}
-    for name, arch in ARCHS.items():
+    for name in {name for name, _ in LAYERS}:
+        arch = ARCHS[name]
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda s, rng=rng: rng.normal(0, 0.5, s.shape).astype(s.dtype), shapes(arch))
         inputs = noise(arch, jax.random.key(1), batch=1, frames=12)
