@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help lowrank prune compare bench test slow quick lint format torch clean
+.PHONY: help lowrank prune compare bench test slow quick lint format torch real clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -59,6 +59,9 @@ format: $(VENV)/.tested  ## format the code
 # PyTorch's default build for Linux brings gigabytes of CUDA; point pip at a CPU index to avoid that.
 torch: $(VENV)/.tested  ## add PyTorch, transformers and ONNX Runtime for the parity tests and for exports
 	$(PIP) torch==2.13.0 -e '.[espeak,test,torch,deploy]'
+
+real: $(VENV)/.tested  ## add Whisper tiny.en and its decoder, for experiments.whisper
+	$(PIP) -e '.[espeak,test,real]'
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info build
