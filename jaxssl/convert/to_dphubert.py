@@ -113,7 +113,7 @@ def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
     reasons = {
         "it has no layers": not arch.layers,
         "its features have no norm": not front.feature_norm,
-        "its mixers are no attention": any(not isinstance(layer.mixer, Attention) for layer in arch.layers),
+        "its mixers are not plain attention": any(not isinstance(layer.mixer, Attention) for layer in arch.layers),
         "its keys have no bias": not all(layer.attention.key_bias for layer in arch.layers),
         "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
         "heads differ in size": len({layer.attention.head_dim for layer in arch.layers}) > 1,
