@@ -5,6 +5,7 @@ from functools import lru_cache, partial
 
 import jax
 import numpy as np
+from flax import nnx
 
 from jaxssl.models.arch import (
     Adapter,
@@ -31,6 +32,7 @@ from jaxssl.models.arch import (
     Waveform,
     Whisper,
 )
+from jaxssl.models.keys import OneKey
 from jaxssl.models.model import apply, init, shapes
 
 MAPS = ("q", "k", "v", "out", "fc1", "fc2")
@@ -204,6 +206,15 @@ def _fresh(arch):
 def forward(arch, params, inputs, lengths=None, **words):
     """Run a model by one program, which all tests share that give it as much, where `apply` alone compiles hundreds."""
     return apply(arch, params, inputs, lengths, **words)
+
+
+@partial(jax.jit, static_argnums=0)
+def mix(part, arrays, x, valid=None):
+    """Run a mixer alone, with these arrays, on `x: (batch, time, width)`."""
+    module = part.build(x.shape[-1], dropout=Dropout(), prepared=False, lends=False, rngs=OneKey())
+    graph, state = nnx.split(module)
+    nnx.replace_by_pure_dict(state, arrays)
+    return nnx.merge(graph, state)(x, valid, None, None)[0]
 
 
 def noise(arch, key, *, batch=2, frames=30):

@@ -138,6 +138,8 @@ def _orbax(arrays: Path) -> Iterator[None]:
     """Tell in one line what Orbax and TensorStore raise of damaged files, which may be any exception."""
     try:
         yield
+    except MemoryError:  # says nothing of the files
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{arrays}: these arrays cannot be read ({reason}); copy the folder again") from error

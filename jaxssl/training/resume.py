@@ -75,6 +75,8 @@ class Checkpoints:
             try:
                 seal.check(self.folder / str(number), parts=PARTS)
                 record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            except MemoryError:  # says nothing of the checkpoint
+                raise
             except Exception as error:  # Orbax raises whatever it meets
                 notes.append(f"checkpoint {number} is damaged, the one before it is used: {error}")
                 self._set_aside(number)
@@ -100,6 +102,8 @@ class Checkpoints:
         }
         try:
             found = self._manager.restore(number, args=ocp.args.Composite(state=ocp.args.StandardRestore(targets)))
+        except MemoryError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise whatever they meet, down to Exception itself
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{self.folder / str(number)}: not a state of this run ({reason})") from error

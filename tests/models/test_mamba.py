@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from compress.errors import InputError
-from jaxssl.models.arch import Dropout, Mamba
+from jaxssl.models.arch import Mamba
 from jaxssl.models.mixers.selective_scan import CHUNK, selective_scan
 from jaxssl.models.model import init
 from jaxssl.models.names import CONV, JOIN, PAIR, SPLIT
-from tests.archs import MAMBA
+from tests.archs import MAMBA, mix
 
 BLOCK = Mamba(192, state=24, rank=4)
 
@@ -63,17 +62,8 @@ def under(original, prefix):
 
 
 @partial(jax.jit, static_argnums=0)
-def run(part, arrays, x, valid=None):
-    """Scan frames by a part with these arrays."""
-    module = part.build(x.shape[-1], dropout=Dropout(), prepared=False, lends=False, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(module)
-    nnx.replace_by_pure_dict(state, arrays)
-    return nnx.merge(graph, state)(x, valid, None, None)[0]
-
-
-@partial(jax.jit, static_argnums=0)
 def gradients(part, arrays, x, probe):
-    return jax.grad(lambda arrays, x: (run(part, arrays, x) * probe).sum(), argnums=(0, 1))(arrays, x)
+    return jax.grad(lambda arrays, x: (mix(part, arrays, x) * probe).sum(), argnums=(0, 1))(arrays, x)
 
 
 def near(found, wanted):
@@ -84,7 +74,7 @@ def near(found, wanted):
 def test_the_block_and_its_gradients(original):
     arrays = arrays_of(under(original, "block/weights/"), 64, 192)
     x, probe = original["block/x"], original["block/probe"]
-    near(run(BLOCK, arrays, x), original["block/y"])
+    near(mix(BLOCK, arrays, x), original["block/y"])
     mine, of_x = gradients(BLOCK, arrays, x, probe)
     near(of_x, original["block/grad_x"])
     wanted = arrays_of(under(original, "block/grad/"), 64, 192)
@@ -96,13 +86,13 @@ def test_the_block_and_its_gradients(original):
 def test_both_directions_inside(original, halved):
     part = replace(BLOCK, directions="inner", halved=halved)
     arrays = arrays_of(under(original, "inner/weights/"), 64, 192)
-    near(run(part, arrays, original["block/x"]), original[f"inner/y_divide_{halved}"])
+    near(mix(part, arrays, original["block/x"]), original[f"inner/y_divide_{halved}"])
 
 
 def test_two_mambas(original):
     part = Mamba(96, state=24, rank=2, directions="external", back=96)
     arrays = arrays_of(under(original, "external_postnorm/weights/"), 32, 96)
-    near(run(part, arrays, original["block/x"][..., :32]), original["external_postnorm/before_residual"])
+    near(mix(part, arrays, original["block/x"][..., :32]), original["external_postnorm/before_residual"])
 
 
 def scanned(original, frames=slice(None), state=None):

@@ -1,20 +1,18 @@
 """SummaryMixing against arrays made by its formulas, and the laws of a mean over frames."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from compress.errors import InputError
-from jaxssl.models.arch import Dropout, SummaryMixing
+from jaxssl.models.arch import SummaryMixing
 from jaxssl.models.describe import describe
 from jaxssl.models.mixers.summaries import FAR, summaries
 from jaxssl.models.model import init
-from tests.archs import SUMMARY
+from tests.archs import SUMMARY, mix
 
 CELL = SummaryMixing(4, 8, 8, 8, 8)
 FAST = SummaryMixing(1, 32, 32, mode="fast")
@@ -57,15 +55,6 @@ def arrays_of(part, cell):
     return found
 
 
-@partial(jax.jit, static_argnums=0)
-def run(part, arrays, x, valid=None):
-    """Mix frames by a part with these arrays."""
-    module = part.build(x.shape[-1], dropout=Dropout(), prepared=False, lends=False, rngs=nnx.Rngs(0))
-    graph, state = nnx.split(module)
-    nnx.replace_by_pure_dict(state, arrays)
-    return nnx.merge(graph, state)(x, valid, None, None)[0]
-
-
 @pytest.mark.parametrize(
     ("part", "name"),
     [
@@ -78,7 +67,7 @@ def run(part, arrays, x, valid=None):
     ],
 )
 def test_it_is_the_formula(cell, part, name):
-    y = run(part, arrays_of(part, cell), cell["x"], cell["mask"] > 0)
+    y = mix(part, arrays_of(part, cell), cell["x"], cell["mask"] > 0)
     for row, frames in enumerate(cell["lengths"]):
         np.testing.assert_allclose(y[row, :frames], cell[name][row, :frames], atol=1e-5)
 
@@ -114,15 +103,15 @@ def key():
 def test_permuting_frames_permutes_the_output(drawn):
     part, arrays, x = drawn
     order = np.random.default_rng(1).permutation(9)
-    np.testing.assert_allclose(run(part, arrays, x[:, order]), run(part, arrays, x)[:, order], atol=2e-4, rtol=1e-4)
+    np.testing.assert_allclose(mix(part, arrays, x[:, order]), mix(part, arrays, x)[:, order], atol=2e-4, rtol=1e-4)
 
 
 def test_what_cannot_be_told_apart_is_the_plain_mean(drawn):
     """A decay of nearly 1, and a window over all frames."""
     part, arrays, x = drawn
-    plain = run(part, arrays, x)
-    np.testing.assert_allclose(run(replace(part, decay=1 - 1e-7), arrays, x), plain, atol=2e-4, rtol=1e-4)
-    np.testing.assert_allclose(run(replace(part, window=(9, FAR)), arrays, x), plain, atol=2e-4, rtol=1e-4)
+    plain = mix(part, arrays, x)
+    np.testing.assert_allclose(mix(replace(part, decay=1 - 1e-7), arrays, x), plain, atol=2e-4, rtol=1e-4)
+    np.testing.assert_allclose(mix(replace(part, window=(9, FAR)), arrays, x), plain, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("words", [{"decay": 0.8}, {"window": (2, 1)}, {}])
@@ -130,8 +119,8 @@ def test_padding_changes_nothing(drawn, words):
     part, arrays, x = drawn
     part = replace(part, **words)
     noisy = np.where(np.arange(9)[None, :, None] < 6, x, np.float32(1e4))
-    together = run(part, arrays, noisy, jnp.arange(9)[None] < 6)[:, :6]
-    np.testing.assert_allclose(together, run(part, arrays, x[:, :6]), atol=2e-4, rtol=1e-4)
+    together = mix(part, arrays, noisy, jnp.arange(9)[None] < 6)[:, :6]
+    np.testing.assert_allclose(together, mix(part, arrays, x[:, :6]), atol=2e-4, rtol=1e-4)
 
 
 def test_decay_and_window_are_in_no_array():
