@@ -151,15 +151,15 @@ def listen(model: Model, batches: Sequence[Padded]) -> tuple[dict[str, dict[str,
     layers = {axis.name: int(axis.name.split("/")[1]) for axis in head_axes(arch)}
 
     @jax.jit
-    def run(params: Any, samples: jax.Array, lengths: jax.Array) -> tuple[dict[int, jax.Array], jax.Array]:
+    def run(params: Any, samples: jax.Array, lengths: jax.Array) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
         return attention_maps(arch, params, *front_inputs(arch, samples, lengths, stats))
 
     told: list[dict[str, dict[str, np.ndarray]]] = []
     total = {name: np.zeros((1, SIZE, SIZE)) for name in layers}
     for samples, lengths in follow(batches, "listening", total=len(batches)):
-        found, frames = run(model.params, samples, lengths)
-        for row, count in enumerate(np.asarray(frames)):
-            maps = {name: np.asarray(found[i])[row, :, :count, :count] for name, i in layers.items()}
+        found, frames = jax.tree.map(np.asarray, run(model.params, samples, lengths))
+        for row in range(len(samples)):
+            maps = {name: found[i][row, :, : frames[i][row], : frames[i][row]] for name, i in layers.items()}
             told.append({name: measure(values) for name, values in maps.items()})
             total = {name: total[name] + resample(values, SIZE) for name, values in maps.items()}
     names = next(iter(told[0].values()))

@@ -11,6 +11,7 @@ from jaxssl.models.arch import (
     Adapter,
     Arch,
     Attention,
+    AveragePooling,
     ClusterHead,
     Conv,
     ConvolutionStack,
@@ -28,7 +29,9 @@ from jaxssl.models.arch import (
     RelativeBias,
     ScaledConvolution,
     Sinusoids,
+    StridedConvolution,
     SummaryMixing,
+    TransposedConvolution,
     Waveform,
     Whisper,
 )
@@ -150,6 +153,12 @@ ARCHS = {
     "wavlm": WAVLM,
     "summary": SUMMARY,
     "mamba": MAMBA,
+    "shortened": replace(
+        MEL,
+        layers=(MEL.layers[0], replace(MEL.layers[1], shortening=StridedConvolution(2))),
+        shortening=AveragePooling(3),
+        upsampling=TransposedConvolution(6),
+    ),
     "sinusoid": replace(MEL, position=Sinusoids()),
     "whisper": Arch(
         front=Whisper(16, 12, bins=6, longest=60),
@@ -232,4 +241,4 @@ def beside_noise(arch, params, key):
     noisy = long.at[0, short.shape[1] :].set(1e4)
     alone = forward(arch, params, short)
     together = forward(arch, params, noisy, np.array([short.shape[1], long.shape[1]], np.int32))
-    return alone, together, int(alone.lengths[-1][0])
+    return alone, together, int(alone.last_lengths[0])

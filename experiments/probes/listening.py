@@ -148,7 +148,7 @@ def listen(
 def period_ms(arch: Arch) -> int | None:
     """Return the time from one of a model's frames to the next, where its frames are log-Mel's or joined ones."""
     try:
-        log_mel(replace(arch, time_reduction=1))
+        log_mel(replace(arch, time_reduction=1, shortening=None, layers=()))
     except InputError:
         return None
     how = timing(arch, features=False)

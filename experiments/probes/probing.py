@@ -62,8 +62,8 @@ def log_mel(arch: Arch) -> LogMel:
     Raises:
         InputError: a waveform model whose frames are not log-Mel's 25 ms every multiple of 10 ms, or time reduction.
     """
-    if arch.time_reduction > 1:
-        raise InputError(f"{arch.time_reduction} frames become one in this model; probes need one log-Mel frame each")
+    if arch.joined > 1:
+        raise InputError(f"{arch.joined} frames become one in this model; probes need one log-Mel frame each")
     if isinstance(arch.front, LogMel):
         return arch.front
     how = timing(arch)

@@ -32,7 +32,7 @@ EVEN = 1e-3  # how far from 1 a row of a map may sum
 
 def attention_maps(
     arch: Arch, params: Params, inputs: Array, lengths: Array | None = None
-) -> tuple[dict[int, Array], Array]:
+) -> tuple[dict[int, Array], dict[int, Array]]:
     """Compute the attention of every layer that has heads, as `apply` computes it without dropout.
 
     Args:
@@ -43,27 +43,29 @@ def attention_maps(
 
     Returns:
         By layer, (batch, heads, time, time): row q sums to 1 over the keys it looks at, padded ones get 0. A layer that
-        reuses maps has what the layer that made them lends. And the valid frames of each row, (batch,); what rows
-        beyond them hold means nothing.
+        reuses maps has what the layer that made them lends. And by layer the valid frames of each row, (batch,); what
+        rows beyond them hold means nothing.
 
     Raises:
         InputError: a layer is int8.
     """
     if int8 := [i for i, layer in enumerate(arch.layers) if layer.attention.v.int8]:
         raise InputError(f"layers/{int8[0]}: int8; dequantize the model first (inference.specialise.dequantized)")
-    heard, frames = map_inputs(arch, params, inputs, lengths)
+    heard, valid_frames = map_inputs(arch, params, inputs, lengths)
     found: dict[int, Array] = {}
+    counts: dict[int, Array] = {}
     for i, layer in enumerate(arch.layers):
         if not layer.attention.heads:
             continue
         x = heard[f"layers/{i}/attention/v"]
-        valid = frame_mask(frames, x.shape[1])
+        counts[i] = valid_frames[f"layers/{i}/attention/v"]
+        valid = frame_mask(counts[i], x.shape[1])
         if layer.mixer.carries:
             found[i] = _softened(found[i - 1], valid) if arch.layers[i - 1].attention.softened else found[i - 1]
         else:
             arrays = params["layers"][str(i)]["attention"]
             found[i] = _maps(layer.attention, arrays, x, valid, _relative(arch, params, x.shape[1]))
-    return found, frames
+    return found, counts
 
 
 def measure(maps: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,10 +17,12 @@ from jaxssl.models.arch import Arch
 from jaxssl.models.layers import frame_mask
 from jaxssl.models.model import Params, map_inputs
 
+Sums = dict[str, tuple[Array, Array]]  # by path of a map: a sum over valid frames, and how many these are
+
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a model's layers are from a reference's, each entry one of `Output.hidden`.
+    """How far a model's layers are from a reference's, each entry one of `Output.aligned`.
 
     Attributes:
         relative: ‖h − h′‖ / ‖h‖ over all valid frames.
@@ -53,22 +55,15 @@ def moments(
     """
 
     @jax.jit
-    def sums(params: Params, samples: Array, lengths: Array) -> tuple[dict[str, Array], Array]:
+    def sums(params: Params, samples: Array, lengths: Array) -> Sums:
         heard, frames = map_inputs(arch, params, *front_inputs(arch, samples, lengths, stats))
-        sums = {path: _outer_sum(x, frames) for path, x in heard.items() if path != "project"}
-        if "project" in heard:  # before time reduction
-            more = arch.time_reduction
-            sums["project"] = _outer_sum(heard["project"], frames * more) / more
-        return sums, frames.sum()
+        return {path: (_outer_sum(x, frames[path]), frames[path].sum()) for path, x in heard.items()}
 
-    total: dict[str, Array] = {}
-    count = 0
+    total: Sums = {}
     for samples, lengths in batches:
-        found, frames = sums(params, samples, lengths)
-        total = {path: found[path] + total[path] if total else found[path] for path in found}
-        count += int(frames)
+        total = _added(total, sums(params, samples, lengths))
         tick()
-    return {path: np.asarray(value) / np.float32(count) for path, value in total.items()}
+    return _means(total)
 
 
 def averages(
@@ -81,15 +76,12 @@ def averages(
     """
 
     @jax.jit
-    def sums(params: Params, samples: Array, lengths: Array) -> tuple[dict[str, Array], Array]:
+    def sums(params: Params, samples: Array, lengths: Array) -> Sums:
         heard, frames = map_inputs(arch, params, *front_inputs(arch, samples, lengths, stats))
-        inner = {path: _valid(x, frames).sum((0, 1)) for path, x in heard.items() if path != "project"}
-        return inner, frames.sum()
+        inner = {path: x for path, x in heard.items() if path.startswith("layers/")}
+        return {path: (_valid(x, frames[path]).sum((0, 1)), frames[path].sum()) for path, x in inner.items()}
 
-    found = [sums(params, *batch) for batch in batches]
-    count = sum(int(frames) for _, frames in found)
-    each = (jax.tree.map(np.asarray, mine) for mine, _ in found)
-    return {path: total / np.float32(count) for path, total in reduce(_added, each).items()}
+    return _means(reduce(_added, (sums(params, *batch) for batch in batches)))
 
 
 def distance(
@@ -113,8 +105,14 @@ def distance(
     return Distance(tuple(np.sqrt(lost / power).tolist()), tuple((cosine / count).tolist()))
 
 
-def _added(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {path: array + two[path] for path, array in one.items()}
+def _added(one: Sums, two: Sums) -> Sums:
+    if not one:
+        return two
+    return {path: (total + two[path][0], count + two[path][1]) for path, (total, count) in one.items()}
+
+
+def _means(sums: Sums) -> dict[str, np.ndarray]:
+    return {path: np.asarray(total) / np.float32(count) for path, (total, count) in sums.items()}
 
 
 def _valid(x: Array, frames: Array) -> Array:

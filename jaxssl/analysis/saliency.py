@@ -63,8 +63,9 @@ def context_gradient(
             return loss(output, batch["labels"], batch["mask"])[0]
 
         rows, inputs = batch["inputs"].shape[:2]
-        frames = arch.reduced(arch.front.heard(inputs))
-        ones = {axis.name: jnp.ones((rows, frames, axis.size)) for axis in alive}
+        heard = arch.front.heard(inputs)
+        frames = {axis.name: arch.reduced(heard, layer=int(axis.name.split("/")[1])) for axis in alive}
+        ones = {axis.name: jnp.ones((rows, frames[axis.name], axis.size)) for axis in alive}
         return {name: jnp.abs(gradient).sum((0, 1)) for name, gradient in jax.grad(value)(ones).items()}
 
     total = {axis.name: np.zeros(axis.size) for axis in chosen}

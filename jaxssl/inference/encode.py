@@ -47,13 +47,13 @@ class Timing:
 
 
 def timing(arch: Arch, *, features: bool = True) -> Timing:
-    """Return hop and receptive field of a model's frames, time reduction included.
+    """Return hop and receptive field of a model's frames, those that became one included.
 
     Args:
         arch: of the model.
         features: steps of a log-Mel model are its stacked frames; False: samples, as of waveform models in any case.
     """
-    front, more = arch.front, arch.time_reduction  # a convolution of as many taps
+    front, more = arch.front, arch.joined  # a convolution of as many taps
     hop, field, rate = (front.hop, front.field, front.rate) if features else (*front.samples, SAMPLE_RATE)
     return Timing(hop * more, field + (more - 1) * hop, rate)
 
@@ -118,20 +118,22 @@ def hear(
         frames of each row, (batch,).
 
     Raises:
-        InputError: logits of a model without an output layer are wanted.
+        InputError: logits of a model without an output layer are wanted, or all layers of one whose layers differ in
+            their number of frames.
     """
     out = encode(arch, params, inputs, lengths, stats=stats, dtype=dtype)
     match layers:
         case "last":
             return out.end
         case "all":
-            return jnp.stack(out.hidden), out.lengths[-1]
+            _check_one_rate(arch, out)
+            return jnp.stack(out.aligned), out.last_lengths
         case "logits":
             if out.logits is None:
                 raise InputError("the model has no output layer, so it has no logits; give its arch a head")
-            return out.logits, out.lengths[-1]
+            return out.logits, out.last_lengths
         case number:
-            return out.hidden[number], out.lengths[number]
+            return out.aligned[number], out.last_lengths if arch.upsampling else out.lengths[number]
 
 
 def encode_all(
@@ -218,6 +220,15 @@ def pieces(
         yield inputs[first * hop : (first + count - 1) * hop + field], count
 
 
+def _check_one_rate(arch: Arch, out: Output) -> None:
+    frames = sorted({each.shape[1] for each in out.aligned}, reverse=True)
+    if len(frames) > 1:
+        raise InputError(
+            f"the layers have {' and '.join(map(str, frames))} frames, so they are no one array; ask for one of them, "
+            "or give the arch an upsampling"
+        )
+
+
 def _parts(arch: Arch, utterance: np.ndarray, longest: float | None) -> list[np.ndarray]:
     whole = np.asarray(utterance, np.float32)
     samples = whole.ndim == 1
@@ -225,7 +236,7 @@ def _parts(arch: Arch, utterance: np.ndarray, longest: float | None) -> list[np.
     if longest is None:
         return [whole]
     frames = int(arch.frames(len(whole))) if samples else None
-    together = arch.length_adapter.joined if arch.length_adapter else 1
+    together = arch.grouped // arch.joined * (arch.length_adapter.joined if arch.length_adapter else 1)
     return [piece for piece, _ in pieces(whole, how, longest=longest, frames=frames, multiple=together)]
 
 

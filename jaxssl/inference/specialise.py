@@ -84,10 +84,12 @@ def specialise(
     """
     if rounds < 1 or not gain > 0:
         raise InputError(f"{rounds} rounds and a gain of {gain}: use 1 round or more and a gain above 0")
-    if (frames := load.batch * arch.frames(round(load.seconds * SAMPLE_RATE))) < 1:
+    samples = round(load.seconds * SAMPLE_RATE)
+    if (frames := load.batch * arch.frames(samples)) < 1:
         raise InputError(f"{load} gives {frames} frames; give 0.025 s or more and 1 utterance or more")
     rows = []
     for group in groups(arch, params, sizes):
+        frames = load.batch * arch.frames(samples, layer=_layer_of(group.first))
         programs = _programs(params, group, load, frames, dtype)
         row = _row(group, race(programs, rounds=rounds))
         row["packed"] = row["speedup"] >= gain
@@ -99,7 +101,7 @@ def specialise(
 
 
 def groups(arch: Arch, params: Params, sizes: Sequence[int] = SIZES) -> tuple[Group, ...]:
-    """List the layers' dense maps with empty blocks, those of one kind, shape and occupancy together.
+    """List the layers' dense maps with empty blocks, those of one kind, shape, occupancy and frame rate together.
 
     `project` is left out: it is less than 1 % of the work, and an arch has no packed form of it.
 
@@ -112,7 +114,7 @@ def groups(arch: Arch, params: Params, sizes: Sequence[int] = SIZES) -> tuple[Gr
     for matrix in matrices(arch):
         dense = matrix.rank is None and matrix.blocks is None and not matrix.int8 and matrix.max_rank > 0
         if dense and matrix.path.startswith("layers/") and (kept := _kept(params, matrix, sizes)):
-            kind = matrix.path.rsplit("/", 1)[-1]
+            kind = matrix.path.rsplit("/", 1)[-1], arch.reduced(arch.grouped, layer=_layer_of(matrix))
             found.setdefault((kind, matrix.shape, kept), []).append(matrix)
     return tuple(Group(tuple(maps), kept) for (_, _, kept), maps in found.items())
 
@@ -162,6 +164,10 @@ def compiled(function: Callable[..., Any], load: Load, *arguments: Any) -> Progr
     begin = time.perf_counter()
     run()
     return Program(run, load, compile_s, time.perf_counter() - begin, None)
+
+
+def _layer_of(matrix: Matrix) -> int:
+    return int(matrix.path.split("/")[1])
 
 
 def _kept(params: Params, matrix: Matrix, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -5,6 +5,7 @@ Layers are listed one by one, because compressed models have layers that differ.
 a union below.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,6 +29,8 @@ from jaxssl.models.positions.convolution import PositionalConvolution
 from jaxssl.models.positions.convolution_stack import ConvolutionStack
 from jaxssl.models.positions.scaled_convolution import ScaledConvolution
 from jaxssl.models.positions.sinusoid import Sinusoids
+from jaxssl.models.rates.grouping import AveragePooling, StridedConvolution
+from jaxssl.models.rates.upsampling import Repeat, TransposedConvolution
 
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
@@ -36,11 +39,14 @@ Mixer = Attention | GatedAttention | Mamba | SummaryMixing
 Feed = FeedForward | NoFeedForward
 Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinusoids
 Head = ClusterHead | CosineHead
+Shortening = AveragePooling | StridedConvolution
+Upsampling = Repeat | TransposedConvolution
 
 __all__ = [
     "Adapter",
     "Arch",
     "Attention",
+    "AveragePooling",
     "Blocks",
     "ClusterHead",
     "Conv",
@@ -61,9 +67,12 @@ __all__ = [
     "PositionalConvolution",
     "Rank",
     "RelativeBias",
+    "Repeat",
     "ScaledConvolution",
     "Sinusoids",
+    "StridedConvolution",
     "SummaryMixing",
+    "TransposedConvolution",
     "Waveform",
     "Whisper",
 ]
@@ -73,12 +82,14 @@ __all__ = [
 class Layer:
     """One layer of the encoder: a token mixer and a feed-forward block, if any, each with a residual and a norm.
 
-    An adapter, where there is one, comes after both.
+    An adapter, where there is one, comes after both. A shortening makes the sequence shorter before them, for this
+    layer and all that follow.
     """
 
     mixer: Mixer
     ffn: Feed
     adapter: Adapter | None = None
+    shortening: Shortening | None = None
 
     @property
     def blocks(self) -> tuple[Mixer | Feed, ...]:
@@ -123,6 +134,10 @@ class Arch:
         time_reduction: frames that become one before the first layer, by a strided convolution (FitHuBERT).
         relative: table of relative positions that all layers' attention shares (WavLM), or None.
         length_adapter: strided convolutions behind the encoder, or None.
+        shortening: what makes the front end's features a shorter sequence, before they are projected; layers may have
+            one too. None: nothing does.
+        upsampling: what brings the encoder's output back to the frames of the front end, where something made them
+            fewer, or None.
         prepared: whether weights are in the form that runs fastest here (`inference.prepack`), not as checkpoints.
         dropout: probabilities in training.
         head: pre-training output, or None.
@@ -141,22 +156,44 @@ class Arch:
     prepared: bool = False
     relative: RelativeBias | None = None
     length_adapter: LengthAdapter | None = None
+    shortening: Shortening | None = None
+    upsampling: Upsampling | None = None
 
-    def frames(self, samples: Any, *, layer: int = 0) -> Any:
-        """Count the frames that layer `layer` takes of `samples` samples (an int or an array of ints).
+    def frames(self, samples: Any, *, layer: int | None = None) -> Any:
+        """Count the frames of `samples` samples (an int or an array of ints) that layer `layer` works on.
 
-        Layers are counted from 0; `len(layers)` is the encoder's output. A last partial frame is none.
+        Layers are counted from 0; None is the encoder's output. A last partial frame is none.
         """
         return self.reduced(self.front.frames(samples), layer=layer)
 
-    def reduced(self, frames: Any, *, layer: int = 0) -> Any:
-        """Count the frames that layer `layer` takes of `frames` frames of the front end."""
-        return frames // self.time_reduction
+    def reduced(self, frames: Any, *, layer: int | None = None) -> Any:
+        """Count the frames that layer `layer` works on, None: the output's, of `frames` frames of the front end."""
+        if layer is None and self.upsampling is not None:
+            return frames
+        frames = self.shortened(frames) // self.time_reduction
+        for each in self.layers if layer is None else self.layers[: layer + 1]:
+            frames = each.shortening.frames(frames) if each.shortening else frames
+        return frames
+
+    def shortened(self, frames: Any) -> Any:
+        """Count the frames that are projected, of `frames` frames of the front end."""
+        return self.shortening.frames(frames) if self.shortening else frames
+
+    @property
+    def grouped(self) -> int:
+        """Frames of the front end that the encoder, before any upsampling, makes one."""
+        parts = (self.shortening, *(layer.shortening for layer in self.layers))
+        return self.time_reduction * math.prod(part.ratio for part in parts if part)
+
+    @property
+    def joined(self) -> int:
+        """Frames of the front end from one frame of the output to the next."""
+        return 1 if self.upsampling else self.grouped
 
     @property
     def least(self) -> int:
         """Frames of the front end that a model needs to return one."""
-        return self.time_reduction * (self.length_adapter.least if self.length_adapter else 1)
+        return self.grouped * (self.length_adapter.least if self.length_adapter else 1)
 
     def names(self, dialect: Dialect) -> tuple[Rule, ...]:
         """List what another program calls the model's arrays: those of its parts, and those of none."""

@@ -34,6 +34,10 @@ def check_arch(arch: Arch) -> None:
         raise InputError(f"there is no projection, with {have}; give both one width, or project")
     if arch.time_reduction < 1:
         raise InputError(f"time_reduction {arch.time_reduction} is no number of frames; use 1 or more")
+    if arch.shortening is not None:
+        arch.shortening.check("shortening")
+    if arch.upsampling is not None:
+        arch.upsampling.check(arch.grouped)
     if arch.length_adapter is not None:
         arch.length_adapter.check()
     if arch.relative is not None:
@@ -43,7 +47,17 @@ def check_arch(arch: Arch) -> None:
         layer.ffn.check(f"layers/{i}")
         if layer.adapter:
             layer.adapter.check(f"layers/{i}")
+        if layer.shortening:
+            _check_shortening(layer, i)
         _check_one_dtype(layer, f"layers/{i}")
+
+
+def _check_shortening(layer: Layer, index: int) -> None:
+    where = f"layers/{index}"
+    assert layer.shortening is not None
+    layer.shortening.check(where)
+    if layer.mixer.carries and layer.heads:
+        raise InputError(f"{where}: it reuses attention maps of longer sequences; let the layer that has them shorten")
 
 
 def _check_one_dtype(layer: Layer, where: str) -> None:

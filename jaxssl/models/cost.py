@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compress.address import Matrix, flatten
-from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer
+from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer, StridedConvolution
 from jaxssl.models.model import shapes
 from jaxssl.models.part import Units
 from jaxssl.models.sites import axes, layer_matrices, matrices, sharing
@@ -35,7 +35,7 @@ class Macs:
         extractor: waveform convolutions.
         project: features to the encoder's width.
         position: positional convolution.
-        reduction: convolution that makes several frames one.
+        reduction: convolutions that make several frames one, and those that bring the output back to as many.
         attention_maps: dense maps of the mixers: q, k, v and out of attention.
         attention_core: what else mixers multiply: scores and weighted sums of attention, quadratic in time.
         ffn: feed-forward blocks.
@@ -75,14 +75,14 @@ def nonzero(params: Any) -> int:
 
 def macs(arch: Arch, samples: int) -> Macs:
     """Count the MACs of one utterance of `samples` samples at 16 kHz, alone in its batch."""
-    features, frames = arch.front.frames(samples), arch.frames(samples)
+    features, frames = arch.shortened(arch.front.frames(samples)), arch.frames(samples)
     project = [_map(matrix) for matrix in matrices(arch) if matrix.path == "project"]
     fixed = Macs(
         extractor=arch.front.macs(samples),
         project=features * sum(project),
         position=arch.position.macs(arch.width, features),
         adapters=arch.length_adapter.macs(arch.width, frames) if arch.length_adapter else 0,
-        reduction=frames * arch.time_reduction * arch.width**2 if arch.time_reduction > 1 else 0,
+        reduction=_reduction(arch, samples),
     )
     layers = (_layer(arch, layer, arch.frames(samples, layer=i)) for i, layer in enumerate(arch.layers))
     return sum(layers, fixed)
@@ -125,15 +125,28 @@ def nominal_macs_per_second(arch: Arch, params: Any) -> float:
     the layers count by the share of their weights that is not zero.
     """
     seconds = sum(UTTERANCES) / SAMPLE_RATE
-    frames = sum(arch.frames(samples) for samples in UTTERANCES) / seconds
-    weights = (params["layers"][str(i)] for i in range(len(arch.layers)))
-    zeros = sum(
-        leaf.size - int(np.count_nonzero(np.asarray(leaf)))
-        for layer in weights
-        for path, leaf in flatten(layer).items()
-        if path.split("/")[-1] in ("kernel", "down", "up", "blocks")
-    )
-    return macs_per_second(arch).total - frames * zeros
+    idle = 0.0
+    for i in range(len(arch.layers)):
+        zeros = sum(
+            leaf.size - int(np.count_nonzero(np.asarray(leaf)))
+            for path, leaf in flatten(params["layers"][str(i)]).items()
+            if path.split("/")[-1] in ("kernel", "down", "up", "blocks")
+        )
+        idle += zeros * sum(arch.frames(samples, layer=i) for samples in UTTERANCES) / seconds
+    return macs_per_second(arch).total - idle
+
+
+def _reduction(arch: Arch, samples: int) -> int:
+    """MACs of all that changes the number of frames."""
+    features = arch.shortened(arch.front.frames(samples))
+    total = arch.shortening.macs(arch.front.size, features) if arch.shortening else 0
+    if arch.time_reduction > 1:
+        total += StridedConvolution(arch.time_reduction).macs(arch.width, features // arch.time_reduction)
+    for i, layer in enumerate(arch.layers):
+        total += layer.shortening.macs(arch.width, arch.frames(samples, layer=i)) if layer.shortening else 0
+    if arch.upsampling is None:
+        return total
+    return total + arch.upsampling.macs(arch.width, arch.front.frames(samples) // arch.grouped)
 
 
 def _layer(arch: Arch, layer: Layer, frames: int) -> Macs:

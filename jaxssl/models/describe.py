@@ -17,7 +17,11 @@ from jaxssl.models.arch import (
     Mamba,
     NoFeedForward,
     RelativeBias,
+    Shortening,
+    StridedConvolution,
     SummaryMixing,
+    TransposedConvolution,
+    Upsampling,
 )
 from jaxssl.models.model import Params, check_params
 from jaxssl.models.part import form_of
@@ -48,6 +52,8 @@ def describe(base: Arch, params: Params) -> Arch:
             time_reduction=params["reduction"]["kernel"].shape[0] if "reduction" in params else 1,
             relative=(base.relative or RelativeBias(0)).read(params["relative"]) if "relative" in params else None,
             length_adapter=_length_adapter(base, params),
+            shortening=_shortening(base.shortening, params),
+            upsampling=_upsampling(base, params),
             prepared=base.position.is_prepared(position, base.prepared),
         )
     except (KeyError, IndexError) as error:
@@ -61,20 +67,37 @@ def _length_adapter(base: Arch, params: Params) -> LengthAdapter | None:
     return part.read(params["length_adapter"]) if "length_adapter" in params else None
 
 
+def _shortening(base: Shortening | None, arrays: Params) -> Shortening | None:
+    """Read what makes a sequence shorter; a mean has no arrays, and is what the base says."""
+    part = base or (StridedConvolution(1) if "shortening" in arrays else None)
+    return part and part.read(arrays.get("shortening", {}))
+
+
+def _upsampling(base: Arch, params: Params) -> Upsampling | None:
+    part = base.upsampling or (TransposedConvolution(1) if "upsampling" in params else None)
+    return part and part.read(params.get("upsampling", {}))
+
+
 def _layers(base: Arch, params: Params) -> tuple[Layer, ...]:
     return tuple(_layer(_alike(base, i, params[str(i)]), params[str(i)]) for i in range(len(params)))
+
+
+def _there(base: Arch, index: int) -> Shortening | None:
+    """Return what shortens before a layer of that number: it stays there when layers below it go."""
+    return base.layers[index].shortening if index < len(base.layers) else None
 
 
 def _alike(base: Arch, index: int, arrays: Params) -> Layer:
     """Choose what a layer is read as: the base's layer there, or the first whose mixer has such arrays."""
     there = base.layers[index : index + 1]
-    return next((layer for layer in (*there, *base.layers, *PLAIN) if layer.mixer.fits(arrays)), PLAIN[0])
+    found = next((layer for layer in (*there, *base.layers, *PLAIN) if layer.mixer.fits(arrays)), PLAIN[0])
+    return replace(found, shortening=_there(base, index))
 
 
 def _layer(base: Layer, arrays: Params) -> Layer:
     adapter = Adapter(0).read(arrays[Adapter.place]) if Adapter.place in arrays else None
-    mixer = base.mixer.read(arrays[base.mixer.place])
+    mixer, shortening = base.mixer.read(arrays[base.mixer.place]), _shortening(base.shortening, arrays)
     if "ffn" not in arrays:
-        return Layer(mixer, NoFeedForward(), adapter)
+        return Layer(mixer, NoFeedForward(), adapter, shortening)
     base_ffn = base.ffn if isinstance(base.ffn, FeedForward) else FeedForward(0)
-    return Layer(mixer, base_ffn.read(arrays["ffn"]), adapter)
+    return Layer(mixer, base_ffn.read(arrays["ffn"]), adapter, shortening)

@@ -23,6 +23,8 @@ class EncoderLayer(nnx.Module):
         self.feeds = feed is not None
         if feed is not None:
             self.ffn, self.ffn_norm = feed, LayerNorm(width, rngs=rngs)
+        if layer.shortening:  # which the model runs before the layer, for what is skipped has no shape of its own
+            self.shortening = layer.shortening.build(width, rngs=rngs)
         if layer.adapter:
             self.adapter = layer.adapter.build(width, rngs=rngs)
 

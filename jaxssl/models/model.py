@@ -19,15 +19,15 @@ from jax.nn import initializers
 from compress.errors import InputError
 from compress.quantize import float32
 from jaxssl.models import choice
-from jaxssl.models.arch import Arch, Conv, Layer
+from jaxssl.models.arch import Arch, Layer, StridedConvolution, TransposedConvolution
 from jaxssl.models.checks import check_arch, check_arrays, checked
 from jaxssl.models.dense import Dense
 from jaxssl.models.encoder_layer import EncoderLayer
-from jaxssl.models.fronts.waveform import StridedConv
 from jaxssl.models.keys import Keys, OneKey
 from jaxssl.models.layers import KEPT, LayerNorm, dropout, frame_mask, uniform_init
 from jaxssl.models.one_by_one import one_by_one
 from jaxssl.models.part import Featured, Map, Padding
+from jaxssl.models.rates.track import Track
 
 Params = dict[str, Any]
 Stack = Literal["unroll", "scan", "remat"]
@@ -41,21 +41,30 @@ class Output:
     Attributes:
         extracted: the extractor's raw output, (batch, time, channels); None for log-Mel models.
         features: projected features, padded frames 0, (batch, time, width); fairseq's `post_extract_proj`,
-            MelHuBERT's `pre_feat`. Here and in `extracted`, time is that before time reduction.
-        hidden: input of the first layer, then each layer's output; every one (batch, time, width).
-        last: the encoder's output: the last layer's, through the final norm in pre-LN models.
+            MelHuBERT's `pre_feat`. Time is that before time reduction.
+        features_lengths: valid frames of each row of that, (batch,).
+        hidden: input of the first layer, then each layer's output; every one (batch, time, width), fewer frames from a
+            layer on that makes the sequence shorter.
+        last: the encoder's output: the last layer's, through the final norm in pre-LN models, upsampled where the
+            model does so.
         logits: (batch, time, clusters or codewords), or None for a model without a head.
-        lengths: valid frames of each row, one array (batch,) for each of `hidden`, since layers may differ in rate.
+        lengths: valid frames of each row, one array (batch,) for each of `hidden`.
+        last_lengths: valid frames of each row of `last`, (batch,).
+        aligned: `hidden` on the frames of `last`, repeated where these are more; `hidden` itself where the model does
+            not upsample.
         shortened: what a length adapter makes of `last`, (batch, fewer, its width), or None.
         shortened_lengths: valid frames of each row of that, (batch,).
     """
 
     extracted: Array | None
     features: Array
+    features_lengths: Array
     hidden: tuple[Array, ...]
     last: Array
     logits: Array | None
     lengths: tuple[Array, ...]
+    last_lengths: Array
+    aligned: tuple[Array, ...]
     shortened: Array | None = None
     shortened_lengths: Array | None = None
 
@@ -63,7 +72,7 @@ class Output:
     def end(self) -> tuple[Array, Array]:
         """What the whole model returns, on which a fine-tuned output layer stands, and its valid frames."""
         if self.shortened is None or self.shortened_lengths is None:
-            return self.last, self.lengths[-1]
+            return self.last, self.last_lengths
         return self.shortened, self.shortened_lengths
 
 
@@ -73,6 +82,8 @@ class Model(nnx.Module):
     def __init__(self, arch: Arch, *, rngs: Keys):
         self.arch = arch
         self.front = arch.front.build(rngs=rngs)
+        if arch.shortening is not None:
+            self.shortening = arch.shortening.build(arch.front.size, rngs=rngs)
         if arch.project is not None:
             outer, spec = uniform_init(arch.front.size), Map("project", (arch.front.size,), (arch.width,), arch.project)
             self.project = Dense(spec, kernel_init=outer, bias_init=outer, rngs=rngs)
@@ -81,12 +92,14 @@ class Model(nnx.Module):
         self.position = arch.position.build(arch.width, prepared=arch.prepared, rngs=rngs)
         self.norm = LayerNorm(arch.width, rngs=rngs)
         if (ratio := arch.time_reduction) > 1:
-            self.reduction = StridedConv(arch.width, Conv(arch.width, ratio, ratio), bias=True, rngs=rngs)
+            self.reduction = StridedConvolution(ratio).build(arch.width, rngs=rngs)
         if arch.relative is not None:
             self.relative = arch.relative.build(rngs=rngs)
         self.lends = (*(layer.mixer.carries for layer in arch.layers[1:]), False)[: len(arch.layers)]
         each = zip(arch.layers, self.lends, strict=True)
         self.layers = nnx.List([EncoderLayer(arch, layer, lends=lends, rngs=rngs) for layer, lends in each])
+        if isinstance(arch.upsampling, TransposedConvolution):
+            self.upsampling = arch.upsampling.build(arch.width, rngs=rngs)
         if arch.head is not None:
             self.head = arch.head.build(arch.width, rngs=rngs)
         if arch.length_adapter is not None:
@@ -104,20 +117,28 @@ class Model(nnx.Module):
         stack: Stack = "unroll",
     ) -> Output:
         heard = self.featurise(inputs, lengths, dtype, padding)
-        x, lengths = heard.features, heard.lengths
-        valid = None if lengths is None else frame_mask(lengths, x.shape[1])
-        ratio = self.arch.time_reduction
-        features = self.embed(x, valid, _spread(mask, x.shape[1], ratio), rngs)
-        reduced = (jnp.full(x.shape[0], x.shape[1]) if lengths is None else lengths) // ratio
-        count = (x.shape[1] - ratio) // ratio + 1  # as the convolution counts, which a symbolic shape must match
-        seen = None if valid is None else frame_mask(reduced, count)
-        inside = valid if padding == "independent" else None  # other programs let padding into their positions
-        hidden = self.encode(features, inside, seen, rngs, stack)
-        last = self.norm(hidden[-1]) if self.arch.norm_first else hidden[-1]
-        logits = self.head(last) if self.arch.head else None
+        whole = Track(heard.features, heard.lengths)
+        short, mask = self.shorten(whole, mask)
+        features = short.of(self.embed(short.x, short.valid, mask, rngs))
+        inside = short.valid if padding == "independent" else None  # other programs let padding into their positions
+        hidden = self.encode(features, inside, rngs, stack)
+        last = hidden[-1].of(self.norm(hidden[-1].x)) if self.arch.norm_first else hidden[-1]
+        last = self.upsample(last, whole)
+        logits = self.head(last.x) if self.arch.head else None
         alone = lengths is not None and padding == "independent"
-        short = self.length_adapter(last, reduced, alone=alone) if self.arch.length_adapter else (None, None)
-        return Output(heard.extracted, features, hidden, last, logits, (reduced,) * len(hidden), *short)
+        adapted = self.length_adapter(last.x, last.counts, alone=alone) if self.arch.length_adapter else (None, None)
+        return Output(
+            heard.extracted,
+            features.x,
+            features.counts,
+            tuple(layer.x for layer in hidden),
+            last.x,
+            logits,
+            tuple(layer.counts for layer in hidden),
+            last.counts,
+            tuple(layer.restored() if self.arch.upsampling else layer.x for layer in hidden),
+            *adapted,
+        )
 
     def featurise(self, inputs: Array, lengths: Array | None, dtype: jnp.dtype, padding: Padding) -> Featured:
         """Turn inputs into features; what lies in the padding does not matter."""
@@ -125,6 +146,25 @@ class Model(nnx.Module):
             valid = frame_mask(lengths, inputs.shape[1]).reshape(*inputs.shape[:2], *(1,) * (inputs.ndim - 2))
             inputs = jnp.where(valid, inputs, jnp.zeros_like(inputs))
         return self.front(inputs, lengths, dtype=dtype, padding=padding)
+
+    def shorten(self, features: Track, mask: Array | None) -> tuple[Track, Array | None]:
+        """Make the sequence shorter where the model does so before it projects; the mask is that of what is left."""
+        if self.arch.shortening is None:
+            return features, _spread(mask, features.frames, self.arch.grouped)
+        short = self.shortening(features.x, features.lengths)
+        track = features.then(short)
+        if mask is not None and mask.shape[1] == features.frames:
+            return track, short.hide(mask)
+        return track, _spread(mask, track.frames, self.arch.grouped // self.arch.shortening.ratio)
+
+    def upsample(self, last: Track, whole: Track) -> Track:
+        """Bring the encoder's output back to the frames of the front end, where the model does so."""
+        if self.arch.upsampling is None:
+            return last
+        x = self.upsampling(last.x, last.counts, whole.frames) if hasattr(self, "upsampling") else last.restored()
+        if whole.lengths is None:
+            return Track(x, None)
+        return Track(x, jnp.where(last.counts > 0, whole.lengths, jnp.zeros_like(whole.lengths)))
 
     def embed(self, x: Array, valid: Array | None, mask: Array | None, rngs: Keys | None) -> Array:
         """Project features to (batch, time, width), masked frames replaced and padded ones zeroed."""
@@ -135,28 +175,32 @@ class Model(nnx.Module):
             x = jnp.where(mask[..., None], self.mask_embedding[...].astype(x.dtype)[None, None], x)
         return x if valid is None else jnp.where(valid[..., None], x, jnp.zeros_like(x))
 
-    def encode(
-        self, x: Array, inside: Array | None, valid: Array | None, rngs: Keys | None, stack: Stack
-    ) -> tuple[Array, ...]:
+    def encode(self, features: Track, inside: Array | None, rngs: Keys | None, stack: Stack) -> tuple[Track, ...]:
         """Run the Transformer stack: its input and every layer's output.
 
-        Positions hear no frame of x that is not in `inside: (batch, time)`, layers none that is not in
-        `valid: (batch, time after reduction)`.
+        Positions hear no frame that is not in `inside: (batch, time)`, layers none that is not valid.
         """
-        x = x + self.position(x, inside)
+        x = features.x + self.position(features.x, inside)
         if not self.arch.norm_first:
             x = self.norm(x)
-        x = dropout(x, self.arch.dropout.hidden, rngs)
+        track = features.of(dropout(x, self.arch.dropout.hidden, rngs))
         # A reduced frame that is valid is made of valid frames only, so what padding holds here does not matter.
-        hidden = [self.reduction(x) if self.arch.time_reduction > 1 else x]
+        if self.arch.time_reduction > 1:
+            track = track.then(self.reduction(track.x, track.lengths))
         keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
-        start, carry = 0, self.relative(hidden[0].shape[1]) if self.arch.relative else None
+        start, carry = 0, self.relative(track.frames) if self.arch.relative else None
+        hidden = [track]
         # A layer that lends something to the next runs apart from its equals, so that no scan need return it.
-        for _, run in groupby(zip(self.arch.layers, self.lends, strict=True)):
-            end = start + len(list(run))
+        for run in _runs(self.arch.layers, self.lends):
+            end = start + run
             layers, mine = self.layers[start:end], None if keys is None else keys[start:end]
-            outputs, carry = self.run_layers(layers, hidden[-1], valid, mine, stack, carry)
-            hidden, start = [*hidden, *outputs], end
+            if self.arch.layers[start].shortening:
+                track = track.then(layers[0].shortening(track.x, track.lengths))
+                carry = self.relative(track.frames) if self.arch.relative else None
+                hidden = hidden if start else [track]
+            outputs, carry = self.run_layers(layers, track.x, track.valid, mine, stack, carry)
+            hidden += map(track.of, outputs)
+            track, start = hidden[-1], end
         return tuple(hidden)
 
     def run_layers(
@@ -217,13 +261,11 @@ def init(arch: Arch, key: Array) -> Params:
 @lru_cache(maxsize=64)
 def shapes(arch: Arch) -> Params:
     """Return the parameters' tree with a `jax.ShapeDtypeStruct` for each array; nothing is computed."""
-    if not arch.layers:
-        check_arch(arch)
-        return jax.eval_shape(lambda: _arrays(Model(arch, rngs=OneKey())))
     check_arch(arch)
     bare = replace(arch, layers=())  # layer by layer: the time to trace a model grows with the square of its depth
     layers = {str(i): _layer_shapes(bare, layer) for i, layer in enumerate(arch.layers)}
-    return jax.tree.map(lambda leaf: leaf, {**shapes(bare), "layers": layers})  # which also sorts the names
+    found = {**_outer_shapes(bare), "layers": layers} if layers else _outer_shapes(bare)
+    return jax.tree.map(lambda leaf: leaf, found)  # which also sorts the names
 
 
 def apply(
@@ -286,14 +328,14 @@ def predict(arch: Arch, params: Params, last: Array) -> Array:
 
 def map_inputs(
     arch: Arch, params: Params, inputs: Array, lengths: Array | None = None
-) -> tuple[dict[str, Array], Array]:
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Run the model and return what each dense map was given, for calibration.
 
     Arguments and errors as `apply`.
 
     Returns:
-        By path (`layers/0/ffn/fc1`), the map's input, (batch, time, *in); and the valid frames of each row, (batch,).
-        Maps that do not run, those of a block without units, are absent. `project` hears frames before time reduction.
+        By path (`layers/0/ffn/fc1`), the map's input, (batch, time, *in); and by the same path the valid frames of each
+        row, (batch,). Maps that do not run, those of a block without units, are absent.
     """
     check_params(arch, params)
     inputs = checked(arch, inputs)
@@ -302,7 +344,8 @@ def map_inputs(
     for dense in maps.values():
         dense.listening = True
     out = model(inputs, lengths)
-    return {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}, out.lengths[-1]
+    heard = {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}
+    return heard, {path: _frames_of(path, out) for path in heard}
 
 
 def apply_gated(
@@ -335,12 +378,32 @@ def check_params(arch: Arch, params: Params) -> None:
     check_arrays(shapes(arch), params)
 
 
+def _runs(layers: Sequence[Layer], lends: Sequence[bool]) -> list[int]:
+    """Count the layers of each run of equal ones; one that makes the sequence shorter runs alone."""
+    each = enumerate(zip(layers, lends, strict=True))
+    runs = groupby(each, lambda one: (one[1], one[0] if one[1][0].shortening else None))
+    return [len(list(run)) for _, run in runs]
+
+
+def _frames_of(path: str, out: Output) -> Array:
+    """Return the valid frames of what the map at a path hears: the projection, one in a layer, or one behind them."""
+    first, _, rest = path.partition("/")
+    if first == "project":
+        return out.features_lengths
+    return out.lengths[int(rest.split("/")[0]) + 1] if first == "layers" else out.last_lengths
+
+
 def _spread(mask: Array | None, frames: int, ratio: int) -> Array | None:
     """Let a mask of reduced frames, (batch, frames // ratio), hide all that these are made of, (batch, frames)."""
     if mask is None or ratio == 1 or mask.shape[1] == frames:
         return mask
     spread = jnp.repeat(mask, ratio, axis=1)
     return jnp.pad(spread, ((0, 0), (0, frames - spread.shape[1])))  # frames left over are in none
+
+
+@lru_cache(maxsize=64)
+def _outer_shapes(bare: Arch) -> Params:
+    return jax.eval_shape(lambda: _arrays(Model(bare, rngs=OneKey())))
 
 
 @lru_cache(maxsize=256)

@@ -76,12 +76,12 @@ def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | Non
     held_out = targets if valid is None else there.labels(targets.name)
     if held_out.clusters != targets.clusters:
         raise InputError(f"{valid}: {held_out.clusters} clusters, {corpus} has {targets.clusters}; prepare it --like")
-    front, joined = arch.front, arch.time_reduction
+    front, joined = arch.front, arch.joined
     if isinstance(front, LogMel):
         if joined > 1:
             raise InputError(
                 f"{joined} log-Mel frames become one in this model, and no corpus has labels of these; encode with it, "
-                "or train the model without time reduction"
+                "or give its arch an upsampling"
             )
         stats = stats or here.stats
         feeds: list[Corpus] = [MelCorpus(c, t, front.stack, stats) for c, t in ((here, targets), (there, held_out))]

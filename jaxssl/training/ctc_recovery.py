@@ -114,7 +114,7 @@ class Writing:
         assert taught.script is not None
         symbols, counts = taught.script
         mine, theirs = (self._logits(x) for x in (output.last, taught.plain.hidden[LAST]))
-        valid = frame_mask(output.lengths[-1], mine.shape[1])
+        valid = frame_mask(output.last_lengths, mine.shape[1])
         surplus = (jnp.arange(symbols.shape[1])[None] >= counts[:, None]).astype(jnp.float32)
         each = optax.ctc_loss(mine, (~valid).astype(jnp.float32), symbols, surplus, blank_id=BLANK)
         there = counts > 0

@@ -152,7 +152,7 @@ class SoftLabels:
         assert said.logits is not None
         assert output.logits is not None
         labels = labels[..., None] if labels.ndim == 2 else labels
-        valid = frame_mask(output.lengths[-1], labels.shape[1])
+        valid = frame_mask(output.last_lengths, labels.shape[1])
         valid = valid & mask if self.masked else valid
         theirs = by_set(said.logits, self.clusters)
         hard, soft, teacher = [], [], []
@@ -182,7 +182,7 @@ def teach(
             noise = key if dropout else None
             inputs, lengths = batch["inputs"], batch["lengths"]
             out = apply(arch, params, inputs, lengths, mask=mask, key=noise, dtype=dtype, stack=stack)
-            hidden = {str(i): out.hidden[i] for i in wanted.layers} | ({LAST: out.last} if wanted.last else {})
+            hidden = {str(i): out.aligned[i] for i in wanted.layers} | ({LAST: out.last} if wanted.last else {})
             return Said(out.logits if wanted.logits else None, hidden)
 
         return Taught(say(None) if wanted.plain else None, say(batch["mask"]) if wanted.masked else None)
@@ -227,8 +227,8 @@ def distilling(
 
 def check_frames(student: Arch, teacher: Arch, ratio: int) -> None:
     """Raise InputError unless `ratio` frames of the teacher are one of the student."""
-    if student.time_reduction != teacher.time_reduction * ratio:
-        reduced = f"the student reduces time by {student.time_reduction}, the teacher by {teacher.time_reduction}"
+    if student.joined != teacher.joined * ratio:
+        reduced = f"the student reduces time by {student.joined}, the teacher by {teacher.joined}"
         raise InputError(f"distillation: {reduced}; only FitHuBERT's loss compares frames of two lengths")
 
 
@@ -251,7 +251,7 @@ def _output_layer(arch: Arch, params: Params, output: Output, labels: Array) -> 
     """Return the cross-entropy of all valid frames as the output layer alone can change it."""
     logits = predict(arch, params, jax.lax.stop_gradient(output.last))
     labels = labels[..., None] if labels.ndim == 2 else labels
-    valid = frame_mask(output.lengths[-1], labels.shape[1])
+    valid = frame_mask(output.last_lengths, labels.shape[1])
     sizes = arch.head.codewords if isinstance(arch.head, CosineHead) else (logits.shape[-1],)
     parts = enumerate(by_set(logits, sizes))
     return sum((mean(surprise(one, labels[..., i])[0], valid & (labels[..., i] >= 0)) for i, one in parts), zero())

@@ -118,18 +118,19 @@ def activation_bytes(arch: Arch, work: Work, *, fsdp: int = 1) -> float:
     are stacked: 8 bytes each, spread as they are. An entry of the waveform extractor's maps takes 3·e, with
     layer norms 8 more.
     """
-    rows, frames = work.seconds / work.crop, arch.frames(round(work.crop * SAMPLE_RATE))
+    rows, samples = work.seconds / work.crop, round(work.crop * SAMPLE_RATE)
+    frames = [arch.frames(samples, layer=i) for i in range(len(arch.layers))]
     layers = [
-        2 * work.width * arch.width + sum(b.activation_bytes(frames, work.width, arch.dropout) for b in layer.blocks)
-        for layer in arch.layers
+        t * (2 * work.width * arch.width + sum(b.activation_bytes(t, work.width, arch.dropout) for b in layer.blocks))
+        for layer, t in zip(arch.layers, frames, strict=True)
     ]
-    outside = 8 * work.width * arch.width * arch.time_reduction
-    extractor = arch.front.activation_bytes(round(work.crop * SAMPLE_RATE), work.width)
+    outside = 8 * work.width * arch.width * arch.shortened(arch.front.frames(samples))
+    extractor = arch.front.activation_bytes(samples, work.width)
     if not work.remat:
-        return rows * (frames * (sum(layers) + outside) + extractor)
-    kept = 2 * work.width * arch.width * len(layers)
+        return rows * (sum(layers) + outside + extractor)
+    kept = 2 * work.width * arch.width * sum(frames)
     stacked = 2 * FLOAT32 * sum(leaf.size for leaf in jax.tree.leaves(shapes(arch)["layers"])) / fsdp
-    return rows * (frames * (kept + 1.25 * max(layers) + outside) + extractor) + stacked
+    return rows * (kept + 1.25 * max(layers) + outside + extractor) + stacked
 
 
 def gathered_bytes(arch: Arch, fsdp: int) -> float:

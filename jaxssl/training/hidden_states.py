@@ -104,8 +104,8 @@ class HiddenStates:
             if taught.masked is not None:
                 masked = taught.masked.hidden[str(pair.teacher)].astype(jnp.float32)
                 target = jnp.where(mask[..., None], target, masked)
-            seen = _through(heads[str(i)], output.hidden[pair.student].astype(jnp.float32), target.shape[1])
-            frames = frame_mask(output.lengths[pair.student] * self.frames, target.shape[1])
+            seen = _through(heads[str(i)], output.aligned[pair.student].astype(jnp.float32), target.shape[1])
+            frames = frame_mask(output.last_lengths * self.frames, target.shape[1])
             told[f"layer_{pair.student}_to_{pair.teacher}"] = apart = self.distance(seen, target, frames)
             value = value + pair.weight * apart
         return value, once({"loss": value, **told})
@@ -151,8 +151,8 @@ class TemporalGram:
     def __call__(self, heads: Params, output: Output, taught: Taught, labels: Array, mask: Array) -> tuple[Array, Sums]:
         """Return the weighted sum; reported beside it: `layers` and `within`."""
         assert taught.plain is not None
-        mine, theirs = [_unit(h) for h in output.hidden], {k: _unit(h) for k, h in taught.plain.hidden.items()}
-        valid = frame_mask(output.lengths[-1], mine[0].shape[1])
+        mine, theirs = [_unit(h) for h in output.aligned], {k: _unit(h) for k, h in taught.plain.hidden.items()}
+        valid = frame_mask(output.last_lengths, mine[0].shape[1])
         both = valid[:, :, None] & valid[:, None, :]
         layers, within = zero(), zero()
         for pair in self.pairs:
@@ -187,7 +187,7 @@ def fithubert(student: Arch, teacher: Arch) -> HiddenStates:
     depth = len(student.layers)
     pairs = spread(depth, len(teacher.layers), depth)
     weighted = tuple(Pair(p.student, p.teacher, 1.0 if p.student == depth else 0.1) for p in pairs)
-    return HiddenStates(weighted, mean_square, frames=max(student.time_reduction // teacher.time_reduction, 1))
+    return HiddenStates(weighted, mean_square, frames=max(student.joined // teacher.joined, 1))
 
 
 def armhubert(student: Arch, teacher: Arch) -> HiddenStates:

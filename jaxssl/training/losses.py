@@ -55,7 +55,7 @@ class MaskedPrediction:
         """
         labels = labels[..., None] if labels.ndim == 2 else labels
         _check(output, labels, self.clusters)
-        valid = frame_mask(output.lengths[-1], labels.shape[1])
+        valid = frame_mask(output.last_lengths, labels.shape[1])
         value, sums = jnp.zeros((), jnp.float32), dict[str, tuple[Array, Array]]()
         assert output.logits is not None
         for i, logits in enumerate(by_set(output.logits, self.clusters)):
@@ -76,7 +76,7 @@ class MaskedPrediction:
         if self.padding != "independent":
             return jnp.square(x).mean()
         joined = x.shape[1] // output.last.shape[1]  # frames of the extractor that became one
-        valid = frame_mask(joined * output.lengths[-1], x.shape[1])[..., None]
+        valid = frame_mask(joined * output.last_lengths, x.shape[1])[..., None]
         return jnp.square(x).mean(where=valid)
 
 
@@ -87,7 +87,7 @@ def masked_by_row(output: Output, labels: Array, mask: Array, clusters: tuple[in
     """
     assert output.logits is not None
     labels = labels[..., None] if labels.ndim == 2 else labels
-    valid = frame_mask(output.lengths[-1], labels.shape[1]) & mask
+    valid = frame_mask(output.last_lengths, labels.shape[1]) & mask
     total = [jnp.zeros(labels.shape[0])] * 3
     for i, logits in enumerate(by_set(output.logits, clusters)):
         missed, correct = surprise(logits, labels[..., i])

@@ -103,7 +103,7 @@ def _heard(model: Model, batches: list[Batch], training: Training) -> tuple[np.n
 @partial(jax.jit, static_argnums=(0, 1))
 def _last(arch: Arch, dtype: str, params: Params, inputs: Any, lengths: Any, mask: Any) -> tuple[Any, Any]:
     out = apply(arch, params, inputs, lengths, mask=mask, dtype=jnp.dtype(dtype))
-    return out.last.astype(jnp.float32), frame_mask(out.lengths[-1], mask.shape[1])
+    return out.last.astype(jnp.float32), frame_mask(out.last_lengths, mask.shape[1])
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:

@@ -46,11 +46,13 @@ def test_output_carries_every_layer(arch, key):
     inputs = noise(arch, key)
     out = forward(arch, weights(arch), inputs)
     heard = arch.front.heard(inputs.shape[1])
-    frames = heard // arch.time_reduction
-    assert len(out.hidden) == len(arch.layers) + 1
-    assert out.features.shape == (2, heard, arch.width)
-    assert all(h.shape == (2, frames, arch.width) for h in (*out.hidden, out.last))
-    assert out.lengths[-1].tolist() == [frames, frames]
+    frames = [arch.reduced(heard, layer=layer) for layer in (0, *range(len(arch.layers)))]
+    assert out.features.shape == (2, arch.shortened(heard), arch.width)
+    assert [h.shape for h in out.hidden] == [(2, count, arch.width) for count in frames]
+    assert [lengths.tolist() for lengths in out.lengths] == [[count, count] for count in frames]
+    assert out.last.shape == (2, arch.reduced(heard), arch.width)
+    assert out.last_lengths.tolist() == [arch.reduced(heard)] * 2
+    assert all(h.shape == out.last.shape for h in out.aligned)
     assert (out.logits is None) == (arch.head is None)
     assert all(bool(jnp.isfinite(h).all()) for h in out.hidden)
 
@@ -59,7 +61,7 @@ def test_output_carries_every_layer(arch, key):
 def test_padding_beside_an_utterance_changes_nothing(arch, key):
     """The law of batching: f([x, longer])[0] == f([x])[0], whatever stands in the padding."""
     alone, together, frames = beside_noise(arch, weights(arch), key)
-    assert int(together.lengths[-1][0]) == frames
+    assert int(together.last_lengths[0]) == frames
     (one, count), (two, counts) = alone.end, together.end
     assert int(counts[0]) == int(count[0]) == one.shape[1]
     np.testing.assert_allclose(two[0, : one.shape[1]], one[0], atol=1e-5, rtol=1e-4)
@@ -166,7 +168,10 @@ def test_map_inputs_are_what_the_maps_see(arch, key):
         kernel = jnp.asarray(dense_kernel(params, project), jnp.float32)
         features = heard["project"] @ kernel + params["project"]["bias"][None, None]
         np.testing.assert_allclose(features, out.features, atol=1e-5)
-    assert lengths.tolist() == out.lengths[-1].tolist()
+    counts = {f"layers/{i}": n for i, n in enumerate(out.lengths[1:])} | {"project": out.features_lengths}
+    for path, found in lengths.items():
+        expected = next((n for place, n in counts.items() if f"{path}/".startswith(f"{place}/")), out.last_lengths)
+        assert found.tolist() == expected.tolist()
 
 
 def test_the_first_path_that_differs_is_named(key):

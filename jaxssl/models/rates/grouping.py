@@ -1,0 +1,145 @@
+"""Sequences made shorter by a fixed ratio: each group of so many frames becomes one."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from compress.errors import InputError
+from jaxssl.models.keys import Keys
+from jaxssl.models.layers import convolve, uniform_init
+from jaxssl.models.part import Arrays
+from jaxssl.models.rates.track import Shortened
+
+MOST = 1000  # frames that may become one, 20 s of speech
+
+
+@dataclass(frozen=True)
+class AveragePooling:
+    """The mean of each group of `ratio` frames (Meng et al. 2022, arXiv 2210.07189); a last partial group is none.
+
+    Attributes:
+        ratio: frames that become one.
+    """
+
+    ratio: int
+    kind: Literal["average_pooling"] = "average_pooling"
+
+    def frames(self, frames: Any) -> Any:
+        """Count the groups of `frames` frames (an int or an array of ints)."""
+        return frames // self.ratio
+
+    def macs(self, width: int, frames: int) -> int:
+        """Count nothing: no weights are multiplied."""
+        return 0
+
+    def read(self, arrays: Arrays) -> "AveragePooling":
+        """Return itself: it has no arrays."""
+        return self
+
+    def check(self, where: str) -> None:
+        """Refuse groups of no frames.
+
+        Raises:
+            InputError: the ratio is below 1 or above 1000.
+        """
+        _check(self.ratio, where)
+
+    def started(self, width: int) -> Arrays:
+        """Return the arrays of a mean: none."""
+        return {}
+
+    def build(self, width: int, *, rngs: Keys) -> "Pooling":
+        """Make the module."""
+        return Pooling(self)
+
+
+@dataclass(frozen=True)
+class StridedConvolution:
+    """A learned map of each group of `ratio` frames: a convolution of as many taps; a last partial group is none.
+
+    Attributes:
+        ratio: frames that become one.
+    """
+
+    ratio: int
+    kind: Literal["strided_convolution"] = "strided_convolution"
+
+    def frames(self, frames: Any) -> Any:
+        """Count the groups of `frames` frames (an int or an array of ints)."""
+        return frames // self.ratio
+
+    def macs(self, width: int, frames: int) -> int:
+        """Count the multiply-accumulates of one utterance that becomes `frames` groups."""
+        return frames * self.ratio * width**2
+
+    def read(self, arrays: Arrays) -> "StridedConvolution":
+        """Return the convolution that these arrays are."""
+        return StridedConvolution(arrays["kernel"].shape[0])
+
+    def check(self, where: str) -> None:
+        """Refuse groups of no frames.
+
+        Raises:
+            InputError: the ratio is below 1 or above 1000.
+        """
+        _check(self.ratio, where)
+
+    def started(self, width: int) -> Arrays:
+        """Return arrays with which it is a mean, from which a trained model learns on."""
+        kernel = jnp.broadcast_to(jnp.eye(width) / self.ratio, (self.ratio, width, width))
+        return {"kernel": kernel, "bias": jnp.zeros(width)}
+
+    def build(self, width: int, *, rngs: Keys) -> "Convolution":
+        """Make the module."""
+        return Convolution(self, width, rngs=rngs)
+
+
+class Pooling(nnx.Module):
+    """Computes `AveragePooling`."""
+
+    def __init__(self, part: AveragePooling):
+        self.part = part
+
+    def __call__(self, x: Array, lengths: Array | None) -> Shortened:
+        """Shorten `x: (batch, time, width)`, of which `lengths: (batch,)` are valid; None: all."""
+        window = (1, self.part.ratio, 1)
+        sums = jax.lax.reduce_window(x, jnp.zeros((), x.dtype), jax.lax.add, window, window, "VALID")
+        return _grouped(sums / self.part.ratio, lengths, self.part.ratio)
+
+
+class Convolution(nnx.Module):
+    """Computes `StridedConvolution`."""
+
+    def __init__(self, part: StridedConvolution, width: int, *, rngs: Keys):
+        self.part = part
+        init, shape = uniform_init(part.ratio * width), (part.ratio, width, width)
+        self.kernel = nnx.Param(init(rngs.params(), shape))
+        self.bias = nnx.Param(init(rngs.params(), (width,)))
+
+    def __call__(self, x: Array, lengths: Array | None) -> Shortened:
+        """Shorten `x: (batch, time, width)`, of which `lengths: (batch,)` are valid; None: all."""
+        y = convolve(x, self.kernel[...], stride=self.part.ratio) + self.bias[...].astype(x.dtype)[None, None]
+        return _grouped(y, lengths, self.part.ratio)
+
+
+def _grouped(x: Array, lengths: Array | None, ratio: int) -> Shortened:
+    """Tell of groups, (batch, groups, width), where each frame is found again: in its own, or in the last whole one."""
+
+    def restore(y: Array, frames: int) -> Array:
+        groups = jnp.full(y.shape[0], y.shape[1]) if lengths is None else lengths // ratio
+        own = jnp.arange(frames, dtype=groups.dtype)[None] // ratio
+        return jnp.take_along_axis(y, jnp.clip(own, 0, jnp.maximum(groups - 1, 0)[:, None])[..., None], axis=1)
+
+    def hide(mask: Array) -> Array:
+        return jax.lax.reduce_window(mask, False, jax.lax.bitwise_or, (1, ratio), (1, ratio), "VALID")
+
+    return Shortened(x, None if lengths is None else lengths // ratio, restore, hide)
+
+
+def _check(ratio: int, where: str) -> None:
+    if not 1 <= ratio <= MOST:
+        raise InputError(f"{where}: groups of {ratio} frames; give a ratio from 1 to {MOST}")

@@ -1,0 +1,73 @@
+"""A batch of sequences on its way through a model: what it is now, and how it was made shorter."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxssl.models.layers import frame_mask
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """What a shortening makes of a batch of sequences.
+
+    Attributes:
+        x: (batch, fewer, width).
+        lengths: valid frames of each row, (batch,); None: all.
+        restore: brings what stands on these frames, (batch, fewer, any width), back to a number of frames, that of the
+            sequence before: each gets what it was put into, and frames that were put into none the last there is.
+        hide: turns a mask of the frames before, (batch, time), into that of these, (batch, fewer): what is made of a
+            hidden frame is hidden.
+    """
+
+    x: Array
+    lengths: Array | None
+    restore: Callable[[Array, int], Array]
+    hide: Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Track:
+    """A batch of sequences, (batch, time, width), and its way back to the frames it had at first.
+
+    Attributes:
+        x: (batch, time, width).
+        lengths: valid frames of each row, (batch,); None: all.
+        way: of each shortening so far, the frames before it and what restores them.
+    """
+
+    x: Array
+    lengths: Array | None
+    way: tuple[tuple[int, Callable[[Array, int], Array]], ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Frames of a row, valid or not."""
+        return self.x.shape[1]
+
+    @property
+    def counts(self) -> Array:
+        """Valid frames of each row, (batch,)."""
+        return jnp.full(self.x.shape[0], self.frames) if self.lengths is None else self.lengths
+
+    @property
+    def valid(self) -> Array | None:
+        """Which frames are valid, (batch, time); None: all."""
+        return None if self.lengths is None else frame_mask(self.lengths, self.frames)
+
+    def then(self, short: Shortened) -> "Track":
+        """Go on with what a shortening made of this."""
+        return Track(short.x, short.lengths, (*self.way, (self.frames, short.restore)))
+
+    def of(self, x: Array) -> "Track":
+        """Go on with other values on the same frames."""
+        return replace(self, x=x)
+
+    def restored(self) -> Array:
+        """Return x on the frames that it had at first: (batch, time at first, width)."""
+        x = self.x
+        for frames, restore in reversed(self.way):
+            x = restore(x, frames)
+        return x

@@ -1,0 +1,49 @@
+"""A trained model on shorter sequences: what it computes at first is its layers' output for means of frames."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from jaxssl.models.arch import Arch, Repeat, Shortening, TransposedConvolution
+from jaxssl.models.checks import check_arch
+from jaxssl.models.model import Params
+
+
+def shortened(
+    arch: Arch,
+    params: Params,
+    front: Shortening | None,
+    layers: Mapping[int, Shortening],
+    *,
+    learned: bool = False,
+) -> tuple[Arch, Params]:
+    """Let a model hear shorter sequences and bring its output back to the frames it had.
+
+    What has arrays begins as a mean, or as a repetition, so a model that is trained on goes on from one function.
+
+    Args:
+        arch: what `params` is; what it shortens already stays.
+        params: the model.
+        front: what makes the front end's features fewer; None: as it is.
+        layers: by number, what makes a layer's input fewer, for it and all that follow.
+        learned: upsample by a transposed convolution; False: by repetition.
+
+    Returns:
+        The arch, and its parameters.
+
+    Raises:
+        InputError: a layer is not there or cannot work on fewer frames, or a ratio is out of range.
+    """
+    changed = tuple(replace(layer, shortening=layers.get(i, layer.shortening)) for i, layer in enumerate(arch.layers))
+    arch = replace(arch, shortening=front or arch.shortening, layers=changed, upsampling=Repeat())
+    arch = replace(arch, upsampling=TransposedConvolution(arch.grouped)) if learned else arch
+    check_arch(arch)
+    found = {name: value for name, value in params.items() if name != "upsampling"}
+    if front and (started := front.started(arch.front.size)):
+        found["shortening"] = started
+    inner = dict(params["layers"])
+    for i, part in layers.items():
+        plain = {name: value for name, value in inner[str(i)].items() if name != "shortening"}
+        inner[str(i)] = plain | ({"shortening": started} if (started := part.started(arch.width)) else {})
+    assert arch.upsampling is not None
+    started = arch.upsampling.started(arch.width)
+    return arch, {**found, "layers": inner, **({"upsampling": started} if started else {})}
