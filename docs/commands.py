@@ -24,6 +24,7 @@ GROUPS = {
         "experiments.weights",
         "experiments.int8",
         "experiments.distill",
+        "experiments.sequence",
         "experiments.joint",
         "experiments.combine",
         "experiments.plan",

@@ -320,6 +320,7 @@ COSTS = {
     "parameters:,": "parameters",
     "nonzero:,": "not zero",
     "bytes:,": "bytes",
+    "frames_per_s:.1f": "frames/s",
     "macs_g_per_s:.3f": "MACs G/s",
     "nominal_macs_g_per_s:.3f": "nominal",
     "real_time_factor:.4f": "real-time factor",
@@ -333,8 +334,9 @@ COSTS = {
 def show(rows: Sequence[Row], title: str) -> None:
     """Print points as two tables: what they know, and what they cost."""
     known = {key for row in rows for key, value in row.items() if value is not None}
-    tables.show(f"{title}: quality", rows, {k: v for k, v in QUALITY.items() if k.partition(":")[0] in known})
-    tables.show(f"{title}: cost", rows, COSTS)
+    for what, columns in (("quality", QUALITY), ("cost", COSTS)):
+        shown = {column: name for column, name in columns.items() if column.partition(":")[0] in known}
+        tables.show(f"{title}: {what}", rows, shown)
 
 
 def where_the_rest_went(rows: Sequence[Row]) -> list[str]:

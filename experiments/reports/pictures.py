@@ -40,6 +40,7 @@ LEVELS = {
     "plan": "budget as a share of the dense model",
     "int8": "bits of a weight",
     "joint": "share of the parameters that was to go",
+    "sequence": "frames that become one",
 }
 CAPTION = "time: 1 / speed-up over the dense model, timed in turns, bars are quartiles; of quality 95 % bootstrap"
 AS_LONG = "dense, trained as long"

@@ -24,8 +24,9 @@ from jax import Array
 
 from compress.errors import InputError
 from jaxssl.models.arch import Arch, Attention, GatedAttention
+from jaxssl.models.inner_maps import map_inputs
 from jaxssl.models.layers import frame_mask
-from jaxssl.models.model import Params, map_inputs
+from jaxssl.models.model import Params
 
 EVEN = 1e-3  # how far from 1 a row of a map may sum
 

@@ -14,8 +14,9 @@ from jaxssl.data.logmel import Stats
 from jaxssl.data.padding import Padded
 from jaxssl.inference.encode import front_inputs, hear
 from jaxssl.models.arch import Arch
+from jaxssl.models.inner_maps import map_inputs
 from jaxssl.models.layers import frame_mask
-from jaxssl.models.model import Params, map_inputs
+from jaxssl.models.model import Params
 
 Sums = dict[str, tuple[Array, Array]]  # by path of a map: a sum over valid frames, and how many these are
 

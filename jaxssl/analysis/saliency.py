@@ -10,7 +10,8 @@ from jax import Array
 
 from compress.errors import InputError
 from jaxssl.models.arch import Arch
-from jaxssl.models.model import Params, apply_gated
+from jaxssl.models.inner_maps import apply_gated
+from jaxssl.models.model import Params
 from jaxssl.models.sites import axes
 from jaxssl.training.step import Arrays, Loss
 

@@ -16,7 +16,8 @@ from jaxssl.models.model import Params
 
 LEFT = re.compile(r"head/.*|mask_embedding")  # what only training uses
 CONVOLUTION = re.compile(
-    r"(?:front/convs|position/convs|length_adapter/layers)/\d+/(?:conv/)?kernel|(?:position|reduction)/kernel"
+    r"(?:front/convs|position/convs|length_adapter/layers)/\d+/(?:conv/)?kernel|(?:position|reduction|upsampling)/kernel"
+    r"|(?:layers/\d+/)?shortening/kernel"
 )
 INNER = {"position.weight": "position.conv.weight", "position.bias": "position.conv.bias"}
 SHORT = {"kernel": "weight", "scale": "weight"}

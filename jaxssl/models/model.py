@@ -305,7 +305,7 @@ def apply(
     check_params(arch, params)
     inputs = checked(arch, inputs)
     rngs = None if key is None else Keys(key)
-    model = _restore(arch, params)
+    model = restored(arch, params)
 
     def run(inputs: Array, lengths: Array | None, mask: Array | None) -> Output:
         return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)
@@ -323,54 +323,7 @@ def predict(arch: Arch, params: Params, last: Array) -> Array:
     """
     if arch.head is None:
         raise InputError("the model has no output layer; give its arch a head")
-    return _restore(arch, params).head(last)
-
-
-def map_inputs(
-    arch: Arch, params: Params, inputs: Array, lengths: Array | None = None
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Run the model and return what each dense map was given, for calibration.
-
-    Arguments and errors as `apply`.
-
-    Returns:
-        By path (`layers/0/ffn/fc1`), the map's input, (batch, time, *in); and by the same path the valid frames of each
-        row, (batch,). Maps that do not run, those of a block without units, are absent.
-    """
-    check_params(arch, params)
-    inputs = checked(arch, inputs)
-    model = _restore(arch, params)
-    maps = _maps(model)
-    for dense in maps.values():
-        dense.listening = True
-    out = model(inputs, lengths)
-    heard = {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}
-    return heard, {path: _frames_of(path, out) for path in heard}
-
-
-def apply_gated(
-    arch: Arch,
-    params: Params,
-    gates: Mapping[str, Array],
-    inputs: Array,
-    lengths: Array | None = None,
-    *,
-    mask: Array | None = None,
-    key: Array | None = None,
-) -> Output:
-    """Run the model with the inputs of some dense maps multiplied by gates; with ones it is `apply`.
-
-    `gates` has by path of a map (`layers/0/ffn/fc2`) an array (batch or 1, time or 1, units), units the map's first
-    input axis: heads for `attention/out`. A block without units runs no map and uses no gate. The other arguments and
-    errors are those of `apply`.
-    """
-    check_params(arch, params)
-    inputs = checked(arch, inputs)
-    model = _restore(arch, params)
-    maps = _maps(model)
-    for path, gate in gates.items():
-        maps[path].gate = nnx.Intermediate(gate)
-    return model(inputs, lengths, mask=mask, rngs=None if key is None else Keys(key))
+    return restored(arch, params).head(last)
 
 
 def check_params(arch: Arch, params: Params) -> None:
@@ -383,14 +336,6 @@ def _runs(layers: Sequence[Layer], lends: Sequence[bool]) -> list[int]:
     each = enumerate(zip(layers, lends, strict=True))
     runs = groupby(each, lambda one: (one[1], one[0] if one[1][0].shortening else None))
     return [len(list(run)) for _, run in runs]
-
-
-def _frames_of(path: str, out: Output) -> Array:
-    """Return the valid frames of what the map at a path hears: the projection, one in a layer, or one behind them."""
-    first, _, rest = path.partition("/")
-    if first == "project":
-        return out.features_lengths
-    return out.lengths[int(rest.split("/")[0]) + 1] if first == "layers" else out.last_lengths
 
 
 def _spread(mask: Array | None, frames: int, ratio: int) -> Array | None:
@@ -416,7 +361,8 @@ def _skeleton(arch: Arch) -> tuple[Any, Any]:
     return nnx.split(nnx.eval_shape(lambda: Model(arch, rngs=OneKey())))
 
 
-def _restore(arch: Arch, params: Params) -> Model:
+def restored(arch: Arch, params: Params) -> Model:
+    """Return the module that `params` are the parameters of."""
     graph, abstract = _skeleton(arch)
     state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: replacing writes into the state
     nnx.replace_by_pure_dict(state, nnx.restore_int_paths(float32(params)))
@@ -425,10 +371,6 @@ def _restore(arch: Arch, params: Params) -> Model:
 
 def _arrays(module: nnx.Module) -> Params:
     return _named(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
-
-
-def _maps(model: Model) -> dict[str, Dense]:
-    return {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, Dense)}
 
 
 def _named(tree: Any) -> Any:

@@ -17,7 +17,8 @@ from jaxssl.analysis.saliency import context_gradient
 from jaxssl.convert.conversion import read
 from jaxssl.models.arch import Dropout, Rank
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, apply_gated, shapes
+from jaxssl.models.inner_maps import apply_gated
+from jaxssl.models.model import apply, shapes
 from jaxssl.models.sites import axes
 from jaxssl.training.losses import MaskedPrediction
 from tests import golden

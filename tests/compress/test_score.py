@@ -18,7 +18,8 @@ from compress.select import highest
 from jaxssl.analysis.calibration import moments
 from jaxssl.convert.conversion import read
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, map_inputs, shapes
+from jaxssl.models.inner_maps import map_inputs
+from jaxssl.models.model import apply, shapes
 from jaxssl.models.sites import axes, matrices
 from tests.archs import ARCHS, BASE, MEL, noise
 from tests.golden import meets
@@ -95,7 +96,7 @@ def test_contribution_reads_the_calibration(key):
     matrix = next(matrix for matrix in matrices(arch) if matrix.path == axis.into)
     run = jax.jit(lambda *given: map_inputs(arch, *given))
     heard = [run(params, *batch) for batch in batches]
-    x = np.concatenate([frames_of(each[axis.into], lengths) for each, lengths in heard])
+    x = np.concatenate([frames_of(each[axis.into], lengths[axis.into]) for each, lengths in heard])
     kernel = np.asarray(get(params, f"{axis.into}/kernel"))
     expected = np.sqrt(np.square(x).mean(0)) * np.linalg.norm(kernel, axis=1)
     np.testing.assert_allclose(contribution(params, matrix, axis, seen[axis.into]), expected, rtol=1e-4)

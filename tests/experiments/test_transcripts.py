@@ -21,7 +21,7 @@ from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Sinusoids
 from jaxssl.models.fronts.whisper_frames import whisper_mel
-from jaxssl.models.model import map_inputs
+from jaxssl.models.inner_maps import map_inputs
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import files, ranges
 from tests.archs import ARCHS, MEL, forward, fresh, noise, transformer_layer

@@ -21,7 +21,8 @@ from jaxssl.models.arch import FULL, Blocks, Rank
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.block_product import block_product, gathered_product, kernel_product
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, init, map_inputs, shapes
+from jaxssl.models.inner_maps import map_inputs
+from jaxssl.models.model import apply, init, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.step import start
 from tests.archs import LARGE, MEL, fresh, noise, transformer_layer

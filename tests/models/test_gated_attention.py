@@ -18,8 +18,9 @@ from jaxssl.models import choice
 from jaxssl.models.arch import GatedAttention, RelativeBias
 from jaxssl.models.attend import attend
 from jaxssl.models.describe import describe
+from jaxssl.models.inner_maps import map_inputs
 from jaxssl.models.layers import frame_mask
-from jaxssl.models.model import init, map_inputs
+from jaxssl.models.model import init
 from jaxssl.models.sites import axes, entries
 from jaxssl.training.losses import MaskedPrediction
 from jaxssl.training.optimizer import Optimizer

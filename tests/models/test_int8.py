@@ -18,8 +18,9 @@ from jaxssl.inference.specialise import dequantized, groups, quantized
 from jaxssl.models import checkpoint, cost, dense
 from jaxssl.models.arch import Blocks
 from jaxssl.models.describe import describe
+from jaxssl.models.inner_maps import apply_gated, map_inputs
 from jaxssl.models.int8_product import int8_product
-from jaxssl.models.model import apply, apply_gated, map_inputs, predict, shapes
+from jaxssl.models.model import apply, predict, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import start

@@ -13,7 +13,8 @@ from compress.errors import InputError
 from compress.lowrank import dense_kernel
 from jaxssl.models.arch import FULL, Dropout, PositionalConvolution, Waveform
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, init, map_inputs, shapes
+from jaxssl.models.inner_maps import map_inputs
+from jaxssl.models.model import apply, init, shapes
 from jaxssl.models.sites import matrices
 from tests.archs import ARCHS, BASE, LARGE, MEL, beside_noise, forward, fresh, noise, transformer_layer, weights
 

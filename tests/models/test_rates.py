@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.models.arch import AveragePooling, Repeat, StridedConvolution, TransposedConvolution
 from jaxssl.models.keys import Keys
@@ -88,6 +89,19 @@ def as_means(change):
     front = change.get("shortening")
     means = {i: AveragePooling(part.ratio) for i, part in parts(change).items()}
     return front and AveragePooling(front.ratio), means
+
+
+def test_gradients_reach_all_that_is_learned():
+    arch, params = shortened(PLAIN, weights(PLAIN), StridedConvolution(2), {1: AveragePooling(2)}, learned=True)
+    inputs, lengths = noise(MEL, 0), np.array([30, 20], np.int32)
+
+    def value(params):
+        out = forward(arch, params, inputs, lengths)
+        return jnp.square(out.logits[1, :20]).mean()
+
+    found = flatten(jax.jit(jax.grad(value))(params))
+    assert all(np.abs(gradient).max() > 0 for path, gradient in found.items() if "attention/k/bias" not in path)
+    assert found["upsampling/kernel"].shape == (4, 16, 16)
 
 
 def test_a_ratio_of_one_changes_nothing():

@@ -16,7 +16,8 @@ from jaxssl.analysis.saliency import context_gradient
 from jaxssl.inference.encode import timing
 from jaxssl.models.arch import Blocks, ClusterHead, LogMel, Rank
 from jaxssl.models.describe import describe
-from jaxssl.models.model import apply, map_inputs, shapes
+from jaxssl.models.inner_maps import map_inputs
+from jaxssl.models.model import apply, shapes
 from jaxssl.models.sites import axes, entries, matrices
 from jaxssl.training.losses import MaskedPrediction
 from tests.archs import BASE, MEL, REUSING, STUDENT, fresh, noise, transformer_layer

@@ -31,7 +31,8 @@ class Speech:
 
 def said(probabilities, frames):
     last = jnp.log(jnp.asarray(probabilities, jnp.float32))
-    return Output(None, last, (last,), last, None, (jnp.asarray(frames),))
+    frames = jnp.asarray(frames)
+    return Output(None, last, frames, (last,), last, None, (frames,), frames, (last,))
 
 
 @partial(jax.jit, static_argnames="alpha")

@@ -204,7 +204,7 @@ def test_crossing_swaps_what_is_masked(speech):
     plain, masked = taught.plain.hidden["1"], taught.masked.hidden["1"]
     crossed = jnp.where(batch["mask"][..., None], plain, masked)
     assert not np.allclose(plain, masked)
-    output = replace(forward(STILL, params, batch["inputs"], batch["lengths"]), hidden=(crossed, crossed))
+    output = replace(forward(STILL, params, batch["inputs"], batch["lengths"]), aligned=(crossed, crossed))
     eye = {"0": {"outer": {"kernel": jnp.eye(STILL.width), "bias": jnp.zeros(STILL.width)}}}
     assert float(loss(eye, output, taught, batch["labels"], batch["mask"])[0]) < 1e-10
 
@@ -218,7 +218,7 @@ def test_a_student_of_half_the_frames_is_upsampled(speech):
     heads = loss.heads(student, STILL, jax.random.key(0))
     taught = teach(STILL, loss.wanted)(params, batch, None)
     x = jax.random.normal(jax.random.key(5), (2, 15, STILL.width))
-    output = replace(forward(STILL, params, batch["inputs"]), hidden=(x, x), lengths=(jnp.array([15, 10]),) * 2)
+    output = replace(forward(STILL, params, batch["inputs"]), aligned=(x, x), last_lengths=jnp.array([15, 10]))
     found, _ = loss(heads, output, taught, batch["labels"], batch["mask"])
     up, outer = heads["0"]["up"], heads["0"]["outer"]
     spread_ = np.einsum("btw,wkv->btkv", x, up["kernel"]).reshape(2, 30, -1) + np.asarray(up["bias"])

@@ -8,7 +8,8 @@ import pytest
 
 from jaxssl.analysis.attention_maps import attention_maps
 from jaxssl.models.arch import FULL, Waveform
-from jaxssl.models.model import map_inputs, shapes
+from jaxssl.models.inner_maps import map_inputs
+from jaxssl.models.model import shapes
 from jaxssl.training.images import attention, masked_features, tile
 from tests.archs import ARCHS, noise
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -107,7 +108,8 @@ class Pooling(nnx.Module):
     def __call__(self, x: Array, lengths: Array | None) -> Shortened:
         """Shorten `x: (batch, time, width)`, of which `lengths: (batch,)` are valid; None: all."""
         window = (1, self.part.ratio, 1)
-        sums = jax.lax.reduce_window(x, jnp.zeros((), x.dtype), jax.lax.add, window, window, "VALID")
+        zero = np.zeros((), x.dtype)  # a constant, or JAX does not know that it may differentiate
+        sums = jax.lax.reduce_window(x, zero, jax.lax.add, window, window, "VALID")
         return _grouped(sums / self.part.ratio, lengths, self.part.ratio)
 
 

@@ -1,0 +1,157 @@
+"""Let a model hear shorter sequences, by a fixed ratio, and draw what it costs and saves.
+
+    python -m experiments.sequence
+    python -m experiments.sequence --ratio 2 4 --by mean convolution --at front 3
+    python -m experiments.sequence --model MODEL --audio FOLDER --recover distil --steps 200
+
+Each group of --ratio frames becomes one: their mean, or a learned map of them (a strided convolution, which begins as
+the mean). --at says where: behind the front end, as published ("On Compressing Sequences for Self-Supervised Speech
+Models", arXiv 2210.07189), so that all layers hear the short sequence; or before a layer, counted from 0, so that
+those below it hear all frames. The output is brought back to as many frames as before, by repetition or with
+--upsample learned by a transposed convolution, so that every label, probe and CTC layer fits it as the dense model.
+
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
+any speech. What models learn of it is told under --audio, and in a note. A fine-tuned model keeps its CTC layer, and
+is asked what it writes of held-out speech that has transcripts.
+
+Each ratio, way and place is a point of the curve: the dense model made shorter, trained on for --steps updates, saved,
+counted, timed in turns with the dense one, and probed; the dense model trained as long is the control. A hidden frame
+hides the whole group that it is put into. A run that was broken off goes on with the same command.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compress.errors import InputError
+from experiments.curves.curve import Curve, Recovery
+from experiments.curves.job import Job, draw, open_job, open_model, recovering, trained
+from experiments.curves.points import Bench, Subject
+from experiments.curves.schedule import Schedule
+from jaxssl.models.arch import Arch, AveragePooling, Shortening, StridedConvolution
+from jaxssl.models.shorten import shortened
+from jaxssl.runtime.cli import console, main
+from jaxssl.runtime.ranges import Natural, Several
+from jaxssl.training.calendar import Calendar
+from jaxssl.training.lesson import Lesson
+
+Way = Literal["mean", "convolution"]
+FRONT = "front"
+WAYS: Mapping[Way, type[AveragePooling] | type[StridedConvolution]] = {
+    "mean": AveragePooling,
+    "convolution": StridedConvolution,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Curve):
+    """Make a model's sequences shorter and measure the result beside the dense model."""
+
+    ratio: Several[tuple[int, ...]] = (2, 3, 4, 8)
+    """frames that become one, one model each"""
+    by: tuple[Way, ...] = ("mean",)
+    """mean of the group; convolution: a learned map of it"""
+    at: tuple[str, ...] = (FRONT,)
+    """front: behind the front end; or the number of the layer before which, from 0"""
+    upsample: Literal["repeat", "learned"] = "repeat"
+    """how the output gets its frames back"""
+    steps: Natural[int] = 60
+    """updates of recovery after it; 0: none"""
+    recover: Recovery = "predict"
+    """what the recovery is: masked prediction; what the dense model says; or, of a model with a CTC layer, what is
+    said, and what that layer makes of the dense model"""
+    masked: bool = False
+    """of --recover distil: both hear masked speech and masked frames count; default: all of it, and every frame"""
+    out: Path = Path("runs/sequence")
+    """folder of the run"""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of making sequences shorter.
+
+    Attributes:
+        ratio: frames that become one.
+        way: how.
+        at: the layer before which; None: behind the front end.
+    """
+
+    ratio: int
+    way: Way
+    at: int | None
+
+    def __str__(self) -> str:
+        return f"ratio-{self.ratio}-{self.way}-{FRONT if self.at is None else f'layer-{self.at}'}"
+
+    @property
+    def part(self) -> Shortening:
+        """What does it."""
+        return WAYS[self.way](self.ratio)
+
+
+def run(config: Config) -> None:
+    """Carry out the experiment."""
+    model, subject = open_model(config)
+    variants = variants_of(config, subject.arch)
+    for variant in variants:
+        _shortened(config, subject, variant)  # refuses what cannot be, before any work
+    training = config.settings(config.steps, paper=False, log_every=max(config.steps // 4, 1))
+    schedule = Schedule(Calendar((), config.steps), tuple(float(variant.ratio) for variant in variants))
+    job = open_job(config, model, subject, schedule, training, out=config.out)
+    lesson = recovering(job, config.recover, config.out, masked=config.masked) if config.steps else None
+
+    def points(bench: Bench) -> None:
+        for variant in variants:
+            _point(config, job, bench, lesson, variant)
+
+    draw(job, points, ends=(config.steps,), out=config.out, technique="sequence", label="shorter sequences", now=1)
+
+
+def variants_of(config: Config, arch: Arch) -> list[Variant]:
+    """List what to try, by place, way and ratio.
+
+    Raises:
+        InputError: nothing is asked for, or a place is neither `front` nor a layer.
+    """
+    depth = len(arch.layers)
+    places = list[int | None]()
+    for word in dict.fromkeys(config.at):
+        if word != FRONT and not (word.isdecimal() and int(word) < depth):
+            raise InputError(f"--at {word}: give {FRONT}, or the number of a layer, 0 to {depth - 1}")
+        places.append(None if word == FRONT else int(word))
+    found = [Variant(ratio, way, at) for at in places for way in config.by for ratio in sorted(set(config.ratio))]
+    if not found:
+        raise InputError("nothing is asked for; name at least one --ratio, one --by and one --at")
+    return found
+
+
+def _shortened(config: Config, subject: Subject, variant: Variant) -> Subject:
+    """Make the model's sequences shorter; a mask of weights that are zero stays where it was."""
+    front, layers = (variant.part, {}) if variant.at is None else (None, {variant.at: variant.part})
+    if front is None and subject.arch.layers[variant.at or 0].shortening:
+        raise InputError(f"--at {variant.at}: that layer's input is shortened already; name another")
+    if front is not None and subject.arch.shortening:
+        raise InputError(f"--at {FRONT}: the model's features are shortened already; name a layer")
+    learned = config.upsample == "learned"
+    arch, params = shortened(subject.arch, subject.params, front, layers, learned=learned)
+    return Subject(arch, params, subject.masks)
+
+
+def _point(config: Config, job: Job, bench: Bench, lesson: Lesson | None, variant: Variant) -> None:
+    """Make sequences shorter, train, measure."""
+    name = str(variant)
+    if bench.has(name):
+        return
+    changed = _shortened(config, job.subject, variant)
+    front = changed.arch.front
+    told: dict[str, Any] = {"frames_per_s": front.rate / front.hop / changed.arch.grouped}
+    if config.steps:
+        console.print(f"training on: {name}", markup=False)
+        told["loss_before"] = bench.quality(changed)["valid_loss"]
+        changed = trained(job, bench.out / "recovery" / name, changed, lesson, config.steps)
+    bench.point(name, changed, level=variant.ratio, step=config.steps, told=told)
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)
