@@ -29,7 +29,7 @@ from experiments.curves.curve import Curve, Recovery
 from experiments.curves.job import Job, draw, open_job, open_model, recovering, trained
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
-from jaxssl.models.arch import Arch, AveragePooling, Shortening, StridedConvolution
+from jaxssl.models.arch import SAMPLE_RATE, Arch, AveragePooling, Shortening, StridedConvolution
 from jaxssl.models.shorten import shortened
 from jaxssl.runtime.cli import console, main
 from jaxssl.runtime.ranges import Natural, Several
@@ -94,9 +94,9 @@ def run(config: Config) -> None:
     """Carry out the experiment."""
     model, subject = open_model(config)
     variants = variants_of(config, subject.arch)
-    for variant in variants:
-        _shortened(config, subject, variant)  # refuses what cannot be, before any work
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 4, 1))
+    for variant in variants:
+        check(variant, _shortened(config, subject, variant).arch, seconds=min(config.seconds, training.crop))
     schedule = Schedule(Calendar((), config.steps), tuple(float(variant.ratio) for variant in variants))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     lesson = recovering(job, config.recover, config.out, masked=config.masked) if config.steps else None
@@ -124,6 +124,20 @@ def variants_of(config: Config, arch: Arch) -> list[Variant]:
     if not found:
         raise InputError("nothing is asked for; name at least one --ratio, one --by and one --at")
     return found
+
+
+def check(variant: Variant, arch: Arch, *, seconds: float) -> None:
+    """Refuse a ratio that leaves no frame of what is heard at once.
+
+    Raises:
+        InputError: it does.
+    """
+    frames = arch.front.frames(round(seconds * SAMPLE_RATE))
+    if frames < arch.least:
+        raise InputError(
+            f"{variant}: one frame would be made of {arch.least}, and {seconds:g} s have {frames}; give a smaller "
+            "--ratio, or larger --crop and --seconds"
+        )
 
 
 def _shortened(config: Config, subject: Subject, variant: Variant) -> Subject:

@@ -1,0 +1,91 @@
+"""Models that hear shorter sequences, as a run."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from experiments import rows, sequence
+from jaxssl.models import checkpoint
+from jaxssl.models.arch import AveragePooling, Repeat, StridedConvolution
+from tests.archs import forward
+from tests.experiments import small
+
+pytestmark = pytest.mark.usefixtures("one_device", "untimed")
+QUICK = {"steps": 2, "batch": 4, "seconds": 0.5, "rounds": 2, "probes": False, "stack": "unroll", "shortest": 0.5}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    return small.make(tmp_path_factory.mktemp("sequence"), layers=2, dropout=0.0)
+
+
+def config(place, out, **changes):
+    return sequence.Config(model=str(place.model), corpus=place.corpus, out=out, **{**QUICK, **changes})
+
+
+@pytest.mark.slow
+def test_each_ratio_way_and_place_is_a_point_from_the_dense_model(place, tmp_path):
+    out = tmp_path / "sequence"
+    asked = config(place, out, ratio=(2, 3), by=("mean", "convolution"), at=("front", "1"))
+    sequence.run(asked)
+    dense, *points = json.loads((out / "report.json").read_text())["points"]
+    assert [row["name"] for row in points] == [
+        f"ratio-{ratio}-{way}-{at}"
+        for at in ("front", "layer-1")
+        for way in ("mean", "convolution")
+        for ratio in (2, 3)
+    ]
+    for row in points:
+        assert row["macs_g_per_s"] < dense["macs_g_per_s"]
+        assert row["frames_per_s"] == pytest.approx(50 / row["level"])
+        assert row["loss_difference_low"] <= row["loss_difference"] <= row["loss_difference_high"]
+    pairs = zip(points[::4], points[2::4], strict=True)  # a convolution that has not learned is a mean
+    assert all(one["loss_before"] == pytest.approx(two["loss_before"], abs=1e-4) for one, two in pairs)
+    arch, params = checkpoint.load(out / "models/ratio-3-convolution-layer-1")
+    assert (arch.layers[1].shortening, arch.upsampling) == (StridedConvolution(3), Repeat())
+    started = np.eye(16)[None] / 3
+    assert 1e-5 < np.abs(params["layers"]["1"]["shortening"]["kernel"] - started).max() < 0.01  # it learns on
+    told = (out / "curve.csv").read_bytes()
+    sequence.run(asked)  # finished: nothing is done again
+    assert (out / "curve.csv").read_bytes() == told
+
+
+@pytest.mark.slow
+def test_a_shorter_model_is_shortened_again_and_pruned(place, tmp_path):
+    out = tmp_path / "one"
+    sequence.run(config(place, out, ratio=(2,), steps=0))
+    shorter = out / "models/ratio-2-mean-front"
+    sequence.run(replace(config(place, tmp_path / "two", ratio=(2,), at=("1",), steps=0), model=str(shorter)))
+    arch, params = checkpoint.load(tmp_path / "two/models/ratio-2-mean-layer-1")
+    assert (arch.shortening, arch.layers[1].shortening, arch.grouped) == (AveragePooling(2), AveragePooling(2), 4)
+    assert forward(arch, params, np.zeros((1, 9, 80), np.float32)).last.shape == (1, 9, 16)
+    again = rows.Config(
+        model=str(shorter), corpus=place.corpus, out=tmp_path / "rows", keep=(8,), schedule="once", every=0
+    )
+    quick = {name: value for name, value in QUICK.items() if name != "steps"}
+    rows.run(replace(again, **quick))
+    _, point = json.loads((tmp_path / "rows/report.json").read_text())["points"]
+    assert point["masked_equals_slim"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"at": ("7",)}, "--at 7: give front, or the number of a layer, 0 to 1"),
+        ({"at": ("middle",)}, "--at middle"),
+        ({"at": ()}, "nothing is asked for"),
+        ({"ratio": (1,)}, "--ratio 1: give 2 to"),
+        (
+            {"ratio": (2, 40)},
+            "ratio-40-mean-front: one frame would be made of 40, and 0.5 s have 24; give a smaller --ratio",
+        ),
+    ],
+)
+def test_impossible_places_and_ratios_are_refused(place, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        sequence.run(config(place, tmp_path / "run", **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
