@@ -53,17 +53,22 @@ def phone_names(utterances: Sequence[Sequence[Segment]]) -> tuple[str, ...]:
 
 
 def frame_phones(segments: Sequence[Segment], frames: int, *, period_ms: int, names: Sequence[str]) -> np.ndarray:
-    """Say which phone is spoken in the middle of each frame, (frames,) int32 places in `names`, -1 where unknown.
-
-    A frame of period P joins 25 ms windows that begin from tP to (t + 1)P − 10 ms: its middle is at tP + (P + 15)/2.
-    """
+    """Say which phone is spoken in the middle of each frame, (frames,) int32 places in `names`, -1 where unknown."""
     place = {name: i for i, name in enumerate(names)}
-    middles = (np.arange(frames) * period_ms + (period_ms + 1000 * (WINDOW - SHIFT) / SAMPLE_RATE) / 2) / 1000
+    middles = frame_middles(frames, period_ms)
     found = np.full(frames, -1, np.int32)
     for segment in segments:
         begin, end = np.searchsorted(middles, (segment.start, segment.end))
         found[begin:end] = place.get(segment.label, -1)
     return found
+
+
+def frame_middles(frames: int, period_ms: int) -> np.ndarray:
+    """Return the seconds at which frames have their middle, (frames,).
+
+    A frame of period P joins 25 ms windows that begin from tP to (t + 1)P − 10 ms: its middle is at tP + (P + 15)/2.
+    """
+    return (np.arange(frames) * period_ms + (period_ms + 1000 * (WINDOW - SHIFT) / SAMPLE_RATE) / 2) / 1000
 
 
 def phone_quality(corpus: Prepared, labels: Labels) -> Quality | None:

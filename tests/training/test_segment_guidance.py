@@ -1,0 +1,97 @@
+"""Guidance: the original's losses and gradients, and that padding is in none."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from jaxssl.data.segment_ends import even_weights
+from jaxssl.models.rates.firing import integrate, mixed
+from jaxssl.training.segment_guidance import SegmentGuidance, count_loss, frame_loss, segment_loss
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    arrays = dict(np.load(shared / "encoders/sequence_compression/cif_ofa.npz"))
+    arrays |= {name: arrays[kept] for name, kept in json.loads(str(arrays.pop("aliases_json"))).items()}
+    return {name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in arrays.items()}
+
+
+def weigh(bias, linear, golden):
+    """The original's weight net, of the two arrays whose gradients it recorded."""
+    kernel = golden["weights/alpha_fn.cnn.weight"].transpose(2, 1, 0)
+    axes = ("NWC", "WIO", "NWC")
+    hidden = jax.lax.conv_general_dilated(golden["x"], kernel, (1,), [(2, 2)], dimension_numbers=axes)
+    hidden = hidden + bias[None, None]
+    hidden = (hidden - hidden.mean(-1, keepdims=True)) / jnp.sqrt(hidden.var(-1, keepdims=True) + 1e-5)
+    hidden = hidden * golden["weights/alpha_fn.layer.0.weight"][None, None]
+    hidden = hidden + golden["weights/alpha_fn.layer.0.bias"][None, None]
+    score = jnp.maximum(hidden, 0) @ linear[0] + golden["weights/alpha_fn.layer.2.bias"][0]
+    return jax.nn.sigmoid(score)
+
+
+def test_the_original_s_losses_and_gradients(golden):
+    """It pads weights with 0 up to the pseudo weights' length, counts padding, and the count is of mixed ones."""
+    pseudo, ends = golden["losses/pseudo_alpha"], golden["losses/boundaries"]
+    padded = pseudo.shape[1] - 60
+
+    def losses(bias, linear):
+        weights = weigh(bias, linear, golden)
+        longer = jnp.pad(weights, ((0, 0), (0, padded)))
+        count = count_loss(mixed(weights, jnp.float32(0.5)), np.full(3, 60, np.int32), share=0.25)
+        segments = segment_loss(weights, ends) * np.float32((ends > 0).mean())
+        return {"card": count, "seg": segments, "frame": frame_loss(longer, np.full(3, 62, np.int32), pseudo)}
+
+    at = golden["weights/alpha_fn.cnn.bias"], golden["weights/alpha_fn.layer.2.weight"]
+    values, gradients = losses(*at), jax.jit(jax.jacrev(losses, (0, 1)))(*at)
+    released = SegmentGuidance()
+    both = [
+        released.segments * g + released.frames * h for g, h in zip(gradients["seg"], gradients["frame"], strict=True)
+    ]
+    for i, name in enumerate(("card", "seg", "frame")):
+        np.testing.assert_allclose(values[name], golden[f"losses/{name}"][i], rtol=1e-4)
+    for name, mine in (*gradients.items(), ("released", both)):
+        for kind, array in zip(("cnn_bias", "linear_weight"), mine, strict=True):
+            wanted = golden[f"losses/{name}_grad_{kind}"]
+            np.testing.assert_allclose(array, wanted, atol=1e-4 * abs(wanted).max(), err_msg=name)
+
+
+def example():
+    """Weights that fit three and two segments, in a batch with one frame of padding, and what they should be."""
+    ends = np.array([[2, 5, 6], [4, 5, -1]], np.int32)
+    pseudo = np.stack([even_weights(row[row > 0], 6) for row in ends])
+    return pseudo, np.array([6, 5], np.int32), ends, pseudo
+
+
+def test_weights_that_fit_the_segments_cost_nothing_and_fire_at_their_ends():
+    weights, lengths, ends, pseudo = example()
+    share = float((3 / 6 + 2 / 5) / 2)
+    loss, sums = SegmentGuidance(count=1.0, share=share)(weights, lengths, ends, pseudo)
+    np.testing.assert_allclose(loss, 0, atol=1e-6)
+    assert set(sums) == {"count_loss", "segment_loss", "frame_loss"}
+    firing = jax.jit(integrate, static_argnames="bound")(weights, lengths, bound=3)
+    np.testing.assert_array_equal(firing.lengths, [3, 2])
+    lasts = [np.flatnonzero(firing.shares[0, k])[-1] + 1 for k in range(3)]
+    np.testing.assert_array_equal(lasts, ends[0])
+
+
+def test_padding_is_in_no_loss():
+    weights, lengths, ends, pseudo = example()
+    weights = np.sqrt(weights)
+    longer = np.pad(weights, ((0, 0), (0, 4)), constant_values=0.7)
+    longer[1, 5] = 0.9
+    words = {"count": 1.0, "share": 0.3}
+    one, _ = SegmentGuidance(**words)(weights, lengths, ends, pseudo)
+    more = np.pad(ends, ((0, 0), (0, 2)), constant_values=-1)
+    two, _ = SegmentGuidance(**words)(longer, lengths, more, np.pad(pseudo, ((0, 0), (0, 4))))
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+    assert one > 0.1
+
+
+@pytest.mark.parametrize("words", [{"count": -1.0}, {"share": 0.0}, {"share": 1.5}], ids=str)
+def test_impossible_factors_are_refused(words):
+    with pytest.raises(InputError, match="correct them"):
+        SegmentGuidance(**words)
