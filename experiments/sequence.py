@@ -29,7 +29,7 @@ from experiments.curves.curve import Curve, Recovery
 from experiments.curves.job import Job, draw, open_job, open_model, recovering, trained
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
-from jaxssl.models.arch import SAMPLE_RATE, Arch, AveragePooling, Shortening, StridedConvolution
+from jaxssl.models.arch import SAMPLE_RATE, Arch, AveragePooling, Grouping, StridedConvolution
 from jaxssl.models.shorten import shortened
 from jaxssl.runtime.cli import console, main
 from jaxssl.runtime.ranges import Natural, Several
@@ -85,7 +85,7 @@ class Variant:
         return f"ratio-{self.ratio}-{self.way}-{FRONT if self.at is None else f'layer-{self.at}'}"
 
     @property
-    def part(self) -> Shortening:
+    def part(self) -> Grouping:
         """What does it."""
         return WAYS[self.way](self.ratio)
 

@@ -19,6 +19,7 @@ from jaxssl.models.arch import (
     Dropout,
     FeedForward,
     GatedAttention,
+    IntegrateAndFire,
     Layer,
     LengthAdapter,
     LogMel,
@@ -27,6 +28,7 @@ from jaxssl.models.arch import (
     PositionalConvolution,
     Rank,
     RelativeBias,
+    Repeat,
     ScaledConvolution,
     Sinusoids,
     StridedConvolution,
@@ -159,6 +161,9 @@ ARCHS = {
         shortening=AveragePooling(3),
         upsampling=TransposedConvolution(6),
     ),
+    "firing": replace(
+        MEL, layers=MEL.layers[:2], shortening=IntegrateAndFire(3, amount=0.8, most=90), upsampling=Repeat()
+    ),
     "sinusoid": replace(MEL, position=Sinusoids()),
     "whisper": Arch(
         front=Whisper(16, 12, bins=6, longest=60),
@@ -185,7 +190,10 @@ ARCHS = {
 }
 
 EXPORTED = {  # what the PyTorch module has
-    name: arch for name, arch in ARCHS.items() if all(layer.mixer.place == "attention" for layer in arch.layers)
+    name: arch
+    for name, arch in ARCHS.items()
+    if all(layer.mixer.place == "attention" for layer in arch.layers)
+    and (arch.shortening is None or arch.shortening.regular)
 }
 
 

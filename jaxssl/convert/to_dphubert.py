@@ -121,7 +121,7 @@ def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
         "it has adapters": any(layer.adapter for layer in arch.layers),
         "it has a length adapter": arch.length_adapter is not None,
-        "it has no projection, or reduces time": arch.project is None or arch.grouped > 1,
+        "it has no projection, or reduces time": arch.project is None or arch.shortens,
     }
     for reason, true in reasons.items():
         if true:

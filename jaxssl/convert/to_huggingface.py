@@ -111,7 +111,7 @@ def _check(arch: Arch, family: str) -> Waveform:
         "it has a length adapter": arch.length_adapter is not None,
         "it norms before its blocks": family == "data2vec-audio" and arch.norm_first,
         "its extractor has one norm only": family == "data2vec-audio" and front.norm != "layer",
-        "it has no projection, or reduces time": arch.project is None or arch.grouped > 1,
+        "it has no projection, or reduces time": arch.project is None or arch.shortens,
     }
     for reason, true in reasons.items():
         if true:

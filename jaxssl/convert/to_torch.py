@@ -51,7 +51,7 @@ def check_onnx(arch: Arch) -> None:
 
     Raises:
         InputError: there is a length adapter, whose way of counting frames it takes for impossible, or a mixer is one
-            that the module has not.
+            that the module has not, or frames fire.
     """
     _check_blocks(arch)
     if arch.length_adapter is not None:
@@ -59,7 +59,9 @@ def check_onnx(arch: Arch) -> None:
 
 
 def _check_blocks(arch: Arch) -> None:
-    """Refuse mixers and feed-forward blocks that the module has not."""
+    """Refuse mixers and feed-forward blocks that the module has not, and what fires."""
+    if arch.shortening is not None and not arch.shortening.regular:
+        raise InputError(f"the PyTorch module has no {arch.shortening.kind}; export stablehlo")
     for i, layer in enumerate(arch.layers):
         if layer.mixer.place != Attention.place:
             raise InputError(

@@ -82,7 +82,7 @@ def _check(arch: Arch) -> Whisper:
         "its keys have a bias": any(layer.attention.key_bias for layer in arch.layers),
         "it has adapters": any(layer.adapter for layer in arch.layers),
         "it norms behind its blocks": not arch.norm_first,
-        "it has a projection, or reduces time": arch.project is not None or arch.grouped > 1,
+        "it has a projection, or reduces time": arch.project is not None or arch.shortens,
         "its attention has relative positions": arch.relative is not None,
         "it has a mask embedding": arch.mask_embedding,
     }

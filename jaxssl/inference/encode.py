@@ -176,7 +176,8 @@ def encode_all(
         Index of the utterance and its layers, (frames, width), of "all" (layers, frames, width).
 
     Raises:
-        InputError: an utterance is no waveform, shorter than 25 ms or not finite, or `batch` is below 1.
+        InputError: an utterance is no waveform, shorter than 25 ms or not finite, or `batch` is below 1. Or, when it is
+            its turn, more of its frames fire than there is room for.
     """
     batch = choice.together() if batch is None else batch
     if batch < 1:
@@ -196,7 +197,8 @@ def encode_all(
         for bucket, rows in zip(planned.buckets, planned.rows, strict=True)
         for row, found in _together(run, [part for _, part in parts], rows[rows >= 0], edges[bucket], len(rows))
     )
-    return _joined(ran, [i for i, _ in parts])
+    owners = [i for i, _ in parts]
+    return _joined(_fitting(arch, ran, owners), owners)
 
 
 def pieces(
@@ -249,6 +251,20 @@ def _together(
     found, frames = map(np.asarray, run(inputs, lengths))
     for place, row in enumerate(rows.tolist()):
         yield row, found[..., place, : frames[place], :]
+
+
+def _fitting(
+    arch: Arch, ran: Iterator[tuple[int, np.ndarray]], owners: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Refuse an utterance of which more frames fired than there was room for, which the model's NaN says."""
+    fires = arch.shortening is not None and not arch.shortening.regular
+    for number, found in ran:
+        if fires and np.isnan(found).any():
+            raise InputError(
+                f"utterance {owners[number]}: more frames fire than the arch has room for, or its weights are no "
+                f"numbers ({arch.shortening}); give more room (`most`), or a higher amount"
+            )
+        yield number, found
 
 
 def _joined(ran: Iterator[tuple[int, np.ndarray]], owners: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

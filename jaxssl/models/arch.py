@@ -30,6 +30,7 @@ from jaxssl.models.positions.convolution_stack import ConvolutionStack
 from jaxssl.models.positions.scaled_convolution import ScaledConvolution
 from jaxssl.models.positions.sinusoid import Sinusoids
 from jaxssl.models.rates.grouping import AveragePooling, StridedConvolution
+from jaxssl.models.rates.integrate_and_fire import IntegrateAndFire
 from jaxssl.models.rates.upsampling import Repeat, TransposedConvolution
 
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
@@ -39,7 +40,8 @@ Mixer = Attention | GatedAttention | Mamba | SummaryMixing
 Feed = FeedForward | NoFeedForward
 Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinusoids
 Head = ClusterHead | CosineHead
-Shortening = AveragePooling | StridedConvolution
+Grouping = AveragePooling | StridedConvolution
+Shortening = Grouping | IntegrateAndFire
 Upsampling = Repeat | TransposedConvolution
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "Full",
     "GatedAttention",
     "HUBERT_CONVS",
+    "IntegrateAndFire",
     "Layer",
     "LengthAdapter",
     "LogMel",
@@ -89,7 +92,7 @@ class Layer:
     mixer: Mixer
     ffn: Feed
     adapter: Adapter | None = None
-    shortening: Shortening | None = None
+    shortening: Grouping | None = None
 
     @property
     def blocks(self) -> tuple[Mixer | Feed, ...]:
@@ -135,7 +138,7 @@ class Arch:
         relative: table of relative positions that all layers' attention shares (WavLM), or None.
         length_adapter: strided convolutions behind the encoder, or None.
         shortening: what makes the front end's features a shorter sequence, before they are projected; layers may have
-            one too. None: nothing does.
+            one too, in groups of a fixed size. None: nothing does.
         upsampling: what brings the encoder's output back to the frames of the front end, where something made them
             fewer, or None.
         prepared: whether weights are in the form that runs fastest here (`inference.prepack`), not as checkpoints.
@@ -162,7 +165,8 @@ class Arch:
     def frames(self, samples: Any, *, layer: int | None = None) -> Any:
         """Count the frames of `samples` samples (an int or an array of ints) that layer `layer` works on.
 
-        Layers are counted from 0; None is the encoder's output. A last partial frame is none.
+        Layers are counted from 0; None is the encoder's output. A last partial frame is none. Where frames fire by
+        what is said, these are those there is room for, and how many are valid `Output.lengths` says.
         """
         return self.reduced(self.front.frames(samples), layer=layer)
 
@@ -181,9 +185,14 @@ class Arch:
 
     @property
     def grouped(self) -> int:
-        """Frames of the front end that the encoder, before any upsampling, makes one."""
+        """Frames of the front end that the encoder, before any upsampling, makes one where their number is fixed."""
         parts = (self.shortening, *(layer.shortening for layer in self.layers))
         return self.time_reduction * math.prod(part.ratio for part in parts if part)
+
+    @property
+    def shortens(self) -> bool:
+        """Whether something makes sequences shorter, by a fixed number or not."""
+        return self.time_reduction > 1 or any((self.shortening, *(layer.shortening for layer in self.layers)))
 
     @property
     def joined(self) -> int:
@@ -198,7 +207,8 @@ class Arch:
     def names(self, dialect: Dialect) -> tuple[Rule, ...]:
         """List what another program calls the model's arrays: those of its parts, and those of none."""
         parts = {type(part): part for layer in self.layers for part in (*layer.blocks, layer.adapter) if part}
-        outer = (self.front, self.position, *(part for part in (self.head, self.relative, self.length_adapter) if part))
+        optional = (self.head, self.relative, self.length_adapter, self.shortening)
+        outer = (self.front, self.position, *(part for part in optional if part))
         rules = (rule for part in (*outer, *parts.values()) for rule in part.names[dialect])
         return tuple(dict.fromkeys((*rules, *NAMES[dialect])))
 

@@ -36,8 +36,11 @@ def check_arch(arch: Arch) -> None:
         raise InputError(f"time_reduction {arch.time_reduction} is no number of frames; use 1 or more")
     if arch.shortening is not None:
         arch.shortening.check("shortening")
+    regular = arch.shortening is None or arch.shortening.regular
     if arch.upsampling is not None:
-        arch.upsampling.check(arch.grouped)
+        arch.upsampling.check(arch.grouped if regular else None)
+    elif not regular:
+        raise InputError("what fires has no fixed number of frames a second; give the arch an upsampling, Repeat()")
     if arch.length_adapter is not None:
         arch.length_adapter.check()
     if arch.relative is not None:

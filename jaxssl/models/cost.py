@@ -138,15 +138,19 @@ def nominal_macs_per_second(arch: Arch, params: Any) -> float:
 
 def _reduction(arch: Arch, samples: int) -> int:
     """MACs of all that changes the number of frames."""
-    features = arch.shortened(arch.front.frames(samples))
-    total = arch.shortening.macs(arch.front.size, features) if arch.shortening else 0
+    heard = arch.front.frames(samples)
+    total = arch.shortening.macs(arch.front.size, heard) if arch.shortening else 0
+    frames = arch.shortened(heard)
     if arch.time_reduction > 1:
-        total += StridedConvolution(arch.time_reduction).macs(arch.width, features // arch.time_reduction)
+        total += StridedConvolution(arch.time_reduction).macs(arch.width, frames)
+        frames //= arch.time_reduction
     for i, layer in enumerate(arch.layers):
-        total += layer.shortening.macs(arch.width, arch.frames(samples, layer=i)) if layer.shortening else 0
+        total += layer.shortening.macs(arch.width, frames) if layer.shortening else 0
+        frames = arch.frames(samples, layer=i)
     if arch.upsampling is None:
         return total
-    return total + arch.upsampling.macs(arch.width, arch.front.frames(samples) // arch.grouped)
+    back = arch.shortening.macs_back(arch.width, heard) if arch.shortening else 0
+    return total + back + arch.upsampling.macs(arch.width, heard // arch.grouped)
 
 
 def _layer(arch: Arch, layer: Layer, frames: int) -> Macs:

@@ -12,6 +12,8 @@ from jaxssl.models.arch import (
     Attention,
     FeedForward,
     GatedAttention,
+    Grouping,
+    IntegrateAndFire,
     Layer,
     LengthAdapter,
     Mamba,
@@ -68,7 +70,14 @@ def _length_adapter(base: Arch, params: Params) -> LengthAdapter | None:
 
 
 def _shortening(base: Shortening | None, arrays: Params) -> Shortening | None:
-    """Read what makes a sequence shorter; a mean has no arrays, and is what the base says."""
+    """Read what makes the features a shorter sequence."""
+    if IntegrateAndFire.fits(mine := arrays.get("shortening", {})):
+        return (base if isinstance(base, IntegrateAndFire) else IntegrateAndFire()).read(mine)
+    return _grouping(None if isinstance(base, IntegrateAndFire) else base, arrays)
+
+
+def _grouping(base: Grouping | None, arrays: Params) -> Grouping | None:
+    """Read what groups frames; a mean has no arrays, and is what the base says."""
     part = base or (StridedConvolution(1) if "shortening" in arrays else None)
     return part and part.read(arrays.get("shortening", {}))
 
@@ -82,7 +91,7 @@ def _layers(base: Arch, params: Params) -> tuple[Layer, ...]:
     return tuple(_layer(_alike(base, i, params[str(i)]), params[str(i)]) for i in range(len(params)))
 
 
-def _there(base: Arch, index: int) -> Shortening | None:
+def _there(base: Arch, index: int) -> Grouping | None:
     """Return what shortens before a layer of that number: it stays there when layers below it go."""
     return base.layers[index].shortening if index < len(base.layers) else None
 
@@ -96,7 +105,7 @@ def _alike(base: Arch, index: int, arrays: Params) -> Layer:
 
 def _layer(base: Layer, arrays: Params) -> Layer:
     adapter = Adapter(0).read(arrays[Adapter.place]) if Adapter.place in arrays else None
-    mixer, shortening = base.mixer.read(arrays[base.mixer.place]), _shortening(base.shortening, arrays)
+    mixer, shortening = base.mixer.read(arrays[base.mixer.place]), _grouping(base.shortening, arrays)
     if "ffn" not in arrays:
         return Layer(mixer, NoFeedForward(), adapter, shortening)
     base_ffn = base.ffn if isinstance(base.ffn, FeedForward) else FeedForward(0)

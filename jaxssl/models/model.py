@@ -54,6 +54,8 @@ class Output:
             not upsample.
         shortened: what a length adapter makes of `last`, (batch, fewer, its width), or None.
         shortened_lengths: valid frames of each row of that, (batch,).
+        weights: of every frame of the front end, (batch, time) from 0 to 1, before they are mixed with no compression;
+            None where none are weighed.
     """
 
     extracted: Array | None
@@ -67,6 +69,7 @@ class Output:
     aligned: tuple[Array, ...]
     shortened: Array | None = None
     shortened_lengths: Array | None = None
+    weights: Array | None = None
 
     @property
     def end(self) -> tuple[Array, Array]:
@@ -118,7 +121,7 @@ class Model(nnx.Module):
     ) -> Output:
         heard = self.featurise(inputs, lengths, dtype, padding)
         whole = Track(heard.features, heard.lengths)
-        short, mask = self.shorten(whole, mask)
+        short, mask, weights = self.shorten(whole, mask)
         features = short.of(self.embed(short.x, short.valid, mask, rngs))
         inside = short.valid if padding == "independent" else None  # other programs let padding into their positions
         hidden = self.encode(features, inside, rngs, stack)
@@ -137,7 +140,9 @@ class Model(nnx.Module):
             tuple(layer.counts for layer in hidden),
             last.counts,
             tuple(layer.restored() if self.arch.upsampling else layer.x for layer in hidden),
-            *adapted,
+            shortened=adapted[0],
+            shortened_lengths=adapted[1],
+            weights=weights,
         )
 
     def featurise(self, inputs: Array, lengths: Array | None, dtype: jnp.dtype, padding: Padding) -> Featured:
@@ -147,15 +152,18 @@ class Model(nnx.Module):
             inputs = jnp.where(valid, inputs, jnp.zeros_like(inputs))
         return self.front(inputs, lengths, dtype=dtype, padding=padding)
 
-    def shorten(self, features: Track, mask: Array | None) -> tuple[Track, Array | None]:
-        """Make the sequence shorter where the model does so before it projects; the mask is that of what is left."""
+    def shorten(self, features: Track, mask: Array | None) -> tuple[Track, Array | None, Array | None]:
+        """Make the sequence shorter where the model does so before it projects; the mask is that of what is left.
+
+        Last comes what each frame was weighed by, if it was.
+        """
         if self.arch.shortening is None:
-            return features, _spread(mask, features.frames, self.arch.grouped)
+            return features, _spread(mask, features.frames, self.arch.grouped), None
         short = self.shortening(features.x, features.lengths)
         track = features.then(short)
         if mask is not None and mask.shape[1] == features.frames:
-            return track, short.hide(mask)
-        return track, _spread(mask, track.frames, self.arch.grouped // self.arch.shortening.ratio)
+            return track, short.hide(mask), short.weights
+        return track, _spread(mask, track.frames, self.arch.grouped // self.arch.shortening.ratio), short.weights
 
     def upsample(self, last: Track, whole: Track) -> Track:
         """Bring the encoder's output back to the frames of the front end, where the model does so."""
@@ -279,6 +287,7 @@ def apply(
     dtype: Any = jnp.float32,
     padding: Padding = "independent",
     stack: Stack = "unroll",
+    amount: Array | None = None,
 ) -> Output:
     """Run the model.
 
@@ -298,14 +307,23 @@ def apply(
         stack: how consecutive equal layers run: each written out; as one scanned program, whose backward pass
             computes what is cheap again; or scanned and all computed again in the backward pass ("remat"), which
             needs the least memory. The values are the same.
+        amount: (), how far weights are mixed with no compression (`IntegrateAndFire`), in place of what the arch says.
+            Gradients reach it.
 
     Raises:
-        InputError: `params` or `inputs` do not fit `arch`; the message names the first path that differs.
+        InputError: `params` or `inputs` do not fit `arch`; the message names the first path that differs. Or an amount
+            is given to a model that weighs no frames.
     """
     check_params(arch, params)
     inputs = checked(arch, inputs)
     rngs = None if key is None else Keys(key)
     model = restored(arch, params)
+    if amount is not None:
+        if arch.shortening is None or arch.shortening.regular:
+            raise InputError(
+                "an amount of mixing is given, but the model fires nothing; give its arch a part that does"
+            )
+        model.shortening.amount = nnx.Intermediate(amount)
 
     def run(inputs: Array, lengths: Array | None, mask: Array | None) -> Output:
         return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from jaxssl.models.arch import Arch, Repeat, Shortening, TransposedConvolution
+from jaxssl.models.arch import Arch, Grouping, Repeat, Shortening, TransposedConvolution
 from jaxssl.models.checks import check_arch
 from jaxssl.models.model import Params
 
@@ -12,13 +12,14 @@ def shortened(
     arch: Arch,
     params: Params,
     front: Shortening | None,
-    layers: Mapping[int, Shortening],
+    layers: Mapping[int, Grouping],
     *,
     learned: bool = False,
 ) -> tuple[Arch, Params]:
     """Let a model hear shorter sequences and bring its output back to the frames it had.
 
-    What has arrays begins as a mean, or as a repetition, so a model that is trained on goes on from one function.
+    What has arrays begins as a mean, or as a repetition, so a model that is trained on goes on from one function; what
+    fires begins with equal weights, which are means too.
 
     Args:
         arch: what `params` is; what it shortens already stays.

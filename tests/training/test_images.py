@@ -30,9 +30,10 @@ def heard():
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda s, rng=rng: rng.normal(0, 0.5, s.shape).astype(s.dtype), shapes(arch))
         inputs = noise(arch, jax.random.key(1), batch=1, frames=12)
-        (given, _), (maps, _) = both(arch, params, inputs)
-        given = {path: np.asarray(value[0], np.float64) for path, value in given.items()}
-        found[name] = params, inputs, given, {i: np.asarray(each[0]) for i, each in maps.items()}
+        (given, counts), (maps, _) = both(arch, params, inputs)
+        given = {path: np.asarray(value[0, : counts[path][0]], np.float64) for path, value in given.items()}
+        there = {i: slice(int(counts[f"layers/{i}/attention/v"][0])) for i in maps}
+        found[name] = params, inputs, given, {i: np.asarray(maps[i][0, :, n, n]) for i, n in there.items()}
     return found
 
 

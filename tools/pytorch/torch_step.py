@@ -277,7 +277,7 @@ def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
         raise InputError("the PyTorch step has nothing of Whisper: no such front end, and no keys without a bias")
     if arch.project not in (FULL, None) or not plain or any(layer.mixer.carries for layer in arch.layers):
         raise InputError("the PyTorch step is for dense layers only; this arch has ranks, packed maps or empty blocks")
-    if arch.grouped > 1 or not (arch.project is not None and getattr(arch.front, "feature_norm", True)):
+    if arch.shortens or not (arch.project is not None and getattr(arch.front, "feature_norm", True)):
         raise InputError("the PyTorch step has no time reduction, and wants a norm of the features and a projection")
     if arch.head is None or (loss.masked, loss.unmasked) != (1.0, 0.0):
         raise InputError(f"the PyTorch step counts masked frames alone, by 1, under a head; not {loss}, {arch.head}")

@@ -1,7 +1,7 @@
 """Sequences made shorter by a fixed ratio: each group of so many frames becomes one."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax import Array
 from compress.errors import InputError
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import convolve, uniform_init
-from jaxssl.models.part import Arrays
+from jaxssl.models.part import Arrays, Names
 from jaxssl.models.rates.track import Shortened
 
 MOST = 1000  # frames that may become one, 20 s of speech
@@ -29,12 +29,19 @@ class AveragePooling:
     ratio: int
     kind: Literal["average_pooling"] = "average_pooling"
 
+    regular: ClassVar = True
+    names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
+
     def frames(self, frames: Any) -> Any:
         """Count the groups of `frames` frames (an int or an array of ints)."""
         return frames // self.ratio
 
     def macs(self, width: int, frames: int) -> int:
         """Count nothing: no weights are multiplied."""
+        return 0
+
+    def macs_back(self, width: int, frames: int) -> int:
+        """Count nothing: frames are repeated."""
         return 0
 
     def read(self, arrays: Arrays) -> "AveragePooling":
@@ -69,13 +76,20 @@ class StridedConvolution:
     ratio: int
     kind: Literal["strided_convolution"] = "strided_convolution"
 
+    regular: ClassVar = True
+    names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
+
     def frames(self, frames: Any) -> Any:
         """Count the groups of `frames` frames (an int or an array of ints)."""
         return frames // self.ratio
 
     def macs(self, width: int, frames: int) -> int:
-        """Count the multiply-accumulates of one utterance that becomes `frames` groups."""
-        return frames * self.ratio * width**2
+        """Count the multiply-accumulates of one utterance of `frames` frames."""
+        return self.frames(frames) * self.ratio * width**2
+
+    def macs_back(self, width: int, frames: int) -> int:
+        """Count nothing: frames are repeated."""
+        return 0
 
     def read(self, arrays: Arrays) -> "StridedConvolution":
         """Return the convolution that these arrays are."""

@@ -20,12 +20,15 @@ class Shortened:
             sequence before: each gets what it was put into, and frames that were put into none the last there is.
         hide: turns a mask of the frames before, (batch, time), into that of these, (batch, fewer): what is made of a
             hidden frame is hidden.
+        weights: what each of the frames before was weighed by, (batch, time) float32, before any mixing; None: they
+            are not weighed.
     """
 
     x: Array
     lengths: Array | None
     restore: Callable[[Array, int], Array]
     hide: Callable[[Array], Array]
+    weights: Array | None = None
 
 
 @dataclass(frozen=True)

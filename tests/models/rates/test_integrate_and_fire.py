@@ -1,0 +1,202 @@
+"""A model that fires: its weights are the original's, no compression is the plain model, nothing is lost in silence."""
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from jaxssl.convert import to_huggingface, to_torch
+from jaxssl.inference.encode import encode_all
+from jaxssl.models import cost
+from jaxssl.models.arch import AveragePooling, IntegrateAndFire, Repeat, hubert_base
+from jaxssl.models.keys import Keys
+from jaxssl.models.model import apply, shapes
+from jaxssl.models.shorten import shortened
+from tests.archs import ARCHS, MEL, forward, noise, weights
+
+ARCH = ARCHS["firing"]
+PLAIN = replace(MEL, layers=MEL.layers[:2])
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    arrays = dict(np.load(shared / "encoders/sequence_compression/cif_ofa.npz"))
+    return arrays | {name: arrays[kept] for name, kept in json.loads(str(arrays.pop("aliases_json"))).items()}
+
+
+def original(golden, part):
+    """The part's module with the original's weights, by the names that it has for them."""
+    module = part.build(16, rngs=Keys(jax.random.key(0)))
+    for name in [name for name in golden if name.startswith("weights/")]:
+        source = name.replace("weights/", "cif_subsampler.")
+        path, layout = next((r.path, r.layout) for r in part.names["fairseq"] if re.fullmatch(r.pattern, source))
+        *inner, last = path.removeprefix("shortening/").split("/")
+        owner = getattr(module, inner[0]) if inner else module
+        place = getattr(owner, last)
+        place[...] = jnp.asarray(layout.convert(golden[name], place.shape))
+    return module
+
+
+def test_weights_and_fired_frames_are_the_original_s(golden):
+    """Valid frames are told, which the original knows too: it weighs before it masks, and so hears its padding."""
+    short = original(golden, IntegrateAndFire(amount=0.5))(jnp.asarray(golden["x"]), None)
+    np.testing.assert_allclose(short.weights, golden["alpha"], atol=1e-5)
+    count = golden["lambda_0.5/nomask_train/cif_lengths"]
+    np.testing.assert_array_equal(short.lengths, count)
+    np.testing.assert_allclose(short.x[:, : count.max()], golden["lambda_0.5/nomask_train/cif_out"], atol=1e-4)
+
+
+def test_parameters_and_multiplications_are_those_of_the_paper_s_net():
+    base, part = replace(hubert_base(), head=None), IntegrateAndFire(most=50)
+    arch = replace(base, shortening=part, upsampling=Repeat())
+    assert cost.parameters(arch) - cost.parameters(base) == 1_312_769
+    frames, fired = 499, 250  # 10 s
+    macs, plain = cost.macs(arch, 160_000), cost.macs(base, 160_000)
+    assert macs.reduction == frames * (5 * 512**2 + 512) + frames * fired * (512 + 768)
+    assert macs.extractor == plain.extractor
+    assert macs.ffn * frames == plain.ffn * fired
+    assert macs.attention_core * frames**2 == plain.attention_core * fired**2
+
+
+@partial(jax.jit, static_argnums=0)
+def mixing(arch, params, inputs, amount, lengths):
+    return apply(arch, params, inputs, lengths, amount=amount)
+
+
+def test_an_amount_of_nothing_is_the_plain_model(key):
+    """Also where padding is, and whatever the net says."""
+    arch, params, inputs = replace(ARCH, shortening=IntegrateAndFire(3)), weights(ARCH), noise(ARCH, key)
+    plain = {name: value for name, value in params.items() if name != "shortening"}
+    lengths = np.array([30, 21], np.int32)
+    out, wanted = mixing(arch, params, inputs, np.float32(0), lengths), forward(PLAIN, plain, inputs, lengths)
+    np.testing.assert_array_equal(out.lengths[-1], lengths)
+    np.testing.assert_allclose(out.logits[0], wanted.logits[0], atol=1e-5)
+    np.testing.assert_allclose(out.logits[1, :21], wanted.logits[1, :21], atol=1e-5)
+
+
+def test_the_amount_of_a_call_is_that_of_the_arch(key):
+    params, inputs, lengths = weights(ARCH), noise(ARCH, key), np.array([30, 21], np.int32)
+    other = replace(ARCH, shortening=replace(ARCH.shortening, amount=0.3))
+    called = mixing(other, params, inputs, np.float32(0.8), lengths)
+    np.testing.assert_allclose(called.last, forward(ARCH, params, inputs, lengths).last, atol=1e-6)
+    amounts = [
+        mixing(replace(ARCH, shortening=IntegrateAndFire(3)), params, inputs, np.float32(a), lengths)
+        for a in (0.2, 1, 1.6)
+    ]
+    counts = [out.lengths[-1].tolist() for out in amounts]
+    assert counts[0] > counts[1] > counts[2]
+    for out in amounts:  # what guidance is for is unmixed
+        np.testing.assert_array_equal(out.weights, amounts[0].weights)
+
+
+def test_gradients_reach_the_net_and_the_amount(key):
+    params, inputs = weights(ARCH), noise(ARCH, key)
+
+    def value(params, amount):
+        return jnp.square(apply(ARCH, params, inputs, amount=amount).logits).sum()
+
+    grads, amount = jax.jit(jax.grad(value, (0, 1)))(params, jnp.float32(0.8))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads["shortening"]))
+    assert np.isfinite(amount)
+    assert amount != 0
+
+
+def test_an_amount_is_refused_where_nothing_fires(key):
+    with pytest.raises(InputError, match="the model fires nothing"):
+        apply(PLAIN, weights(PLAIN), noise(PLAIN, key), amount=jnp.float32(1))
+
+
+def loud(params):
+    """Weights of nearly one, so that nearly every frame fires."""
+    net = params["shortening"]
+    return {**params, "shortening": {**net, "score": 0 * net["score"], "score_bias": np.full(1, 9, np.float32)}}
+
+
+def test_what_there_is_no_room_for_is_told(key):
+    """The utterance's output is no numbers, beside it nothing changes, and encoding says why."""
+    params, inputs = loud(weights(ARCH)), noise(ARCH, key)
+    out = forward(ARCH, params, inputs, np.array([30, 9], np.int32))
+    assert np.isnan(out.last[0]).all()
+    assert np.isfinite(out.last[1]).all()  # whose nine frames have room for nine
+    roomy = replace(ARCH, shortening=IntegrateAndFire(3))
+    assert np.isfinite(forward(roomy, params, inputs).last).all()
+    with pytest.raises(InputError, match="utterance 0: more frames fire than the arch has room for"):
+        list(encode_all(ARCH, params, [np.asarray(inputs[0])]))
+
+
+def test_what_would_fire_nothing_fires_once(key):
+    params = weights(ARCH)
+    net = params["shortening"]
+    quiet = {**params, "shortening": {**net, "score_bias": np.full(1, -20, np.float32)}}
+    arch = replace(ARCH, shortening=IntegrateAndFire(3))
+    out = forward(arch, quiet, noise(ARCH, key), np.array([30, 1], np.int32))
+    assert out.lengths[-1].tolist() == [1, 1]
+    assert out.last_lengths.tolist() == [30, 1]
+    assert np.isfinite(out.last).all()
+
+
+def test_a_fired_frame_with_anything_hidden_in_it_is_hidden(golden):
+    short = original(golden, IntegrateAndFire())(jnp.asarray(golden["x"]), None)
+    mask = np.zeros((3, 60), bool)
+    mask[:, 20:30] = True
+    hidden = np.asarray(short.hide(jnp.asarray(mask)))
+    sums = np.cumsum(golden["alpha"].astype(np.float64), 1)
+    for row in range(3):
+        first, last = int(sums[row, 19]), int(sums[row, 29])
+        np.testing.assert_array_equal(np.flatnonzero(hidden[row]), np.arange(first, last + 1))
+
+
+def test_a_model_begins_with_means_of_four(key):
+    params, inputs = weights(PLAIN), noise(PLAIN, key)
+    arch, started = shortened(PLAIN, params, IntegrateAndFire(3), {})
+    assert jax.tree.structure(started) == jax.tree.structure(shapes(arch))
+    means = replace(PLAIN, shortening=AveragePooling(4), upsampling=Repeat())
+    one, two = forward(arch, started, inputs), forward(means, params, inputs)
+    assert one.lengths[-1].tolist() == [7, 7]
+    np.testing.assert_allclose(one.hidden[-1][:, :7], two.hidden[-1], atol=1e-4)
+    np.testing.assert_allclose(one.logits, two.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shortening": IntegrateAndFire(4)}, "shortening: a convolution of 4 taps has no middle one"),
+        ({"shortening": IntegrateAndFire(threshold=0.0)}, "a threshold of 0.0 always fires"),
+        ({"shortening": IntegrateAndFire(amount=2.0)}, "weights mixed by 2.0; give an amount from 0 to below 2"),
+        ({"shortening": IntegrateAndFire(most=101)}, "at most 101 of 100 frames fire; give 1 to 100"),
+        ({"upsampling": None}, "what fires has no fixed number of frames a second; give the arch an upsampling"),
+    ],
+)
+def test_what_cannot_fire_is_refused(change, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        shapes(replace(ARCH, **change))
+
+
+def test_a_fixed_way_back_is_refused():
+    with pytest.raises(InputError, match="no fixed number of frames one"):
+        shortened(PLAIN, weights(PLAIN), IntegrateAndFire(3), {}, learned=True)
+
+
+def test_a_program_of_any_length_is_exported():
+    batch, frames = jax.export.symbolic_shape("batch, frames", constraints=["frames >= 20"])
+    inputs = jax.ShapeDtypeStruct((batch, frames, ARCH.front.size), np.float32)
+    lengths = jax.ShapeDtypeStruct((batch,), np.int32)
+    params, run = weights(ARCH), jax.jit(lambda x, n: apply(ARCH, params, x, n).last)
+    found = jax.export.export(run)(inputs, lengths)
+    x, n = noise(ARCH, 0), np.array([30, 21], np.int32)
+    np.testing.assert_allclose(found.call(x, n), forward(ARCH, params, x, n).last, atol=1e-5)
+
+
+def test_what_others_cannot_be_is_not_exported():
+    with pytest.raises(InputError, match="the PyTorch module has no integrate_and_fire; export stablehlo"):
+        to_torch.state(ARCH, weights(ARCH), None)
+    arch = replace(hubert_base(), shortening=IntegrateAndFire(), upsampling=Repeat(), head=None)
+    with pytest.raises(InputError, match="reduces time"):
+        to_huggingface.folder(arch, shapes(arch))
