@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from jaxssl.data.segment_ends import even_weights
+from jaxssl.data.segment_ends import ends_of_labels, even_weights
 from jaxssl.models.rates.firing import integrate, mixed
-from jaxssl.training.segment_guidance import SegmentGuidance, count_loss, frame_loss, segment_loss
+from jaxssl.training.losses import MaskedPrediction
+from jaxssl.training.segment_guidance import (
+    GuidedPrediction,
+    SegmentGuidance,
+    count_loss,
+    frame_loss,
+    label_runs,
+    segment_loss,
+)
+from tests.archs import ARCHS, MEL, forward, noise, weights
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +42,13 @@ def weigh(bias, linear, golden):
     return jax.nn.sigmoid(score)
 
 
+def flags(ends, frames):
+    """Padded lists of ends as marks at the last frames."""
+    marks = np.zeros((len(ends), frames + 1), bool)
+    np.put_along_axis(marks, np.maximum(ends, 0), values=True, axis=1)  # what is padded marks the place before all
+    return marks[:, 1:]
+
+
 def test_the_original_s_losses_and_gradients(golden):
     """It pads weights with 0 up to the pseudo weights' length, counts padding, and the count is of mixed ones."""
     pseudo, ends = golden["losses/pseudo_alpha"], golden["losses/boundaries"]
@@ -42,7 +58,7 @@ def test_the_original_s_losses_and_gradients(golden):
         weights = weigh(bias, linear, golden)
         longer = jnp.pad(weights, ((0, 0), (0, padded)))
         count = count_loss(mixed(weights, jnp.float32(0.5)), np.full(3, 60, np.int32), share=0.25)
-        segments = segment_loss(weights, ends) * np.float32((ends > 0).mean())
+        segments = segment_loss(weights, flags(ends, 60)) * np.float32((ends > 0).mean())
         return {"card": count, "seg": segments, "frame": frame_loss(longer, np.full(3, 62, np.int32), pseudo)}
 
     at = golden["weights/alpha_fn.cnn.bias"], golden["weights/alpha_fn.layer.2.weight"]
@@ -69,7 +85,7 @@ def example():
 def test_weights_that_fit_the_segments_cost_nothing_and_fire_at_their_ends():
     weights, lengths, ends, pseudo = example()
     share = float((3 / 6 + 2 / 5) / 2)
-    loss, sums = SegmentGuidance(count=1.0, share=share)(weights, lengths, ends, pseudo)
+    loss, sums = SegmentGuidance(count=1.0, share=share)(weights, lengths, flags(ends, weights.shape[1]), pseudo)
     np.testing.assert_allclose(loss, 0, atol=1e-6)
     assert set(sums) == {"count_loss", "segment_loss", "frame_loss"}
     firing = jax.jit(integrate, static_argnames="bound")(weights, lengths, bound=3)
@@ -84,9 +100,8 @@ def test_padding_is_in_no_loss():
     longer = np.pad(weights, ((0, 0), (0, 4)), constant_values=0.7)
     longer[1, 5] = 0.9
     words = {"count": 1.0, "share": 0.3}
-    one, _ = SegmentGuidance(**words)(weights, lengths, ends, pseudo)
-    more = np.pad(ends, ((0, 0), (0, 2)), constant_values=-1)
-    two, _ = SegmentGuidance(**words)(longer, lengths, more, np.pad(pseudo, ((0, 0), (0, 4))))
+    one, _ = SegmentGuidance(**words)(weights, lengths, flags(ends, weights.shape[1]), pseudo)
+    two, _ = SegmentGuidance(**words)(longer, lengths, flags(ends, 10), np.pad(pseudo, ((0, 0), (0, 4))))
     np.testing.assert_allclose(one, two, rtol=1e-6)
     assert one > 0.1
 
@@ -95,3 +110,31 @@ def test_padding_is_in_no_loss():
 def test_impossible_factors_are_refused(words):
     with pytest.raises(InputError, match="correct them"):
         SegmentGuidance(**words)
+
+
+def test_runs_of_labels_are_those_of_prepared_data():
+    labels, lengths = np.random.default_rng(0).integers(0, 3, (3, 20)).astype(np.int32), np.array([20, 13, 1], np.int32)
+    last, pseudo = jax.jit(label_runs)(labels, lengths)
+    for row, length in enumerate(lengths):
+        ends = ends_of_labels(labels[row, :length])
+        np.testing.assert_array_equal(np.flatnonzero(last[row]) + 1, ends)
+        np.testing.assert_allclose(pseudo[row], even_weights(ends, 20), rtol=1e-6)
+
+
+def test_a_model_that_fires_learns_to_predict_and_where_labels_change(key):
+    arch, lengths = ARCHS["firing"], np.array([30, 21], np.int32)
+    out = forward(arch, weights(arch), noise(arch, key), lengths)
+    labels = np.repeat(np.arange(10, dtype=np.int32), 3)[None].repeat(2, 0)
+    mask = np.arange(30)[None].repeat(2, 0) % 2 == 0
+    predicted, reported = MaskedPrediction((11,))(out, labels, mask)
+    value, sums = GuidedPrediction(MaskedPrediction((11,)))(out, labels, mask)
+    guided, parts = SegmentGuidance()(out.weights, lengths, *label_runs(labels, lengths))
+    np.testing.assert_allclose(value, predicted + guided, rtol=1e-6)
+    assert sums == reported | parts
+    assert parts["segment_loss"][0] > 1
+
+
+def test_a_model_that_weighs_nothing_is_refused(key):
+    out = forward(MEL, weights(MEL), noise(MEL, key))
+    with pytest.raises(InputError, match="weighs no frames"):
+        GuidedPrediction(MaskedPrediction((11,)))(out, np.zeros((2, 30), np.int32), np.ones((2, 30), bool))
