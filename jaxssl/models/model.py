@@ -121,7 +121,7 @@ class Model(nnx.Module):
     ) -> Output:
         heard = self.featurise(inputs, lengths, dtype, padding)
         whole = Track(heard.features, heard.lengths)
-        short, mask, weights = self.shorten(whole, mask)
+        short, mask, weights = self.shorten(whole, mask, rngs)
         features = short.of(self.embed(short.x, short.valid, mask, rngs))
         inside = short.valid if padding == "independent" else None  # other programs let padding into their positions
         hidden = self.encode(features, inside, rngs, stack)
@@ -152,14 +152,16 @@ class Model(nnx.Module):
             inputs = jnp.where(valid, inputs, jnp.zeros_like(inputs))
         return self.front(inputs, lengths, dtype=dtype, padding=padding)
 
-    def shorten(self, features: Track, mask: Array | None) -> tuple[Track, Array | None, Array | None]:
+    def shorten(
+        self, features: Track, mask: Array | None, rngs: Keys | None
+    ) -> tuple[Track, Array | None, Array | None]:
         """Make the sequence shorter where the model does so before it projects; the mask is that of what is left.
 
         Last comes what each frame was weighed by, if it was.
         """
         if self.arch.shortening is None:
             return features, _spread(mask, features.frames, self.arch.grouped), None
-        short = self.shortening(features.x, features.lengths)
+        short = self.shortening(features.x, features.lengths, rngs)
         track = features.then(short)
         if mask is not None and mask.shape[1] == features.frames:
             return track, short.hide(mask), short.weights
@@ -307,8 +309,8 @@ def apply(
         stack: how consecutive equal layers run: each written out; as one scanned program, whose backward pass
             computes what is cheap again; or scanned and all computed again in the backward pass ("remat"), which
             needs the least memory. The values are the same.
-        amount: (), how far weights are mixed with no compression (`IntegrateAndFire`), in place of what the arch says.
-            Gradients reach it.
+        amount: (), how far weights are mixed with no compression (`IntegrateAndFire`), in place of what the arch says
+            or `key` draws. Gradients reach it.
 
     Raises:
         InputError: `params` or `inputs` do not fit `arch`; the message names the first path that differs. Or an amount

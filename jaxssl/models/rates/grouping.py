@@ -119,7 +119,7 @@ class Pooling(nnx.Module):
     def __init__(self, part: AveragePooling):
         self.part = part
 
-    def __call__(self, x: Array, lengths: Array | None) -> Shortened:
+    def __call__(self, x: Array, lengths: Array | None, rngs: Keys | None = None) -> Shortened:
         """Shorten `x: (batch, time, width)`, of which `lengths: (batch,)` are valid; None: all."""
         window = (1, self.part.ratio, 1)
         zero = np.zeros((), x.dtype)  # a constant, or JAX does not know that it may differentiate
@@ -136,7 +136,7 @@ class Convolution(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), shape))
         self.bias = nnx.Param(init(rngs.params(), (width,)))
 
-    def __call__(self, x: Array, lengths: Array | None) -> Shortened:
+    def __call__(self, x: Array, lengths: Array | None, rngs: Keys | None = None) -> Shortened:
         """Shorten `x: (batch, time, width)`, of which `lengths: (batch,)` are valid; None: all."""
         y = convolve(x, self.kernel[...], stride=self.part.ratio) + self.bias[...].astype(x.dtype)[None, None]
         return _grouped(y, lengths, self.part.ratio)

@@ -1,6 +1,6 @@
 """Sequences made shorter by what is said: a small net weighs every frame, and weights are added up until one fires."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Any, ClassVar, Literal
 
@@ -14,9 +14,11 @@ from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm, convolve, frame_mask, uniform_init
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.part import Arrays, Names
-from jaxssl.models.rates.firing import SEEN, Tail, at_least_once, integrate, mixed
+from jaxssl.models.rates.firing import SEEN, Tail, amount_for, at_least_once, integrate, mixed
 from jaxssl.models.rates.track import Shortened
 
+Draw = Literal["fixed", "uniform", "period", "both"]
+RATE, LONGEST = 2 / 9, 4.5  # of "period": mean weight, and frames of the front end per fired frame at that
 START = 0.25  # the weight of every frame at first, of a model that is trained on
 
 
@@ -28,11 +30,15 @@ class IntegrateAndFire:
     fixed shapes, so there is room for `most` of 100 frames, and that is what is computed: a smaller `most` is what
     saves time. Where more would fire, the whole utterance's output is NaN, for nothing may be lost in silence.
 
+    Once-for-all models are trained with another amount for each batch, so that one model has all rates.
+
     Attributes:
         taps: of the net's convolution, an odd number.
         threshold: sum of weights at which a frame fires.
         amount: how far weights are mixed with no compression, 0 (not compressed) over 1 (weights alone) to below 2
             (still fewer); `apply` takes another for a call.
+        drawn: how training draws the amount of a batch: not at all; "uniform" from 0 to 1; "period": so that the frame
+            period is uniform from 1 to 4.5 of the front end's, for weights whose mean is 2/9; "both": from 0 to 2.
         most: frames that may fire of 100, 1 to 100; rounded up.
         tail: whether what is left at the end fires where it weighs half ("round") or never ("drop", as the released
             models do in training and after).
@@ -41,6 +47,7 @@ class IntegrateAndFire:
     taps: int = 5
     threshold: float = 1.0
     amount: float = 1.0
+    drawn: Draw = "fixed"
     most: int = 100
     tail: Tail = "drop"
     kind: Literal["integrate_and_fire"] = "integrate_and_fire"
@@ -75,16 +82,16 @@ class IntegrateAndFire:
         return "score" in arrays
 
     def read(self, arrays: Arrays) -> "IntegrateAndFire":
-        """Return the net that these arrays are; threshold, amount, room and tail are this one's."""
+        """Return the net that these arrays are; all but the taps is this one's."""
         taps = arrays["kernel"].shape[0]
-        return IntegrateAndFire(taps, self.threshold, self.amount, self.most, self.tail)
+        return replace(self, taps=taps)
 
     def check(self, where: str) -> None:
         """Refuse what never fires, or cannot be computed.
 
         Raises:
             InputError: taps are even or below 1, the threshold is not above 0, the amount is not from 0 to below 2, or
-                the room is not from 1 to 100 of 100.
+                the room is not from 1 to 100 of 100, or less than all where amounts are drawn.
         """
         if self.taps < 1 or self.taps % 2 == 0:
             raise InputError(
@@ -96,6 +103,21 @@ class IntegrateAndFire:
             raise InputError(f"{where}: weights mixed by {self.amount}; give an amount from 0 to below 2")
         if not 1 <= self.most <= 100:
             raise InputError(f"{where}: at most {self.most} of 100 frames fire; give 1 to 100")
+        if self.drawn != "fixed" and self.most < 100:
+            raise InputError(f"{where}: amounts are drawn down to 0, and {self.most} of 100 frames have room; give 100")
+
+    def draw(self, key: Array) -> Array:
+        """Draw the amount of a batch, (), as training does."""
+        part = jax.random.uniform(key)
+        match self.drawn:
+            case "fixed":
+                return jnp.float32(self.amount)
+            case "uniform":
+                return part
+            case "period":
+                return amount_for(1 + (LONGEST - 1) * part, rate=RATE, period=1.0)
+            case "both":
+                return 2 * part
 
     def started(self, width: int) -> Arrays:
         """Return arrays with which every frame weighs the same, 1/4 or what there is room for; a model learns on."""
@@ -126,11 +148,10 @@ class Integration(nnx.Module):
         self.score = nnx.Param(outer(rngs.params(), (width,)))
         self.score_bias = nnx.Param(outer(rngs.params(), (1,)))
 
-    def __call__(self, x: Array, lengths: Array | None) -> Shortened:
+    def __call__(self, x: Array, lengths: Array | None, rngs: Keys | None = None) -> Shortened:
         """Shorten `x: (batch, time, width)`, of which `lengths: (batch,)` are valid; None: all."""
         own = self.weigh(x, lengths)
-        amount = self.amount[...] if hasattr(self, "amount") else jnp.float32(self.part.amount)
-        weights = mixed(own, amount)
+        weights = mixed(own, self.mixing(rngs))
         if lengths is not None:
             valid = frame_mask(lengths, x.shape[1])
             x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
@@ -147,6 +168,15 @@ class Integration(nnx.Module):
             return hidden > SEEN * threshold
 
         return Shortened(z, jnp.minimum(firing.lengths, room), lambda y, _: firing.spread(y), hide, own)
+
+    def mixing(self, rngs: Keys | None) -> Array:
+        """Return how far weights are mixed, (): as a call says, or as training draws it, or as the part says."""
+        if hasattr(self, "amount"):
+            given: Array = self.amount[...]
+            return given
+        if rngs is None or self.part.drawn == "fixed":
+            return jnp.float32(self.part.amount)
+        return self.part.draw(rngs.dropout())
 
     def weigh(self, x: Array, lengths: Array | None) -> Array:
         """Weigh every frame, (batch, time) float32 from 0 to 1; the net hears silence where nothing is valid."""

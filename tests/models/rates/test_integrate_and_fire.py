@@ -17,6 +17,7 @@ from jaxssl.models import cost
 from jaxssl.models.arch import AveragePooling, IntegrateAndFire, Repeat, hubert_base
 from jaxssl.models.keys import Keys
 from jaxssl.models.model import apply, shapes
+from jaxssl.models.rates.firing import frame_period
 from jaxssl.models.shorten import shortened
 from tests.archs import ARCHS, MEL, forward, noise, weights
 
@@ -95,6 +96,30 @@ def test_the_amount_of_a_call_is_that_of_the_arch(key):
         np.testing.assert_array_equal(out.weights, amounts[0].weights)
 
 
+def test_training_draws_the_amount_of_each_batch(key):
+    params, inputs, lengths = weights(ARCH), noise(ARCH, key), np.array([30, 21], np.int32)
+    arch = replace(ARCH, shortening=IntegrateAndFire(3, drawn="uniform"), dropout=replace(ARCH.dropout, layer=0.0))
+    run = jax.jit(lambda key: apply(arch, params, inputs, lengths, key=key).lengths[-1])
+    counts = {tuple(run(jax.random.key(seed)).tolist()) for seed in range(8)}
+    assert len(counts) > 3
+    assert max(counts) > (24, 16)  # near no compression
+    still = forward(arch, params, inputs, lengths)
+    np.testing.assert_array_equal(still.lengths[-1], mixing(ARCH, params, inputs, np.float32(1), lengths).lengths[-1])
+
+
+def test_amounts_are_drawn_as_published():
+    """Mean and ends of what 4000 keys give; periods are uniform from 20 to 90 ms."""
+    keys = jax.random.split(jax.random.key(0), 4000)
+    for drawn, low, high in (("uniform", 0, 1), ("period", 0, 1), ("both", 0, 2)):
+        found = np.asarray(jax.jit(jax.vmap(IntegrateAndFire(drawn=drawn).draw))(keys))
+        assert low <= found.min() < low + 0.01
+        assert high - 0.01 < found.max() < high
+        spread = frame_period(found, rate=2 / 9) if drawn == "period" else found
+        middle = 55 if drawn == "period" else (low + high) / 2
+        np.testing.assert_allclose(np.mean(spread), middle, rtol=0.03)
+    assert IntegrateAndFire(amount=0.5).draw(keys[0]) == 0.5
+
+
 def test_gradients_reach_the_net_and_the_amount(key):
     params, inputs = weights(ARCH), noise(ARCH, key)
 
@@ -171,6 +196,7 @@ def test_a_model_begins_with_means_of_four(key):
         ({"shortening": IntegrateAndFire(threshold=0.0)}, "a threshold of 0.0 always fires"),
         ({"shortening": IntegrateAndFire(amount=2.0)}, "weights mixed by 2.0; give an amount from 0 to below 2"),
         ({"shortening": IntegrateAndFire(most=101)}, "at most 101 of 100 frames fire; give 1 to 100"),
+        ({"shortening": IntegrateAndFire(drawn="both", most=80)}, "amounts are drawn down to 0, and 80 of 100 frames"),
         ({"upsampling": None}, "what fires has no fixed number of frames a second; give the arch an upsampling"),
     ],
 )
