@@ -25,6 +25,7 @@ from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params, apply
 from jaxssl.training.losses import MaskedPrediction, Sums, add, masked_by_row, means
 from jaxssl.training.probe import interval
+from jaxssl.training.segment_guidance import GuidedPrediction
 from jaxssl.training.settings import Training
 from jaxssl.training.sharding import check_rows, global_batch, make_mesh, place, shardings
 from jaxssl.training.step import Loss, make_evaluation
@@ -109,9 +110,13 @@ def _open(place: Path) -> prepared.Prepared:
     return read_study(place) if place.suffix.lower() == ".csv" else prepared.load(place)
 
 
-def pretraining_loss(arch: Arch, data: Data) -> MaskedPrediction:
-    """Return the loss the model's family was pre-trained with: HuBERT adds 10 times its feature penalty."""
-    return MaskedPrediction((data.clusters,), penalty=arch.front.penalty)
+def pretraining_loss(arch: Arch, data: Data) -> Loss:
+    """Return the loss the model's family was pre-trained with: HuBERT adds 10 times its feature penalty.
+
+    A model that fires is guided by the labels too, or it would learn to fire every frame.
+    """
+    loss = MaskedPrediction((data.clusters,), penalty=arch.front.penalty)
+    return loss if arch.shortening is None or arch.shortening.regular else GuidedPrediction(loss)
 
 
 def predicted(arch: Arch) -> int:

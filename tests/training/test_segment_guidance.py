@@ -10,7 +10,8 @@ import pytest
 from compress.errors import InputError
 from jaxssl.data.segment_ends import ends_of_labels, even_weights
 from jaxssl.models.rates.firing import integrate, mixed
-from jaxssl.training.losses import MaskedPrediction
+from jaxssl.training.losses import MaskedPrediction, means
+from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.segment_guidance import (
     GuidedPrediction,
     SegmentGuidance,
@@ -19,6 +20,7 @@ from jaxssl.training.segment_guidance import (
     label_runs,
     segment_loss,
 )
+from jaxssl.training.step import make_step, start
 from tests.archs import ARCHS, MEL, forward, noise, weights
 
 
@@ -138,3 +140,25 @@ def test_a_model_that_weighs_nothing_is_refused(key):
     out = forward(MEL, weights(MEL), noise(MEL, key))
     with pytest.raises(InputError, match="weighs no frames"):
         GuidedPrediction(MaskedPrediction((11,)))(out, np.zeros((2, 30), np.int32), np.ones((2, 30), bool))
+
+
+@pytest.mark.slow
+def test_training_brings_weights_to_where_labels_change(key):
+    """A few updates of a model that has learned nothing: all three parts of the loss fall."""
+    arch = ARCHS["firing"]
+    labels = np.random.default_rng(0).integers(0, 11, 10, np.int32).repeat(3)[None].repeat(2, 0)
+    batch = {"inputs": noise(arch, key), "lengths": np.array([30, 21], np.int32), "labels": labels}
+    batch = jax.device_put({**batch, "mask": np.arange(30)[None].repeat(2, 0) % 2 == 0})
+    optimizer = Optimizer(learning_rate=0.01).build()
+    step, state = (
+        make_step(arch, GuidedPrediction(MaskedPrediction((11,))), optimizer),
+        start(weights(arch), optimizer, seed=0),
+    )
+    told = []
+    for _ in range(20):
+        state, sums = step(state, [batch])
+        told.append(means(sums))
+    for name in ("segment_loss", "frame_loss", "loss"):
+        assert told[-1][name] < told[0][name]
+    assert abs(told[0]["count_loss"] + 0.25 - 0.5) < 0.05  # fresh weights are about a half
+    assert told[-1]["skipped"] == 0
