@@ -45,7 +45,7 @@ CONVS = (Conv(12, 10, 5), *(Conv(12, 3, 2),) * 2, Conv(12, 2, 2))
 
 
 def transformer_layer(heads, size, *, head_dim=4, reuse=False, **forms):
-    """A layer of attention and feed-forward; `forms` are those of q, k, v, out, fc1 and fc2, or `softened`."""
+    """A layer of attention and feed-forward; `forms` are those of q, k, v, out, fc1 and fc2, or words of attention."""
     feed = {name: forms.pop(name) for name in ("fc1", "fc2") if name in forms}
     return Layer(Attention(heads, head_dim, reuse, **forms), FeedForward(size, **feed))
 
@@ -106,6 +106,15 @@ STUDENT = replace(
 SOFTENED = replace(  # of which shapes do not tell
     STUDENT, layers=(transformer_layer(4, 24, softened=True), transformer_layer(4, 20, reuse=True))
 )
+LIMITED = replace(  # of which shapes do not tell
+    MEL,
+    layers=(
+        transformer_layer(4, 24, left=3, right=1),
+        transformer_layer(4, 24, right=0, softened=True),
+        transformer_layer(4, 20, reuse=True),
+    ),
+    head=None,
+)
 REUSING = replace(
     MEL,
     layers=(
@@ -140,6 +149,7 @@ MAMBA = replace(  # of both directions, so that padding comes first in one
             Mamba(12, state=3, rank=2, directions="external", back=9, input=Rank(3), back_out=Rank(2)), NoFeedForward()
         ),
     ),
+    position=PositionalConvolution(8, 4, causal=True),
     mask_embedding=False,
     head=None,
 )
@@ -184,7 +194,7 @@ ARCHS = {
         MEL,
         layers=(replace(MEL.layers[0], adapter=Adapter(3)),),
         norm_first=True,
-        position=ScaledConvolution(6, 4),
+        position=ScaledConvolution(6, 4, causal=True),
         head=None,
     ),
 }

@@ -24,6 +24,7 @@ from jax import Array
 
 from compress.errors import InputError
 from jaxssl.models.arch import Arch, Attention, GatedAttention
+from jaxssl.models.attend import visible
 from jaxssl.models.inner_maps import map_inputs
 from jaxssl.models.layers import frame_mask
 from jaxssl.models.model import Params
@@ -60,12 +61,13 @@ def attention_maps(
             continue
         x = heard[f"layers/{i}/attention/v"]
         counts[i] = valid_frames[f"layers/{i}/attention/v"]
-        valid = frame_mask(counts[i], x.shape[1])
+        maker = arch.layers[i - 1].attention if layer.mixer.carries else layer.attention
+        seen = visible(x.shape[1], frame_mask(counts[i], x.shape[1]), maker.context)
         if layer.mixer.carries:
-            found[i] = _softened(found[i - 1], valid) if arch.layers[i - 1].attention.softened else found[i - 1]
+            found[i] = _softened(found[i - 1], seen) if maker.softened else found[i - 1]
         else:
             arrays = params["layers"][str(i)]["attention"]
-            found[i] = _maps(layer.attention, arrays, x, valid, _relative(arch, params, x.shape[1]))
+            found[i] = _maps(layer.attention, arrays, x, seen, _relative(arch, params, x.shape[1]))
     return found, counts
 
 
@@ -139,17 +141,17 @@ def _relative(arch: Arch, params: Params, frames: int) -> Array | None:
     return None if arch.relative is None else arch.relative.scores(params["relative"]["table"], frames)
 
 
-def _maps(mixer: Attention | GatedAttention, block: Any, x: Array, valid: Array, relative: Array | None) -> Array:
+def _maps(mixer: Attention | GatedAttention, block: Any, x: Array, seen: Array, relative: Array | None) -> Array:
     q, k = (_dense(block[name], x) for name in ("q", "k"))
     scores = jnp.einsum("bthd,bshd->bhts", q, k) * mixer.head_dim**-0.5
     if mixer.kind == "gated_attention" and relative is not None:
         gates, bias = mixer.added(block["gate"], x, relative)
         scores += gates.transpose(0, 2, 1)[..., None] * bias[None]
-    return jax.nn.softmax(jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min))
+    return jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min))
 
 
-def _softened(maps: Array, valid: Array) -> Array:
-    return jax.nn.softmax(jnp.where(valid[:, None, None, :], maps, -jnp.inf))
+def _softened(maps: Array, seen: Array) -> Array:
+    return jax.nn.softmax(jnp.where(seen, maps, -jnp.inf))
 
 
 def _dense(dense: Any, x: Array) -> Array:

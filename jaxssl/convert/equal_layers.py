@@ -13,4 +13,5 @@ def differing(arch: Arch) -> dict[str, bool]:
         "heads were cut": any(layer.attention.heads * layer.attention.head_dim != arch.width for layer in arch.layers),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
         "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
+        "its attention has a limited context": any(layer.attention.context != (None, None) for layer in arch.layers),
     }

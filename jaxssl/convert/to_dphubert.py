@@ -116,6 +116,8 @@ def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
         "its mixers are not plain attention": any(not isinstance(layer.mixer, Attention) for layer in arch.layers),
         "its keys have no bias": not all(layer.attention.key_bias for layer in arch.layers),
         "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
+        "its attention has a limited context": any(layer.attention.context != (None, None) for layer in arch.layers),
+        "its positions are causal": position.causal,
         "heads differ in size": len({layer.attention.head_dim for layer in arch.layers}) > 1,
         "its activation is not GELU": any(layer.ffn.activation != "gelu" for layer in arch.layers),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),

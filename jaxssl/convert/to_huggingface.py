@@ -103,6 +103,7 @@ def _check(arch: Arch, family: str) -> Waveform:
     reasons = {
         "its extractor's output is scaled": front.scaled,
         **differing(arch),
+        "its positions are causal": getattr(arch.position, "causal", False),
         "its positions are others": not isinstance(arch.position, wanted.get(family, (PositionalConvolution,))),
         "its keys have no bias": not all(layer.attention.key_bias for layer in arch.layers),
         "its features have no norm": family != "hubert" and not front.feature_norm,

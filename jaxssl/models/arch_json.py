@@ -91,6 +91,8 @@ def _chosen(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     """Pick the member of a union that a value is: None, a plain type, or the part whose tag it has."""
     if value is None and type(None) in kinds:
         return type(None)
+    if plain := [kind for kind in kinds if kind in (bool, int, float, str)]:
+        return plain[0]
     tagged = {get_args(_hints(kind)["kind"])[0]: kind for kind in kinds if dataclasses.is_dataclass(kind)}  # type: ignore[arg-type]
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if kind not in tagged:

@@ -14,6 +14,7 @@ from jaxssl.models.bits import kept
 from jaxssl.runtime import native
 
 Added = tuple[Array, Array]
+Context = tuple[int | None, int | None]  # frames before and after a query that it may see; None: all
 Way = Callable[..., Array]
 
 
@@ -27,8 +28,9 @@ def attend(
     key: Array | None = None,
     prepared: bool = False,
     added: Added | None = None,
+    context: Context = (None, None),
 ) -> Array:
-    """Let every frame look at every valid one.
+    """Let every frame look at every valid one, or at those of them that are near.
 
     Args:
         q: (batch, time, heads, head_dim), scaled.
@@ -40,6 +42,7 @@ def attend(
         prepared: whether the model is for running only (`jaxssl.inference.prepack`).
         added: to the scores: factors of each query and head, (batch, time, heads), and what they multiply, (heads,
             time, time), in float32; None: nothing.
+        context: frames before and after its own that a frame may see; the products are made of all of them.
 
     Returns:
         (batch, time, heads, head_dim), in float32 or `v`'s dtype.
@@ -49,9 +52,10 @@ def attend(
         seen = jnp.ones((q.shape[0], time), bool) if valid is None else valid
         ways = {"one by one": _one_by_one, "at once": _at_once}
         chosen = {platform: ways[way] for platform, way in choice.exported_attention().items()}
-        chosen = {platform: partial(_in_order, way) for platform, way in chosen.items()}
+        chosen = {platform: partial(_in_order, way, context) for platform, way in chosen.items()}
         return jax.lax.platform_dependent(q, k, v, seen, added, **chosen)
-    match choice.attention(time, q.shape[3], v.dtype, prepared=prepared, plain=added is None):
+    plain = added is None and context == (None, None)
+    match choice.attention(time, q.shape[3], v.dtype, prepared=prepared, plain=plain):
         case "native" if key is None:
             return native.attention(q, k, v, valid)
         case "flash" if key is None:
@@ -59,8 +63,18 @@ def attend(
         case "pallas" if key is None:
             return _pallas(q, k, v, valid)
         case "one by one":
-            return _one_by_one(q, k, v, valid, rate, key, added)
-    return _at_once(q, k, v, valid, rate, key, added)
+            return _one_by_one(q, k, v, valid, rate, key, added, context)
+    return _at_once(q, k, v, valid, rate, key, added, context)
+
+
+def near(queries: Array, keys: Array, context: Context) -> Array:
+    """Tell which frames a frame may see: (queries, keys), of their numbers, (queries,) and (keys,)."""
+    left, right = context
+    apart = keys[None, :] - queries[:, None]
+    seen = jnp.ones_like(apart, bool)
+    if left is not None:
+        seen &= apart >= -left
+    return seen if right is None else seen & (apart <= right)
 
 
 def _flash(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
@@ -82,8 +96,15 @@ def _pallas(q: Array, k: Array, v: Array, valid: Array | None) -> Array:
     return context[:, :, :time].transpose(0, 2, 1, 3)
 
 
-def _in_order(way: Way, q: Array, k: Array, v: Array, valid: Array, added: Added | None) -> Array:
-    return way(q, k, v, valid, added=added)
+def visible(frames: Any, valid: Array | None, context: Context) -> Array:
+    """Tell which keys a query may see: (batch or 1, 1, queries, keys); `valid: (batch, keys)`, None: all."""
+    at = jnp.arange(frames)
+    seen = near(at, at, context)[None, None]
+    return seen if valid is None else seen & valid[:, None, None, :]
+
+
+def _in_order(way: Way, context: Context, q: Array, k: Array, v: Array, valid: Array, added: Added | None) -> Array:
+    return way(q, k, v, valid, added=added, context=context)
 
 
 def _at_once(
@@ -94,12 +115,13 @@ def _at_once(
     rate: float = 0.0,
     key: Array | None = None,
     added: Added | None = None,
+    context: Context = (None, None),
 ) -> Array:
     """Attend in all heads together."""
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     seen = None if valid is None else valid[:, None, None]
     more = None if added is None else (added[0].transpose(0, 2, 1), added[1][None])
-    return _context(q, k, v, seen, key, more, rate=rate).transpose(0, 2, 1, 3)
+    return _context(q, k, v, seen, key, more, rate=rate, context=context).transpose(0, 2, 1, 3)
 
 
 def _one_by_one(
@@ -110,17 +132,19 @@ def _one_by_one(
     rate: float = 0.0,
     key: Array | None = None,
     added: Added | None = None,
+    context: Context = (None, None),
 ) -> Array:
     """Attend in one head of one row after the other; a backward pass makes each one's scores again."""
     batch, time, heads, size = q.shape
-    each = jax.checkpoint(partial(_context, rate=rate), prevent_cse=False)  # the loop keeps the two apart
+    run = partial(_context, rate=rate, context=context)
+    each = jax.checkpoint(run, prevent_cse=False)  # the loop keeps the two apart
     if added is not None:
         return _head_by_head(each, q, k, v, valid, key, added)
     rows = [x.transpose(0, 2, 1, 3).reshape(batch * heads, time, size) for x in (q, k, v)]
     seen = None if valid is None else jnp.repeat(valid, heads, axis=0)[:, None]
     keys = None if key is None else jax.random.split(key, batch * heads)
-    context = jax.lax.map(lambda one: each(*one), (*rows, seen, keys))
-    return context.reshape(batch, heads, time, size).transpose(0, 2, 1, 3)
+    found = jax.lax.map(lambda one: each(*one), (*rows, seen, keys))
+    return found.reshape(batch, heads, time, size).transpose(0, 2, 1, 3)
 
 
 def _head_by_head(
@@ -154,6 +178,7 @@ def _context(
     added: Added | None = None,
     *,
     rate: float,
+    context: Context,
 ) -> Array:
     """Attend over the last two axes, (…, time, head_dim); `valid` is that of keys, (…, 1, time)."""
     scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
@@ -161,9 +186,13 @@ def _context(
         scores = scores + added[0][..., None] * added[1]
     if valid is not None:
         scores = jnp.where(valid, scores, jnp.finfo(scores.dtype).min)
+    if context != (None, None):
+        frames = jnp.arange(q.shape[-2])
+        seen = jnp.expand_dims(near(frames, frames, context), range(scores.ndim - 2))
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
     if key is not None:
         weights = jnp.where(kept(key, rate, weights.shape), weights / (1 - rate), jnp.zeros_like(weights))
-    context = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return context / total  # after the product: (time × head_dim) numbers instead of time²
+    found = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return found / total  # after the product: (time × head_dim) numbers instead of time²

@@ -10,10 +10,10 @@ from jaxssl import pretrained
 from jaxssl.models.arch import Blocks, Full
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.zoo import PRESETS
-from tests.archs import ARCHS, MAPS, MEL, SOFTENED, transformer_layer
+from tests.archs import ARCHS, LIMITED, MAPS, MEL, SOFTENED, transformer_layer
 
 
-@pytest.mark.parametrize("arch", [*ARCHS.values(), SOFTENED, *(make() for make in PRESETS.values())])
+@pytest.mark.parametrize("arch", [*ARCHS.values(), SOFTENED, LIMITED, *(make() for make in PRESETS.values())])
 def test_json_keeps_an_arch(arch):
     assert from_json(json.loads(json.dumps(to_json(arch)))) == arch
 

@@ -14,10 +14,10 @@ from jaxssl.data.logmel import Stats
 from jaxssl.inference.encode import encode
 from jaxssl.models.arch import LogMel
 from jaxssl.models.arch_json import to_json
-from tests.archs import ARCHS, EXPORTED, SOFTENED, SUMMARY, weights
+from tests.archs import ARCHS, EXPORTED, LIMITED, SOFTENED, SUMMARY, weights
 
 TOLERANCE = 1e-4
-KNOWN = {**EXPORTED, "softened": SOFTENED}
+KNOWN = {**EXPORTED, "softened": SOFTENED, "limited": LIMITED}
 
 
 @pytest.fixture(scope="module")

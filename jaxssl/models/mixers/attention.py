@@ -10,7 +10,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from compress.errors import InputError
-from jaxssl.models.attend import attend
+from jaxssl.models.attend import Context, attend, visible
 from jaxssl.models.dense import Dense
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import KEPT, dropout
@@ -37,6 +37,8 @@ class Attention:
             ARMHuBERT's released models, whose code takes a softmax of the reused maps again.
         key_bias: whether keys have a bias. Whisper's have none: it would add one number to all scores of a query, which
             softmax takes away.
+        left: frames before its own that a frame sees; None: all.
+        right: frames after its own that a frame sees; None: all. With both it can stream (`inference.streaming`).
     """
 
     heads: int
@@ -48,6 +50,8 @@ class Attention:
     out: Form = FULL
     softened: bool = False
     key_bias: bool = True
+    left: int | None = None
+    right: int | None = None
     kind: Literal["attention"] = "attention"
 
     place: ClassVar = "attention"  # of its arrays in a layer, and of its norm's with _norm behind it
@@ -66,6 +70,11 @@ class Attention:
     def empty(self) -> bool:
         """Whether it is but a bias."""
         return not self.heads
+
+    @property
+    def context(self) -> Context:
+        """Frames before and after its own that a frame sees."""
+        return self.left, self.right
 
     @property
     def carries(self) -> bool:
@@ -90,7 +99,7 @@ class Attention:
         return replace(self, heads=size)
 
     def core_macs(self, frames: int, width: int) -> int:
-        """Count scores, unless they are the layer's before, and weighted sums."""
+        """Count scores, unless they are the layer's before, and weighted sums; a limited context is but masked."""
         return (1 if self.reuse else 2) * frames**2 * self.heads * self.head_dim
 
     def activation_bytes(self, frames: int, itemsize: int, dropout: Dropout) -> float:
@@ -104,11 +113,13 @@ class Attention:
         return "attention" in layer and "gate" not in layer["attention"]
 
     def read(self, arrays: Arrays) -> Self:
-        """Return the mixer that these arrays are; whether what it lends is softened, this one tells."""
+        """Return the mixer that these arrays are; this one tells its context, and whether what it lends is softened."""
         heads, head_dim = arrays["v"]["bias"].shape
         found: dict[str, Any] = {name: form_of(each) for name, each in arrays.items()}
         reuse, key_bias = "q" not in arrays, "bias" in arrays.get("k", ("bias",))
-        return type(self)(heads, head_dim, reuse, softened=self.softened and not reuse, key_bias=key_bias, **found)
+        left, right = (None, None) if reuse else self.context
+        words: dict[str, Any] = {"softened": self.softened and not reuse, "left": left, "right": right}
+        return type(self)(heads, head_dim, reuse, key_bias=key_bias, **words, **found)
 
     def check(self, where: str, before: object) -> None:
         """Refuse a negative number, and maps of `before`, the mixer of the layer before, that are not there.
@@ -118,6 +129,8 @@ class Attention:
         """
         if min(self.heads, self.head_dim) < 0:
             raise InputError(f"{where}: {self.heads} heads of {self.head_dim}; neither may be negative")
+        if min(self.left or 0, self.right or 0) < 0:
+            raise InputError(f"{where}: a context of {self.left} and {self.right} frames; neither may be negative")
         if not self.reuse:
             return
         if self.softened:
@@ -137,6 +150,8 @@ class Attention:
             raise InputError(f"{where}: reuses attention maps, so it has no q and k to factorise or pack")
         if not self.key_bias:
             raise InputError(f"{where}: reuses attention maps, so it has no keys to be without a bias; leave key_bias")
+        if self.context != (None, None):
+            raise InputError(f"{where}: reuses attention maps, which have their context; leave left and right")
 
     def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: Keys) -> "Heads":
         """Make the module; `lends`: the next layer takes its maps."""
@@ -148,7 +163,7 @@ class Heads(nnx.Module):
 
     def __init__(self, part: Attention, width: int, *, rate: float, prepared: bool, lends: bool, rngs: Keys):
         self.heads, self.head_dim, self.reuse, self.lends = part.heads, part.head_dim, part.reuse, lends
-        self.softens = part.softened and lends
+        self.softens, self.context = part.softened and lends, part.context
         self.rate = 0.0 if part.reuse else rate  # ARMHuBERT drops no weight of a reused map
         self.prepared = prepared
         for spec in part.maps(width):
@@ -168,7 +183,8 @@ class Heads(nnx.Module):
         if not (self.reuse or self.lends):
             rate, key = (0.0, None) if rngs is None or self.rate == 0.0 else (self.rate, rngs.dropout())
             q = self.q(x) * self.head_dim**-0.5
-            context = attend(q, self.k(x), self.v(x), valid, rate=rate, key=key, prepared=self.prepared)
+            near, ready = self.context, self.prepared
+            context = attend(q, self.k(x), self.v(x), valid, rate=rate, key=key, prepared=ready, context=near)
             return self.out(checkpoint_name(context.astype(x.dtype), KEPT)), None
         maps = before if self.reuse else self.weights(x, valid)
         assert maps is not None
@@ -177,22 +193,21 @@ class Heads(nnx.Module):
         context = jnp.einsum("bhts,bshd->bthd", weights, self.v(x), preferred_element_type=jnp.float32)
         # Dividing after the value product touches (time × head_dim) numbers instead of (time × time).
         context = context / total.transpose(0, 2, 1)[..., None]
-        return self.out(context.astype(x.dtype)), softened(maps, valid) if self.softens else maps
+        return self.out(context.astype(x.dtype)), softened(maps, valid, self.context) if self.softens else maps
 
     def weights(self, x: Array, valid: Array | None) -> Maps:
-        """Let every frame of `x` look at every valid one."""
+        """Let every frame of `x` look at every valid one in its context."""
         q = self.q(x) * self.head_dim**-0.5
         scores = jnp.einsum("bthd,bshd->bhts", q, self.k(x), preferred_element_type=jnp.float32)
-        if valid is not None:
-            scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+        seen = visible(x.shape[1], valid, self.context)
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         return weights, weights.sum(-1)
 
 
-def softened(maps: Maps, valid: Array | None) -> Maps:
-    """Return the maps whose scores are these maps' shares, each at most 1; padded keys are not seen."""
+def softened(maps: Maps, valid: Array | None, context: Context) -> Maps:
+    """Return the maps whose scores are these maps' shares, each at most 1; no other keys are seen than before."""
     weights, total = maps
     again = jnp.exp(weights / total[..., None])
-    if valid is not None:
-        again = jnp.where(valid[:, None, None, :], again, jnp.zeros_like(again))
+    again = jnp.where(visible(weights.shape[-1], valid, context), again, jnp.zeros_like(again))
     return again, again.sum(-1)

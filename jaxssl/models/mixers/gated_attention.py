@@ -158,6 +158,7 @@ class GatedAttention:
     place: ClassVar = "attention"
     softened: ClassVar = False  # it lends no maps
     key_bias: ClassVar = True
+    context: ClassVar = (None, None)  # every frame sees all others
     carries: ClassVar = False  # what it takes is the table's, of which every layer passes on all
     names: ClassVar[Names] = {
         "fairseq": (

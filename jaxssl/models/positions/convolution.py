@@ -30,10 +30,12 @@ class LongKernel:
     Attributes:
         kernel: taps; an even number sees one frame more of the past than of the future.
         groups: of channels.
+        causal: whether zeros stand before the first frame only, so that none sees the future.
     """
 
     kernel: int = 128
     groups: int = 16
+    causal: bool = False
 
     pieces: ClassVar = 0  # numbered, with arrays of their own
 
@@ -113,7 +115,7 @@ class Position(nnx.Module):
     """Computes what `PositionalConvolution` adds; a prepared one has `filters` of its kernel."""
 
     def __init__(self, part: PositionalConvolution, width: int, *, prepared: bool, rngs: Keys):
-        self.taps, self.groups = part.kernel, part.groups
+        self.taps, self.groups, self.pads = part.kernel, part.groups, padding(part.kernel, causal=part.causal)
         deviation = math.sqrt(4 / (self.taps * width))
         kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))
         if prepared and choice.prepared_positions() is not None:
@@ -125,32 +127,35 @@ class Position(nnx.Module):
     def __call__(self, x: Array, valid: Array | None) -> Array:
         """Return what is added to `x: (batch, time, width)`, which is zero where frames are padding."""
         if hasattr(self, "filters"):
-            y = by_filters(x, self.filters[...], taps=self.taps)
+            y = by_filters(x, self.filters[...], taps=self.taps, padding=self.pads)
         else:
-            y = convolved(x, normalised(self.kernel[...], self.gain[...]), groups=self.groups)
+            y = convolved(x, normalised(self.kernel[...], self.gain[...]), padding=self.pads, groups=self.groups)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
 
 
-def same(taps: int) -> tuple[int, int]:
-    """Return the zeros before and after that keep time as it is: of an even number of taps one more before."""
-    return taps // 2, (taps - 1) // 2
+def padding(taps: int, *, causal: bool) -> tuple[int, int]:
+    """Return the zeros before and after that keep time as it is: all before, or of an even number of taps one more."""
+    return (taps - 1, 0) if causal else (taps // 2, (taps - 1) // 2)
 
 
-def convolved(x: Array, weight: Array, *, groups: int) -> Array:
-    """Convolve `x: (batch, time, in)` with `weight: (taps, in / groups, out)` by whichever way is the fastest here."""
-    frames, pads = x.shape[0] * x.shape[1], same(weight.shape[0])
+def convolved(x: Array, weight: Array, *, padding: tuple[int, int], groups: int) -> Array:
+    """Convolve `x: (batch, time, in)` with `weight: (taps, in / groups, out)` by whichever way is the fastest here.
+
+    The zeros before and after, `padding`, are taps - 1 in all.
+    """
+    frames = x.shape[0] * x.shape[1]
     ways = {"fourier": overlap_save, "banded": by_bands, "plain": convolve}
-    runs = {name: partial(way, padding=pads, groups=groups) for name, way in ways.items()}
+    runs = {name: partial(way, padding=padding, groups=groups) for name, way in ways.items()}
     if is_symbolic_dim(frames):  # an exported program, for lengths and devices that are not known yet
         chosen = {platform: runs[way] for platform, way in choice.exported_positions().items()}
         return jax.lax.platform_dependent(x, weight, **chosen)
     return runs[choice.positions(frames)](x, weight)
 
 
-def by_filters(x: Array, ready: Array, *, taps: int) -> Array:
-    """Convolve `x: (batch, time, in)` with the kernel whose form `filters` made."""
+def by_filters(x: Array, ready: Array, *, taps: int, padding: tuple[int, int]) -> Array:
+    """Convolve `x: (batch, time, in)` with the kernel whose form `filters` made; padding as of `convolved`."""
     run = banded if choice.prepared_positions() == "banded" else filtered
-    return run(x, ready, taps=taps, padding=same(taps))
+    return run(x, ready, taps=taps, padding=padding)
 
 
 def filters(kernel: Array, *, groups: int) -> Array:

@@ -1,7 +1,7 @@
 """Positions by a stack of short grouped convolutions over frames, as data2vec has them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -15,7 +15,7 @@ from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, convolve, gelu
 from jaxssl.models.names import CONV, dense_rules
 from jaxssl.models.part import Arrays, Names
-from jaxssl.models.positions.convolution import check_kernel, same
+from jaxssl.models.positions.convolution import check_kernel, padding
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class ConvolutionStack:
         depth: convolutions, one after the other.
         kernel: taps of each; an even number sees one frame more of the past than of the future.
         groups: of channels.
+        causal: whether zeros stand before the first frame only, so that none sees the future.
     """
 
     depth: int = 5
     kernel: int = 19
     groups: int = 16
+    causal: bool = False
     kind: Literal["convolution_stack"] = "convolution_stack"
 
     names: ClassVar[Names] = {
@@ -60,9 +62,10 @@ class ConvolutionStack:
             raise InputError(f"a stack of {self.depth} positional convolutions is none; use 1 or more")
 
     def read(self, arrays: Arrays) -> "ConvolutionStack":
-        """Return the stack that these arrays are."""
+        """Return the stack that these arrays are; whether it is causal, this one tells."""
         kernel = arrays["convs"]["0"]["kernel"]
-        return ConvolutionStack(len(arrays["convs"]), kernel.shape[0], kernel.shape[2] // kernel.shape[1])
+        groups = kernel.shape[2] // kernel.shape[1]
+        return replace(self, depth=len(arrays["convs"]), kernel=kernel.shape[0], groups=groups)
 
     def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
         """Tell what is told: there is nothing to prepare."""
@@ -83,7 +86,7 @@ class Step(nnx.Module):
     def __init__(self, part: ConvolutionStack, width: int, *, rngs: Keys):
         deviation = math.sqrt(4 / (part.kernel * width))
         shape = (part.kernel, width // part.groups, width)
-        self.groups, self.pads = part.groups, same(part.kernel)
+        self.groups, self.pads = part.groups, padding(part.kernel, causal=part.causal)
         self.kernel = nnx.Param(initializers.normal(deviation)(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(width))
 

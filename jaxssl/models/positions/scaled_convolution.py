@@ -14,7 +14,7 @@ from jaxssl.models.keys import Keys
 from jaxssl.models.layers import gelu
 from jaxssl.models.names import CONV, dense_rules, norm_rules
 from jaxssl.models.part import Names
-from jaxssl.models.positions.convolution import LongKernel, by_filters, convolved, filters
+from jaxssl.models.positions.convolution import LongKernel, by_filters, convolved, filters, padding
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ScaledPosition(nnx.Module):
     """Computes what `ScaledConvolution` adds; a prepared one has `filters` of its kernel."""
 
     def __init__(self, part: ScaledConvolution, width: int, *, prepared: bool, rngs: Keys):
-        self.taps, self.groups = part.kernel, part.groups
+        self.taps, self.groups, self.pads = part.kernel, part.groups, padding(part.kernel, causal=part.causal)
         deviation = math.sqrt(4 / (self.taps * width))
         kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))
         if prepared and choice.prepared_positions() is not None:
@@ -70,7 +70,7 @@ class ScaledPosition(nnx.Module):
         if valid is not None:
             x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
         if hasattr(self, "filters"):
-            y = by_filters(x, self.filters[...], taps=self.taps)
+            y = by_filters(x, self.filters[...], taps=self.taps, padding=self.pads)
         else:
-            y = convolved(x, self.kernel[...], groups=self.groups)
+            y = convolved(x, self.kernel[...], padding=self.pads, groups=self.groups)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])

@@ -92,6 +92,7 @@ class Attention(nn.Module):
         self.heads = len(mixer["remaining"]) if gated else mixer["heads"]
         self.head_dim, self.reuse = mixer["head_dim"], mixer.get("reuse", False)
         self.softened = mixer.get("softened", False)
+        self.left, self.right = mixer.get("left"), mixer.get("right")  # frames that a frame sees; None: all
         inner = self.heads * self.head_dim
         for name in "" if not self.heads else "v" if self.reuse else "qkv":
             biased = name != "k" or mixer.get("key_bias", True)
@@ -111,6 +112,9 @@ class Attention(nn.Module):
         if self.gate is not None:
             added = self.gate(x, relative)
             bias = added if bias is None else added + bias
+        if self.left is not None or self.right is not None:
+            bias = torch.zeros(1, device=x.device) if bias is None else bias
+            bias = bias.masked_fill(self.far(x), torch.finfo(torch.float32).min)
         if self.reuse:
             context = before @ self.split(self.v(x))
         elif lend:
@@ -123,6 +127,14 @@ class Attention(nn.Module):
             q, k, v = (self.split(each(x)) for each in (self.q, self.k, self.v))
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(context.transpose(1, 2).flatten(2)), before
+
+    def far(self, x: Tensor) -> Tensor:
+        """Tell which keys a query does not see: (frames, frames)."""
+        place = torch.arange(x.shape[1], device=x.device)
+        apart = place[None] - place[:, None]
+        far = torch.zeros_like(apart, dtype=torch.bool)
+        far = far if self.left is None else far | (apart < -self.left)
+        return far if self.right is None else far | (apart > self.right)
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, self.head_dim)).transpose(1, 2)

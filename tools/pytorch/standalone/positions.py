@@ -77,9 +77,10 @@ POSITIONS: dict[str, Callable[[int, dict], nn.Module]] = {
 
 
 def grouped(width: int, position: dict) -> nn.Conv1d:
-    """Return a convolution of channels in groups; its output may be one frame too long, see `same`."""
+    """Return a convolution of channels in groups; its output may be too long, see `same`."""
     taps = position["kernel"]
-    return nn.Conv1d(width, width, taps, padding=taps // 2, groups=position["groups"])
+    before = taps - 1 if position.get("causal") else taps // 2
+    return nn.Conv1d(width, width, taps, padding=before, groups=position["groups"])
 
 
 def same(conv: nn.Module, x: Tensor) -> Tensor:
