@@ -6,6 +6,7 @@ from flax import nnx
 from jax import Array
 
 from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.held import Memory, delayed
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm, dropout
 
@@ -46,6 +47,22 @@ class EncoderLayer(nnx.Module):
         y, carry = mix(x)
         x = norm(x + y)
         return self.adapted(self.ffn_norm(x + feed(x)) if self.feeds else x), carry
+
+    def stream(self, x: Array, valid: Array, memory: dict[str, Memory]) -> tuple[Array, Array, dict[str, Memory]]:
+        """Run a chunk of a stream, `x: (batch, frames, width)`, of which `valid: (batch, frames)` are frames.
+
+        Return as many frames, by the mixer's `ahead` earlier, which of them are valid, and the memory.
+        """
+        mixer, norm = getattr(self, self.place), getattr(self, f"{self.place}_norm")
+        y, mixed = mixer.stream(norm(x) if self.norm_first else x, valid, memory["mixer"])
+        (x, valid), waiting = delayed(memory["waiting"], x=x, valid=valid)
+        held = {"mixer": mixed, "waiting": waiting}
+        x = x + y if self.norm_first else norm(x + y)
+        if self.feeds and self.norm_first:
+            x = x + self.ffn(self.ffn_norm(x), None)
+        elif self.feeds:
+            x = self.ffn_norm(x + self.ffn(x, None))
+        return self.adapted(x), valid, held
 
     def adapted(self, x: Array) -> Array:
         """Return the layer's output after its adapter, where it has one."""

@@ -92,6 +92,16 @@ class LengthAdapter:
         if min(self.width, self.layers, self.kernel, self.stride) < 1:
             raise InputError(f"{self}: a length adapter's numbers are 1 or more; leave it out, or correct them")
 
+    def check_stream(self) -> None:
+        """Refuse a stream.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "length_adapter: joins frames behind the encoder, which no stream does; leave it out to stream"
+        )
+
     def build(self, width: int, *, rngs: Keys) -> "Shortening":
         """Make the module."""
         return Shortening(self, width, rngs=rngs)

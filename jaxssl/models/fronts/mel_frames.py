@@ -8,6 +8,7 @@ from jax import Array
 
 from compress.address import Axis
 from compress.errors import InputError
+from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
 from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
 
@@ -30,6 +31,7 @@ class LogMel:
     pieces: ClassVar = 0  # numbered, with arrays of their own
     hop: ClassVar = 1  # inputs from one frame to the next
     field: ClassVar = 1  # inputs that a frame sees
+    ahead: ClassVar = 0  # frames that it waits for in a stream
     penalty: ClassVar = 0.0  # pre-training has no term of it
     names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
 
@@ -89,16 +91,31 @@ class LogMel:
         """
         check_counts("front", bins=self.bins, stack=self.stack)
 
+    def check_form(self, inputs: Array) -> None:
+        """Refuse what is no batch of stacked frames, however few.
+
+        Raises:
+            InputError: it is of another form.
+        """
+        if inputs.ndim != 3 or inputs.shape[2] != self.size:
+            raise InputError(f"a log-Mel model takes (batch, frames, {self.size}), not an array of {inputs.shape}")
+
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of stacked frames; `reduction` frames become one later.
 
         Raises:
             InputError: the inputs are of another form, or too few.
         """
-        if inputs.ndim != 3 or inputs.shape[2] != self.size:
-            raise InputError(f"a log-Mel model takes (batch, frames, {self.size}), not an array of {inputs.shape}")
+        self.check_form(inputs)
         if inputs.shape[1] < reduction:
             raise InputError(f"{inputs.shape[1]} frames are too few to make one of {reduction}; pad them")
+
+    def check_stream(self) -> None:
+        """Accept a stream: each frame is normalised by a corpus's statistics."""
+
+    def memory(self, batch: int) -> dict[str, Memory]:
+        """Return what a stream holds: nothing."""
+        return {}
 
     def build(self, *, rngs: Keys) -> "Frames":
         """Make the module."""
@@ -111,3 +128,7 @@ class Frames(nnx.Module):
     def __call__(self, frames: Array, lengths: Array | None, *, dtype: Any, padding: Padding) -> Featured:
         """Return `frames: (batch, time, size)` in a dtype."""
         return Featured(frames.astype(dtype), lengths)
+
+    def stream(self, frames: Array, valid: Array, memory: dict[str, Memory]) -> tuple[Array, Array, dict[str, Memory]]:
+        """Hand a chunk of a stream on."""
+        return frames, valid, memory

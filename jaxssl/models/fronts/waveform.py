@@ -17,10 +17,12 @@ from jax.nn import initializers
 
 from compress.address import Axis
 from compress.errors import InputError
+from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, LayerNorm, convolve, frame_mask, gelu, uniform_init
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
+from jaxssl.models.strides import Stride
 
 EXACT = jax.lax.Precision.HIGHEST  # GPUs round float32 operands by default
 
@@ -186,16 +188,56 @@ class Waveform:
         if not 0 <= self.gradient_scale < math.inf:
             raise InputError(f"front: gradient_scale is {self.gradient_scale}; use 0 or more")
 
+    def check_form(self, inputs: Array) -> None:
+        """Refuse what is no batch of waveforms, however short.
+
+        Raises:
+            InputError: it is of another form.
+        """
+        if inputs.ndim != 2:
+            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of waveforms; `reduction` frames become one later.
 
         Raises:
             InputError: the inputs are of another form, or too short for one frame.
         """
-        if inputs.ndim != 2:
-            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+        self.check_form(inputs)
         if self.frames(inputs.shape[1]) < reduction:
             raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
+
+    @property
+    def strides(self) -> tuple[Stride, ...]:
+        """The convolutions in a stream, each as late as those before it make it."""
+        found, late = [], 0
+        for conv in self.convs:
+            found.append(Stride(conv.kernel, conv.stride, late))
+            late = found[-1].delay
+        return tuple(found)
+
+    @property
+    def ahead(self) -> int:
+        """Frames that it waits for in a stream."""
+        return self.strides[-1].delay
+
+    def check_stream(self) -> None:
+        """Refuse what needs the whole utterance.
+
+        Raises:
+            InputError: a norm over time, or of the whole waveform.
+        """
+        if self.norm == "group":
+            raise InputError("front: a group norm over time needs the whole utterance; use norm 'layer' to stream")
+        if self.normalize:
+            raise InputError(
+                "front: normalize needs the whole utterance; scale the samples yourself and set it false to stream"
+            )
+
+    def memory(self, batch: int) -> dict[str, Memory]:
+        """Return what each convolution holds before the first sample."""
+        widths = (1, *(conv.channels for conv in self.convs))
+        return {str(i): each.memory(batch, widths[i]) for i, each in enumerate(self.strides)}
 
     def build(self, *, rngs: Keys) -> "Extractor":
         """Make the module."""
@@ -332,6 +374,14 @@ class Extractor(nnx.Module):
             x = conv(x, lengths)
         x = x * self.scale[...].astype(x.dtype)[None, None] if hasattr(self, "scale") else x
         return scale_gradient(x, self.part.gradient_scale)
+
+    def stream(self, samples: Array, valid: Array, memory: dict[str, Memory]) -> tuple[Array, Array, dict[str, Memory]]:
+        """Run a chunk of a stream, `samples: (batch, samples)`; return features and which are valid."""
+        x, held = samples[..., None], {}
+        for i, (stride, conv) in enumerate(zip(self.part.strides, self.convs, strict=True)):
+            x, valid, held[str(i)] = stride.stream(partial(conv, lengths=None), x, valid, memory[str(i)])
+        x = x * self.scale[...].astype(x.dtype)[None, None] if hasattr(self, "scale") else x
+        return (self.norm(x) if hasattr(self, "norm") else x), valid, held
 
 
 def standardise(samples: Array, lengths: Array | None = None) -> Array:

@@ -14,6 +14,7 @@ from jax import Array
 from compress.address import Axis
 from compress.errors import InputError
 from jaxssl.models.fronts.waveform import Conv, StridedConv
+from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import frame_mask, gelu
 from jaxssl.models.names import CONV, dense_rules
@@ -53,6 +54,7 @@ class Whisper:
     # both ends of a waveform.
     field: ClassVar = SHIFT
     samples: ClassVar = (2 * SHIFT, SHIFT)  # hop and field in samples, which are the inputs
+    ahead: ClassVar = 0
     penalty: ClassVar = 0.0  # pre-training has no term of it
     spans: ClassVar = (0.8, 10)  # masked in pre-training: share of frames, frames of a span
     names: ClassVar[Names] = {"fairseq": NAMES, "huggingface": NAMES}
@@ -112,14 +114,22 @@ class Whisper:
         """
         check_counts("front", width=self.width, hidden=self.hidden, bins=self.bins, longest=self.longest)
 
+    def check_form(self, inputs: Array) -> None:
+        """Refuse what is no batch of waveforms, however long.
+
+        Raises:
+            InputError: it is of another form.
+        """
+        if inputs.ndim != 2:
+            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of waveforms of at most `longest` frames; `reduction` frames become one later.
 
         Raises:
             InputError: the inputs are of another form, too short for one frame, or too long.
         """
-        if inputs.ndim != 2:
-            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+        self.check_form(inputs)
         frames = self.frames(inputs.shape[1])
         if frames < reduction:
             raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
@@ -129,6 +139,21 @@ class Whisper:
                 f"{inputs.shape[1]} samples give {frames} frames, the model has {self.longest} positions; cut them to "
                 f"pieces of {seconds:g} s"
             )
+
+    def check_stream(self) -> None:
+        """Refuse a stream.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "front: Whisper's log-Mel is set against an utterance's loudest frame; use a log-Mel or waveform model to "
+            "stream"
+        )
+
+    def memory(self, batch: int) -> dict[str, Memory]:
+        """Return nothing: it cannot stream."""
+        return {}
 
     def build(self, *, rngs: Keys) -> "Listener":
         """Make the module."""

@@ -10,8 +10,9 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from compress.errors import InputError
-from jaxssl.models.attend import Context, attend, visible
+from jaxssl.models.attend import Context, attend, near, visible
 from jaxssl.models.dense import Dense
+from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import KEPT, dropout
 from jaxssl.models.names import JOIN, dense_rules
@@ -153,6 +154,32 @@ class Attention:
         if self.context != (None, None):
             raise InputError(f"{where}: reuses attention maps, which have their context; leave left and right")
 
+    @property
+    def ahead(self) -> int:
+        """Frames that it waits for in a stream."""
+        return (self.right or 0) if self.heads else 0
+
+    def check_stream(self, where: str) -> None:
+        """Refuse what no stream can hold.
+
+        Raises:
+            InputError: it sees all frames before or after its own, or reuses maps.
+        """
+        if self.reuse:
+            raise InputError(f"{where}: reuses attention maps, which no stream holds; use a layer that makes its own")
+        if self.heads and None in self.context:
+            side = "before" if self.left is None else "after"
+            raise InputError(
+                f"{where}: attention sees all frames {side} its own; give it left and right to stream "
+                "(inference.streaming.limited)"
+            )
+
+    def memory(self, batch: int, width: int) -> Memory:
+        """Return what a stream holds before the first frame: queries that wait, keys and values."""
+        left, right, sizes = self.left or 0, self.right or 0, (self.heads, self.head_dim)
+        keys = (left + right, *sizes)
+        return nothing(batch, q=(right, *sizes), k=keys, v=keys, valid=(left + right,)) if self.heads else {}
+
     def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: Keys) -> "Heads":
         """Make the module; `lends`: the next layer takes its maps."""
         return Heads(self, width, rate=dropout.attention, prepared=prepared, lends=lends, rngs=rngs)
@@ -194,6 +221,23 @@ class Heads(nnx.Module):
         # Dividing after the value product touches (time × head_dim) numbers instead of (time × time).
         context = context / total.transpose(0, 2, 1)[..., None]
         return self.out(context.astype(x.dtype)), softened(maps, valid, self.context) if self.softens else maps
+
+    def stream(self, x: Array, valid: Array, memory: Memory) -> tuple[Array, Memory]:
+        """Attend from the frames of a stream that are `right` before those of `x`; return that and the memory."""
+        if self.heads == 0:
+            return self.out.bias_alone(x), memory
+        time, left = x.shape[1], self.context[0]
+        q, queries = joined(memory, "q", self.q(x) * self.head_dim**-0.5)
+        (k, keys), (v, values) = joined(memory, "k", self.k(x)), joined(memory, "v", self.v(x))
+        valid, also = joined(memory, "valid", valid)
+        scores = jnp.einsum("bthd,bshd->bhts", q[:, :time], k, preferred_element_type=jnp.float32)
+        assert left is not None
+        seen = near(jnp.arange(time) + left, jnp.arange(k.shape[1]), self.context)[None, None] & valid[:, None, None, :]
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+        context = jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        context = context / weights.sum(-1).transpose(0, 2, 1)[..., None]
+        return self.out(context.astype(x.dtype)), {**queries, **keys, **values, **also}
 
     def weights(self, x: Array, valid: Array | None) -> Maps:
         """Let every frame of `x` look at every valid one in its context."""

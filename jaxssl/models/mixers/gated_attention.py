@@ -32,6 +32,7 @@ from compress.address import numbered, numbers
 from compress.errors import InputError
 from jaxssl.models.attend import Added, attend
 from jaxssl.models.dense import Dense
+from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import KEPT, encoder_init
 from jaxssl.models.mixers.attention import Attention
@@ -235,6 +236,20 @@ class GatedAttention:
             raise InputError(f"{where}: heads {list(self.remaining)} of {self.head_dim}; numbers must ascend from 0")
         if not isinstance(before, RelativeBias | GatedAttention):
             raise InputError(f"{where}: gated attention, and no relative positions reach it; give the arch `relative`")
+
+    ahead: ClassVar = 0
+
+    def check_stream(self, where: str) -> None:
+        """Refuse a stream.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{where}: gated attention sees all frames; use plain attention with left and right to stream")
+
+    def memory(self, batch: int, width: int) -> Memory:
+        """Return nothing: it cannot stream."""
+        return {}
 
     def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: Keys) -> "GatedHeads":
         """Make the module; it lends no maps."""

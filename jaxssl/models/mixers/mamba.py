@@ -10,6 +10,7 @@ from jax import Array
 
 from compress.errors import InputError
 from jaxssl.models.dense import Dense
+from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import convolve, encoder_init
 from jaxssl.models.mixers.selective_scan import CHUNK, selective_scan
@@ -201,6 +202,23 @@ class Mamba:
         if self.halved and self.directions != "inner":
             raise InputError(f"{where}: halved, and directions are {self.directions}; only those of inner count half")
 
+    ahead: ClassVar = 0  # frames that it waits for in a stream
+
+    def check_stream(self, where: str) -> None:
+        """Refuse a second direction, which starts at the end.
+
+        Raises:
+            InputError: there is one.
+        """
+        if self.directions != "one":
+            raise InputError(
+                f"{where}: Mamba of directions {self.directions} starts at the end too; use directions one to stream"
+            )
+
+    def memory(self, batch: int, width: int) -> Memory:
+        """Return what a stream holds before the first frame: the convolution's inputs and the scan's state."""
+        return nothing(batch, conv=(self.taps - 1, self.inner), state=(self.inner, self.state))
+
     def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: Keys) -> "Scans":
         """Make the module."""
         return Scans(self, width, prepared=prepared, rngs=rngs)
@@ -219,8 +237,11 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Convolve `x: (batch, time, channels)`, each frame with those before it."""
-        taps, _, channels = self.kernel[...].shape
-        y = convolve(x, self.kernel[...], padding=(taps - 1, 0), groups=channels)
+        return self.convolved(x, self.kernel[...].shape[0] - 1)
+
+    def convolved(self, x: Array, zeros: int) -> Array:
+        """Convolve it with as many zeros before it."""
+        y = convolve(x, self.kernel[...], padding=(zeros, 0), groups=self.kernel[...].shape[2])
         return y + self.bias[...].astype(x.dtype)[None, None]
 
 
@@ -232,10 +253,12 @@ class Recurrence(nnx.Module):
         self.log_decay = nnx.Param(jnp.tile(each, (channels, 1)))
         self.skip = nnx.Param(jnp.ones(channels))
 
-    def __call__(self, x: Array, step: Array, into: Array, out: Array) -> Array:
-        """Scan `x: (batch, time, channels)`."""
-        y, _ = selective_scan(x, step, -jnp.exp(self.log_decay[...]), into, out)
-        return (y + self.skip[...][None, None] * x.astype(jnp.float32)).astype(x.dtype)
+    def __call__(
+        self, x: Array, step: Array, into: Array, out: Array, state: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Scan `x: (batch, time, channels)` from a state on, None: zeros; return the state after it too."""
+        y, state = selective_scan(x, step, -jnp.exp(self.log_decay[...]), into, out, state)
+        return (y + self.skip[...][None, None] * x.astype(jnp.float32)).astype(x.dtype), state
 
 
 class Scans(nnx.Module):
@@ -266,13 +289,29 @@ class Scans(nnx.Module):
 
     def direction(self, side: str, mixed: Array, valid: Array | None) -> Array:
         """Run the convolution, the scan and the gate on `mixed: (batch, time, channels, 2)`, x and z."""
-        x, gate = mixed[..., 0], mixed[..., 1]
+        x = getattr(self, f"{side}conv")(_kept(mixed[..., 0], valid))
+        return self.scanned(side, x, mixed[..., 1], valid, None)[0]
+
+    def stream(self, x: Array, valid: Array, memory: Memory) -> tuple[Array, Memory]:
+        """Scan a chunk of a stream, `x: (batch, frames, width)`, of one direction; return that and the memory."""
+        if not self.part.inner:
+            return jnp.zeros_like(x), memory
+        mixed = self.input(x)
+        whole, held = joined(memory, "conv", _kept(mixed[..., 0], valid))
+        y, state = self.scanned("", self.conv.convolved(whole, 0), mixed[..., 1], valid, memory["state"])
+        return self.out(y), {**held, "state": state}
+
+    def scanned(
+        self, side: str, x: Array, gate: Array, valid: Array | None, before: Array | None
+    ) -> tuple[Array, Array]:
+        """Select, scan and gate what the convolution gave, `x: (batch, time, channels)`; return the state too."""
         state, rank = self.part.state, self.part.rank
-        x = jax.nn.silu(getattr(self, f"{side}conv")(_kept(x, valid)))
+        x = jax.nn.silu(x)
         selected = getattr(self, f"{side}select")(x)
         steps = jax.nn.softplus(getattr(self, f"{side}step")(selected[..., :rank]).astype(jnp.float32))
         into, out = selected[..., rank : rank + state], selected[..., rank + state :]
-        return getattr(self, f"{side}scan")(x, _kept(steps, valid), into, out) * jax.nn.silu(gate)
+        y, state_after = getattr(self, f"{side}scan")(x, _kept(steps, valid), into, out, before)
+        return y * jax.nn.silu(gate), state_after
 
 
 def _kept(x: Array, valid: Array | None) -> Array:

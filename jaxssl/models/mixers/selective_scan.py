@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.export import is_symbolic_dim
 
 CHUNK = 64  # frames whose states are in memory together; the others are computed again in the backward pass
 
@@ -29,11 +30,12 @@ def selective_scan(
     rows, frames, inner = x.shape
     if state is None:
         state = jnp.zeros((rows, inner, decay.shape[1]), jnp.float32)
-    chunks = -(-frames // CHUNK)
+    size = CHUNK if is_symbolic_dim(frames) else min(CHUNK, max(frames, 1))  # a stream's chunks may be short
+    chunks = -(-frames // size)
 
     def split(each: Array) -> Array:
-        each = jnp.pad(each.astype(jnp.float32), ((0, 0), (0, chunks * CHUNK - frames), (0, 0)))  # steps of 0
-        return each.reshape(rows, chunks, CHUNK, each.shape[-1]).transpose(1, 2, 0, 3)
+        each = jnp.pad(each.astype(jnp.float32), ((0, 0), (0, chunks * size - frames), (0, 0)))  # steps of 0
+        return each.reshape(rows, chunks, size, each.shape[-1]).transpose(1, 2, 0, 3)
 
     def move(h: Array, each: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
         x, step, into, out = each  # (batch, …)
@@ -44,4 +46,4 @@ def selective_scan(
         return jax.lax.scan(move, h, each)  # (chunk, batch, …)
 
     last, y = jax.lax.scan(jax.checkpoint(run, prevent_cse=False), state, tuple(map(split, (x, step, into, out))))
-    return y.transpose(2, 0, 1, 3).reshape(rows, chunks * CHUNK, inner)[:, :frames], last
+    return y.transpose(2, 0, 1, 3).reshape(rows, chunks * size, inner)[:, :frames], last

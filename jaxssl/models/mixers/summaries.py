@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxssl.models.held import Memory, joined
+
 FAR = 2**30  # frames, beyond every utterance; more would not add up in 32 bits
 
 
@@ -33,6 +35,40 @@ def summaries(s: Array, valid: Array | None, *, decay: float = 1.0, window: tupl
         total, count = counted.sum(1, keepdims=True), counts.sum(1)[:, None, None]
     mean = total / jnp.where(count > 0, count, jnp.ones_like(count))
     return jnp.broadcast_to(mean, s.shape).astype(s.dtype)
+
+
+def running(s: Array, valid: Array, memory: Memory, *, window: tuple[int, ...]) -> tuple[Array, Memory]:
+    """Average what frames of a stream say, for those that are `right` before those of `s`, as `summaries` does.
+
+    Args:
+        s: (batch, frames, units).
+        valid: (batch, frames).
+        memory: `total` (batch, units) and `count` (batch, 1) where the window begins with the stream; else `summary`
+            (batch, left + right, units) and `valid` (batch, left + right), where there are any.
+        window: left and right.
+
+    Returns:
+        (batch, frames, units), and the memory.
+    """
+    counts = valid[..., None].astype(jnp.float32)
+    counted = jnp.where(valid[..., None], s.astype(jnp.float32), jnp.zeros(s.shape, jnp.float32))
+    if window[0] >= FAR:
+        total = memory["total"][:, None] + jnp.cumsum(counted, axis=1)
+        count = memory["count"][:, None] + jnp.cumsum(counts, axis=1)
+        held = {"total": total[:, -1], "count": count[:, -1]}
+    else:
+        whole, held = joined(memory, "summary", counted)
+        seen, also = joined(memory, "valid", valid)
+        held, wide = {**held, **also}, sum(window) + 1
+        total, count = _ending(whole, wide), _ending(seen[..., None].astype(jnp.float32), wide)
+    mean = total / jnp.where(count > 0, count, jnp.ones_like(count))
+    return mean.astype(s.dtype), held
+
+
+def _ending(x: Array, wide: int) -> Array:
+    """Sum `x: (batch, time, units)` over every `wide` frames that there are, by differences of sums."""
+    sums = jnp.cumsum(jnp.pad(x, ((0, 0), (1, 0), (0, 0))), axis=1)
+    return sums[:, wide:] - sums[:, : sums.shape[1] - wide]
 
 
 def _windowed(x: Array, left: int, right: int) -> Array:

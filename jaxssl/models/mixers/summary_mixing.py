@@ -10,9 +10,10 @@ from jax import Array
 from compress.errors import InputError
 from jaxssl.models.activations import FUNCTIONS, Activation
 from jaxssl.models.dense import Dense
+from jaxssl.models.held import Memory, delayed, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm, dropout, encoder_init
-from jaxssl.models.mixers.summaries import summaries
+from jaxssl.models.mixers.summaries import FAR, running, summaries
 from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, check_counts, form_of
 
 Mode = Literal["full", "lite", "fast"]
@@ -193,6 +194,31 @@ class SummaryMixing:
                 "the merge alone"
             )
 
+    @property
+    def ahead(self) -> int:
+        """Frames that it waits for in a stream."""
+        return self.window[1] if self.window else 0
+
+    def check_stream(self, where: str) -> None:
+        """Refuse a mean over all that is to come.
+
+        Raises:
+            InputError: it is.
+        """
+        if not self.window or self.window[1] >= FAR:
+            raise InputError(
+                f"{where}: SummaryMixing takes the mean of all frames; give it a window, ({FAR}, 0) for all so far, to "
+                "stream"
+            )
+
+    def memory(self, batch: int, width: int) -> Memory:
+        """Return what a stream holds before the first frame: frames that wait, and sums so far or the window."""
+        left, right = self.window
+        units = self.heads * self.summary
+        if left >= FAR:
+            return nothing(batch, x=(right, width), total=(units,), count=(1,))
+        return nothing(batch, x=(right, width), summary=(left + right, units), valid=(left + right,))
+
     def build(self, width: int, *, dropout: Dropout, prepared: bool, lends: bool, rngs: Keys) -> "Summaries":
         """Make the module.
 
@@ -235,17 +261,28 @@ class Summaries(nnx.Module):
 
     def __call__(self, x: Array, valid: Array | None, rngs: Keys | None, before: Any) -> tuple[Array, None]:
         """Mix `x: (batch, time, width)`; frames where `valid: (batch, time)` is false are in no mean."""
+        return self.merged(x, self.summarise(x, valid) if self.part.summary else None, rngs), None
+
+    def stream(self, x: Array, valid: Array, memory: Memory) -> tuple[Array, Memory]:
+        """Mix the frames of a stream that are `ahead` before those of `x`; return that and the memory."""
+        (waiting,), held = delayed(memory, x=x)
+        if not self.part.summary:
+            return self.merged(waiting, None, None), held
+        mean, also = running(self.branch("summary", x), valid, memory, window=self.part.window)
+        return self.merged(waiting, self.normed("summary", mean), None), {**held, **also}
+
+    def merged(self, x: Array, s: Array | None, rngs: Keys | None) -> Array:
+        """Merge what frames say of themselves with what they hear of others, `s`; None: there is no such branch."""
         part, act = self.part, FUNCTIONS[self.part.activation]
         if part.mode == "lite":
-            return self.summarise(x, valid), None
+            return jnp.zeros_like(x) if s is None else s
         y = self.merge_summary.bias_alone(x)
-        if part.summary:
-            s = dropout(self.summarise(x, valid), self.rate, rngs)
-            y = self.merge_summary(self.units(s, part.summary))
+        if s is not None:
+            y = self.merge_summary(self.units(dropout(s, self.rate, rngs), part.summary))
         if part.local:
             f = dropout(self.normed("local", self.branch("local", x)), self.rate, rngs)
             y = y + self.merge_local(self.units(f, part.local))
-        return act(y), None
+        return act(y)
 
     def summarise(self, x: Array, valid: Array | None) -> Array:
         """Return what each frame hears of the others, (batch, time, outputs)."""

@@ -17,6 +17,7 @@ from compress.quantize import float32
 from jaxssl.models import choice
 from jaxssl.models.banded import banded, bands, by_bands
 from jaxssl.models.fourier import filtered, overlap_save, spectrum
+from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import convolve, gelu
 from jaxssl.models.names import CONV, FLAT, TAPS, Rule
@@ -38,6 +39,15 @@ class LongKernel:
     causal: bool = False
 
     pieces: ClassVar = 0  # numbered, with arrays of their own
+
+    @property
+    def ahead(self) -> int:
+        """Frames that it waits for in a stream."""
+        return padding(self.kernel, causal=self.causal)[1]
+
+    def memory(self, batch: int, width: int) -> dict[str, Any]:
+        """Return what a stream holds before the first frame."""
+        return nothing(batch, frames=(self.kernel - 1, width))
 
     def macs(self, width: int, frames: int) -> int:
         """Count the multiply-accumulates of one utterance."""
@@ -129,8 +139,17 @@ class Position(nnx.Module):
         if hasattr(self, "filters"):
             y = by_filters(x, self.filters[...], taps=self.taps, padding=self.pads)
         else:
-            y = convolved(x, normalised(self.kernel[...], self.gain[...]), padding=self.pads, groups=self.groups)
+            y = convolved(x, self.weight, padding=self.pads, groups=self.groups)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+
+    @property
+    def weight(self) -> Array:
+        """The kernel as it runs."""
+        return normalised(self.kernel[...], self.gain[...])
+
+    def stream(self, x: Array, valid: Array, memory: Memory) -> tuple[Array, Memory]:
+        """Return what is added to the frames of a stream that are `ahead` before those of `x`, and the memory."""
+        return stepped(self, x, memory)
 
 
 def padding(taps: int, *, causal: bool) -> tuple[int, int]:
@@ -156,6 +175,17 @@ def by_filters(x: Array, ready: Array, *, taps: int, padding: tuple[int, int]) -
     """Convolve `x: (batch, time, in)` with the kernel whose form `filters` made; padding as of `convolved`."""
     run = banded if choice.prepared_positions() == "banded" else filtered
     return run(x, ready, taps=taps, padding=padding)
+
+
+def stepped(position: Any, x: Array, memory: Memory) -> tuple[Array, Memory]:
+    """Convolve a chunk of a stream, `x: (batch, frames, width)`, and what is held before it by a position's kernel."""
+    whole, held = joined(memory, "frames", x)
+    if hasattr(position, "filters"):
+        before = position.taps - 1
+        y = by_filters(whole, position.filters[...], taps=position.taps, padding=(before, 0))[:, before:]
+    else:
+        y = convolve(whole, position.weight, groups=position.groups)
+    return gelu(y + position.bias[...].astype(x.dtype)[None, None]), held
 
 
 def filters(kernel: Array, *, groups: int) -> Array:

@@ -11,6 +11,7 @@ from jax import Array
 from jax.nn import initializers
 
 from compress.errors import InputError
+from jaxssl.models.held import Memory, delayed, joined, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, convolve, gelu
 from jaxssl.models.names import CONV, dense_rules
@@ -41,6 +42,16 @@ class ConvolutionStack:
         "fairseq": dense_rules(r"encoder\.pos_conv\.(\d+)\.0", r"position/convs/\1", CONV),
         "huggingface": dense_rules(r"encoder\.pos_conv_embed\.layers\.(\d+)\.conv", r"position/convs/\1", CONV),
     }
+
+    @property
+    def ahead(self) -> int:
+        """Frames that it waits for in a stream."""
+        return self.depth * padding(self.kernel, causal=self.causal)[1]
+
+    def memory(self, batch: int, width: int) -> dict[str, Any]:
+        """Return what each convolution holds before the first frame."""
+        after = padding(self.kernel, causal=self.causal)[1]
+        return {str(i): nothing(batch, frames=(self.kernel - 1, width), valid=(after,)) for i in range(self.depth)}
 
     @property
     def pieces(self) -> int:
@@ -92,7 +103,11 @@ class Step(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Convolve `x: (batch, time, width)`."""
-        y = convolve(x, self.kernel[...], padding=self.pads, groups=self.groups)
+        return self.convolved(x, self.pads)
+
+    def convolved(self, x: Array, pads: tuple[int, int]) -> Array:
+        """Convolve it with zeros before and after."""
+        y = convolve(x, self.kernel[...], padding=pads, groups=self.groups)
         return y + self.bias[...].astype(x.dtype)[None, None]
 
 
@@ -113,6 +128,16 @@ class Steps(nnx.Module):
                 x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
             x = gelu(over_channels(conv(x)))
         return x
+
+    def stream(self, x: Array, valid: Array, memory: dict[str, Memory]) -> tuple[Array, dict[str, Memory]]:
+        """Return what is added to the frames of a stream that are `ahead` before those of `x`, and the memory."""
+        held = {}
+        for i, conv in enumerate(self.convs):
+            before = memory[str(i)]
+            whole, mine = joined(before, "frames", jnp.where(valid[..., None], x, jnp.zeros_like(x)))
+            (valid,), also = delayed(before, valid=valid)
+            x, held[str(i)] = gelu(over_channels(conv.convolved(whole, (0, 0)))), {**mine, **also}
+        return x, held
 
 
 def over_channels(x: Array) -> Array:

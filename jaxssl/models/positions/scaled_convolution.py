@@ -10,11 +10,12 @@ from jax import Array
 from jax.nn import initializers
 
 from jaxssl.models import choice
+from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import gelu
 from jaxssl.models.names import CONV, dense_rules, norm_rules
 from jaxssl.models.part import Names
-from jaxssl.models.positions.convolution import LongKernel, by_filters, convolved, filters, padding
+from jaxssl.models.positions.convolution import LongKernel, by_filters, convolved, filters, padding, stepped
 
 
 @dataclass(frozen=True)
@@ -72,5 +73,15 @@ class ScaledPosition(nnx.Module):
         if hasattr(self, "filters"):
             y = by_filters(x, self.filters[...], taps=self.taps, padding=self.pads)
         else:
-            y = convolved(x, self.kernel[...], padding=self.pads, groups=self.groups)
+            y = convolved(x, self.weight, padding=self.pads, groups=self.groups)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+
+    @property
+    def weight(self) -> Array:
+        """The kernel as it runs."""
+        return self.kernel[...]
+
+    def stream(self, x: Array, valid: Array, memory: Memory) -> tuple[Array, Memory]:
+        """Return what is added to the frames of a stream that are `ahead` before those of `x`, and the memory."""
+        x = self.norm(x)
+        return stepped(self, jnp.where(valid[..., None], x, jnp.zeros_like(x)), memory)

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from compress.errors import InputError
+from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
 from jaxssl.models.part import Arrays, Names
 
@@ -33,8 +34,13 @@ class Sinusoids:
     rounded: Literal["float32", "float16"] = "float32"
     kind: Literal["sinusoid"] = "sinusoid"
 
+    ahead: ClassVar = 0  # frames that it waits for in a stream
     pieces: ClassVar = 0  # numbered, with arrays of their own
     names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
+
+    def memory(self, batch: int, width: int) -> dict[str, Any]:
+        """Return what a stream holds before the first frame: how many there were."""
+        return {"count": jnp.zeros(batch, jnp.int32)}
 
     def macs(self, width: int, frames: int) -> int:
         """Count nothing: nothing is multiplied by weights."""
@@ -74,11 +80,21 @@ class Waves(nnx.Module):
 
     def __call__(self, x: Array, valid: Array | None) -> Array:
         """Return what is added to `x: (batch, time, width)`: (1, time, width)."""
+        return self.table(jnp.arange(x.shape[1])[None]).astype(x.dtype)
+
+    def stream(self, x: Array, valid: Array, memory: Memory) -> tuple[Array, Memory]:
+        """Return what is added to a chunk of a stream, whose valid frames are numbered on, and the memory."""
+        numbers = memory["count"][:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+        return self.table(numbers - 1).astype(x.dtype), {"count": numbers[:, -1]}
+
+    def table(self, numbers: Array) -> Array:
+        """Return the sinusoids of frames of these numbers, (…, time): (…, time, width)."""
         waves = self.width // 2
         steps = waves - 1 if self.layout == "halves" else waves
         # Constants: a device's own exponential may be off by several roundings, which frame 1500 multiplies.
         rates = np.exp(np.arange(waves) * -math.log(LONGEST) / steps).astype(np.float32)
-        angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * rates[None]
+        angles = numbers[..., None].astype(jnp.float32) * rates.reshape(*(1,) * numbers.ndim, -1)
         both = jnp.sin(angles), jnp.cos(angles)
-        table = jnp.concatenate(both, 1) if self.layout == "halves" else jnp.stack(both, 2).reshape(-1, self.width)
-        return table.astype(self.rounded).astype(x.dtype)[None]
+        halves = self.layout == "halves"
+        table = jnp.concatenate(both, -1) if halves else jnp.stack(both, -1).reshape(*numbers.shape, self.width)
+        return table.astype(self.rounded)
