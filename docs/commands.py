@@ -33,6 +33,7 @@ GROUPS = {
     "Compare": (
         "experiments.tradeoff",
         "experiments.latency",
+        "experiments.streaming",
         "experiments.blocks",
         "benchmarks.forward",
         "benchmarks.training",
