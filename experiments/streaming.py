@@ -34,7 +34,7 @@ from jaxssl.inference import streaming
 from jaxssl.inference.encode import front_inputs
 from jaxssl.inference.latency import Load, Timing, machine
 from jaxssl.inference.source import Model, load_model, load_speech, with_stats
-from jaxssl.models.arch import SAMPLE_RATE, Arch, Attention, Layer, Sinusoids
+from jaxssl.models.arch import Arch, Attention, Layer, Sinusoids
 from jaxssl.models.model import apply
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, follow, main
@@ -88,7 +88,7 @@ def run(config: Config) -> None:
     speech = load_speech(config.audio, limit=1, batch=1, seconds=config.seconds)
     model = with_stats(load_model(config.model, seed=config.seed), speech)
     arch, notes = contexts(model.arch, config)
-    sizes = {ms: inputs_of(arch, ms) for ms in config.chunk}
+    sizes = {ms: streaming.inputs_of(arch, ms) for ms in config.chunk}
     streaming.start(arch)  # which refuses what cannot stream
     files.claim(config.out)
     inputs, _ = front_inputs(arch, speech.held_out[0][0], None, model.stats)
@@ -102,7 +102,7 @@ def run(config: Config) -> None:
         console.print(line, markup=False)
     files.own(config.out, config)
     files.write_csv(config.out / "streaming.csv", rows)
-    told = {"frames": ahead.frames, "ms": ahead.ms, "seconds": whole.shape[1] * period(arch) / 1e3}
+    told = {"frames": ahead.frames, "ms": ahead.ms, "seconds": whole.shape[1] * streaming.period(arch) / 1e3}
     report = {"machine": machine(jnp.float32), "lookahead": told, "notes": notes, "points": rows}
     files.write_json(config.out / "report.json", report)
     console.print(f"wrote {config.out}: streaming.csv, report.json", markup=False)
@@ -125,24 +125,6 @@ def contexts(arch: Arch, config: Config) -> tuple[Arch, list[str]]:
         found = replace(found, position=replace(arch.position, causal=True))
         notes.append("positions hear no frame of the future, as not trained")
     return found, list(dict.fromkeys(notes))
-
-
-def period(arch: Arch) -> float:
-    """Return the milliseconds from one frame of the output to the next."""
-    return 1e3 * arch.front.samples[0] * arch.time_reduction / SAMPLE_RATE
-
-
-def inputs_of(arch: Arch, ms: float) -> int:
-    """Count the inputs of a chunk.
-
-    Raises:
-        InputError: they are no whole number of frames.
-    """
-    frames = ms / period(arch)
-    if frames < 1 or abs(frames - round(frames)) > 1e-6:
-        good = max(round(frames), 1) * period(arch)
-        raise InputError(f"--chunk {ms:g}: no multiple of a frame of {period(arch):g} ms; give {good:g}")
-    return round(frames) * streaming.unit(arch)
 
 
 def point(arch: Arch, model: Model, inputs: jax.Array, whole: np.ndarray, ms: float, size: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ MODEL is a model folder or the name of a model of the package. OUT gets a folder
     torch             model.py, config.json, model.safetensors: PyTorch without us, any architecture; s3prl's expert.py
     onnx              model.onnx for ONNX Runtime, batch and length free
     onnx-int8         the same, its linear maps in int8: weights by channel, activations quantised as they come
+    onnx-stream       model.onnx of a chunk of --chunk ms and a state, which comes out again; stream.json says how late
+                      frames are. For models that can stream: attention of a limited context, Mamba one way, …
     stablehlo         model.jax for jax.export, batch and length free, for CPU, CUDA and TPU
     huggingface       for transformers' own class (HubertModel, WavLMModel, …), where it can be the architecture
     huggingface-code  for transformers' AutoModel, trust_remote_code=True: as torch, any architecture of these
@@ -19,8 +21,8 @@ our own output to 1e-4 of the largest value (int8's error is told, not limited),
 are timed in turns with ours on one utterance.
 
 A CTC layer that stands beside a model (ctc/) goes along: as `logits` in torch and onnx, for AutoModelForCTC and its
-tokenizer in both forms of Hugging Face; stablehlo and dphubert are the encoder alone. transformers' Whisper hears 30 s
-whatever it is given, and is compared on that.
+tokenizer in both forms of Hugging Face; onnx-stream, stablehlo and dphubert are the encoder alone. transformers'
+Whisper hears 30 s whatever it is given, and is compared on that.
 """
 
 import json
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxssl.runtime import ranges
-from jaxssl.runtime.ranges import Count, Stretch, There
+from jaxssl.runtime.ranges import Count, Positive, Stretch, There
 
 if not __package__:  # started as a file: find this project's packages beside tools/, not inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -58,8 +60,9 @@ from jaxssl.models.arch import SAMPLE_RATE
 from jaxssl.runtime.cli import command
 from tools.pytorch.formats import FORMATS, Given, Run, check_installed, heard
 
-Form = Literal["torch", "onnx", "onnx-int8", "stablehlo", "huggingface", "huggingface-code", "dphubert"]
+Form = Literal["torch", "onnx", "onnx-int8", "onnx-stream", "stablehlo", "huggingface", "huggingface-code", "dphubert"]
 Expected = tuple[jax.Array, jax.Array]  # an encoder's output and the valid frames of each row
+ALONE = ("onnx-stream", "stablehlo", "dphubert")  # forms without a CTC layer
 TOLERANCE = 1e-4  # of the largest value of the output
 COMPARED = 10 * SAMPLE_RATE  # samples of an utterance that outputs are compared on
 
@@ -73,6 +76,7 @@ class Options:
         out: a new folder.
         format: forms to write.
         audio: speech to compare on; default: noise.
+        chunk: of onnx-stream: what it takes at once, in ms.
         seconds: length of the utterance that is timed.
         rounds: timed runs of each form, in turns.
     """
@@ -81,6 +85,7 @@ class Options:
     out: tyro.conf.Positional[Path]
     format: tuple[Form, ...] = ("torch", "onnx", "stablehlo")
     audio: There[tuple[Path, ...]] = ()
+    chunk: Positive[float] = 320.0
     seconds: Stretch[float] = 5.0
     rounds: Count[int] = 15
 
@@ -95,12 +100,12 @@ def run(options: Options) -> list[dict[str, Any]]:
     if options.out.exists():
         raise InputError(f"{options.out}: already there; choose another folder or remove it")
     ranges.check(options)
-    given = read(options.model)
+    given = replace(read(options.model), chunk=options.chunk)
     for name in options.format:
         check_installed(name)
     samples, lengths = _speech(options.audio)
     ours: Run = _ours(given)
-    if given.ctc and (without := [name for name in options.format if name in ("stablehlo", "dphubert")]):
+    if given.ctc and (without := [name for name in options.format if name in ALONE]):
         print(f"{', '.join(without)}: the encoder alone, without its CTC layer", file=sys.stderr)
     plain = jax.jit(given.forward)(jnp.asarray(samples), jnp.asarray(lengths))
     options.out.parent.mkdir(parents=True, exist_ok=True)

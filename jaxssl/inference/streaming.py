@@ -35,8 +35,10 @@ __all__ = [
     "chunks",
     "delay",
     "finish",
+    "inputs_of",
     "limited",
     "lookahead",
+    "period",
     "start",
     "step",
     "stream",
@@ -168,6 +170,24 @@ def stream(arch: Arch, params: Params, inputs: Array, size: int, lengths: Array 
 def unit(arch: Arch) -> int:
     """Count the inputs from one frame of the output to the next, of which a chunk has a multiple."""
     return arch.front.hop * arch.time_reduction
+
+
+def period(arch: Arch) -> float:
+    """Return the milliseconds from one frame of the output to the next."""
+    return 1e3 * arch.front.samples[0] * arch.time_reduction / SAMPLE_RATE
+
+
+def inputs_of(arch: Arch, ms: float) -> int:
+    """Count the inputs of a chunk of so many milliseconds.
+
+    Raises:
+        InputError: they are no whole number of frames.
+    """
+    frames = ms / period(arch)
+    if frames < 1 or abs(frames - round(frames)) > 1e-6:
+        good = max(round(frames), 1) * period(arch)
+        raise InputError(f"--chunk {ms:g}: no multiple of a frame of {period(arch):g} ms; give {good:g}")
+    return round(frames) * unit(arch)
 
 
 def lookahead(arch: Arch) -> Lookahead:

@@ -48,12 +48,14 @@ class Given:
         params: its parameters.
         stats: of its log-Mel features.
         ctc: the output layer that it was fine-tuned with, or None.
+        chunk: milliseconds that a form that streams takes at once.
     """
 
     arch: Arch
     params: Params
     stats: Stats | None
     ctc: Outputs | None = None
+    chunk: float = 320.0
 
     @cached_property
     def graph(self) -> Any:
@@ -106,6 +108,13 @@ def onnx_int8(given: Given, folder: Path) -> Run:
         )
     whole.unlink()
     return onnx_session(folder / "model.onnx")
+
+
+def onnx_stream(given: Given, folder: Path) -> Run:
+    """Write an ONNX graph of a chunk and a state, of one stream; read back, it runs rows one after another."""
+    from tools.graphs import stream_model
+
+    return stream_model.form(given.arch, given.params, given.stats, folder, ms=given.chunk)
 
 
 def stablehlo(given: Given, folder: Path) -> Run:
@@ -356,6 +365,7 @@ FORMATS: dict[str, Callable[[Given, Path], Run]] = {
     "torch": torch,
     "onnx": onnx,
     "onnx-int8": onnx_int8,
+    "onnx-stream": onnx_stream,
     "stablehlo": stablehlo,
     "huggingface": huggingface,
     "huggingface-code": huggingface_code,
@@ -364,6 +374,7 @@ FORMATS: dict[str, Callable[[Given, Path], Run]] = {
 NEEDS = {
     "torch": ("torch",),
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "onnx-stream": ("onnx", "onnxruntime"),
     "huggingface": ("torch", "transformers"),
     "huggingface-code": ("torch", "transformers"),
     "dphubert": ("torch",),
