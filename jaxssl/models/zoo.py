@@ -19,6 +19,7 @@ from jaxssl.models.arch import (
     Layer,
     Mamba,
     NoFeedForward,
+    PositionalConvolution,
     RelativeBias,
     Waveform,
     hubert_base,
@@ -214,6 +215,15 @@ def _reusing(width: int, *, ffn: int) -> Arch:
     )
 
 
+def melhubert_mini_streaming() -> Arch:
+    """Return MelHuBERT mini for streams: positions of the past alone, attention to 2 s before and 40 ms after a frame.
+
+    So an output hears 240 ms behind its frame, beside the features' own window of 25 ms (`inference.streaming`).
+    """
+    layers = (Layer(Attention(8, 32, left=100, right=2), FeedForward(1024)),) * 6
+    return replace(melhubert_mini(), layers=layers, position=PositionalConvolution(64, causal=True))
+
+
 PRESETS: dict[str, Callable[[], Arch]] = {
     "hubert-base": hubert_base,
     "hubert-large": hubert_large,
@@ -235,6 +245,7 @@ PRESETS: dict[str, Callable[[], Arch]] = {
     "melhubert-20ms": melhubert,
     "melhubert-10ms": lambda: melhubert(10),
     "melhubert-mini": melhubert_mini,
+    "melhubert-mini-streaming": melhubert_mini_streaming,
     "melhubert-tiny": melhubert_tiny,
     "wavlm-base": wavlm_base,
     "wavlm-base-plus": wavlm_base,

@@ -23,6 +23,7 @@ from jaxssl.models.arch import (
     Waveform,
 )
 from jaxssl.models.mixers.summaries import FAR
+from jaxssl.models.zoo import melhubert_mini_streaming
 from tests.archs import (
     ARCHS,
     CONVS,
@@ -130,6 +131,8 @@ def test_lookahead_is_told_in_frames_and_milliseconds():
     causal, student = streaming.lookahead(STREAMING["causal"]), streaming.lookahead(STREAMING["student"])
     assert causal == streaming.Lookahead(1, 15.0)  # the last window of 25 ms of a frame that stands for 20
     assert student.ms == pytest.approx((THIN_FIELD - 40 + (3 + 2) * 40) / 16)
+    streaming.start(melhubert_mini_streaming())  # a preset to train
+    assert streaming.lookahead(melhubert_mini_streaming()).ms == 6 * 40 + 15
     assert streaming.lookahead(MORE["waveform"]).ms == pytest.approx((80 - 40 + (3 + 1) * 40) / 16, abs=3)
 
 

@@ -57,6 +57,7 @@ def write(arch: Arch, params: Params, folder: Path, *, size: int, batch: int = 1
     inputs = ["chunk", "lengths", *(f"state/{name}" for name in names)]
     model = onnx_of(program, [chunk, lengths, *jax.tree.leaves(first)], inputs, results)
     onnx.save_model(model, folder / FILE, save_as_external_data=True, location=f"{FILE}.data")
+    (folder / f"{FILE}.data").chmod(0o644)  # readable for all, as the file beside it
     told: dict[str, Any] = {
         "chunk": size,
         "batch": batch,
