@@ -10,6 +10,7 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.inference import streaming
+from jaxssl.inference.prepack import prepared
 from jaxssl.models.arch import (
     ConvolutionStack,
     FeedForward,
@@ -109,6 +110,17 @@ def test_a_stream_gives_what_the_whole_utterance_gives(name, frames):
         np.testing.assert_allclose(found.last[row, :count], whole.last[row, :count], atol=1e-5)
         if arch.head is not None:
             np.testing.assert_allclose(found.logits[row, :count], whole.logits[row, :count], atol=1e-5)
+
+
+@slow
+@pytest.mark.parametrize("name", ["post-norm", "pre-norm", "scaled"])
+def test_a_prepared_model_streams_too(name):
+    """Its positional kernel is a transform, its maps are our kernels' where there is a compiler."""
+    arch, params = prepared(ALL[name], weights(ALL[name]))
+    inputs, lengths, whole = offline(name)
+    found = streaming.stream(arch, params, inputs, 5 * streaming.unit(arch), lengths)
+    for row, count in enumerate(np.asarray(whole.lengths[-1])):
+        np.testing.assert_allclose(found.last[row, :count], whole.last[row, :count], atol=1e-5)
 
 
 @pytest.mark.parametrize(
