@@ -9,7 +9,20 @@ from math import prod
 import jax.numpy as jnp
 from jax import Array
 
+from compress.errors import InputError
+
 Memory = dict[str, Array]
+MOST = 2**20  # frames that a part holds at most: six hours of 20 ms
+
+
+def check_held(where: str, frames: int) -> None:
+    """Refuse to hold more frames than any stream needs.
+
+    Raises:
+        InputError: they are more than `MOST`.
+    """
+    if frames > MOST:
+        raise InputError(f"{where}: a stream would hold {frames} frames; give a context of at most {MOST}")
 
 
 def nothing(batch: int, **shapes: tuple[int, ...]) -> Memory:

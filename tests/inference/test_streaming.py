@@ -180,6 +180,10 @@ def test_limited_context_is_given_to_all_attention():
         (MEL, "layers/0: attention sees all frames before its own; give it left and right"),
         (LIMITED, "layers/1: attention sees all frames before"),
         (replace(REUSING, layers=(replace(REUSING.layers[0], mixer=PAST.mixer), *REUSING.layers[1:])), "layers/1: reu"),
+        (
+            replace(MEL, layers=(transformer_layer(4, 24, left=2**31 - 1, right=0),)),
+            "would hold 2147483647 frames; give",
+        ),
         (WAVLM, "layers/0: gated attention"),
         (SUMMARY, "layers/0: SummaryMixing takes the mean of all frames; give it a window"),
         (MAMBA, "front: a group norm over time"),

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from compress.errors import InputError
 from jaxssl.models.attend import Context, attend, near, visible
 from jaxssl.models.dense import Dense
-from jaxssl.models.held import Memory, joined, nothing
+from jaxssl.models.held import Memory, check_held, joined, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import KEPT, dropout
 from jaxssl.models.names import JOIN, dense_rules
@@ -163,7 +163,7 @@ class Attention:
         """Refuse what no stream can hold.
 
         Raises:
-            InputError: it sees all frames before or after its own, or reuses maps.
+            InputError: it sees all frames before or after its own, or too many, or reuses maps.
         """
         if self.reuse:
             raise InputError(f"{where}: reuses attention maps, which no stream holds; use a layer that makes its own")
@@ -173,6 +173,7 @@ class Attention:
                 f"{where}: attention sees all frames {side} its own; give it left and right to stream "
                 "(inference.streaming.limited)"
             )
+        check_held(where, (self.left or 0) + (self.right or 0))
 
     def memory(self, batch: int, width: int) -> Memory:
         """Return what a stream holds before the first frame: queries that wait, keys and values."""

@@ -10,7 +10,7 @@ from jax import Array
 from compress.errors import InputError
 from jaxssl.models.activations import FUNCTIONS, Activation
 from jaxssl.models.dense import Dense
-from jaxssl.models.held import Memory, delayed, nothing
+from jaxssl.models.held import Memory, check_held, delayed, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm, dropout, encoder_init
 from jaxssl.models.mixers.summaries import FAR, running, summaries
@@ -203,13 +203,14 @@ class SummaryMixing:
         """Refuse a mean over all that is to come.
 
         Raises:
-            InputError: it is.
+            InputError: it is, or is over too many frames.
         """
         if not self.window or self.window[1] >= FAR:
             raise InputError(
                 f"{where}: SummaryMixing takes the mean of all frames; give it a window, ({FAR}, 0) for all so far, to "
                 "stream"
             )
+        check_held(where, self.window[1] if self.window[0] >= FAR else sum(self.window))
 
     def memory(self, batch: int, width: int) -> Memory:
         """Return what a stream holds before the first frame: frames that wait, and sums so far or the window."""
