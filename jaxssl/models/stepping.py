@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from compress.errors import InputError
 from jaxssl.models.arch import Arch
 from jaxssl.models.held import delayed, nothing
 from jaxssl.models.model import Model
@@ -23,6 +24,11 @@ def check_stream(arch: Arch) -> None:
     Raises:
         InputError: the message names the part and the remedy.
     """
+    if arch.shortens and (arch.upsampling or arch.grouped != arch.time_reduction):
+        raise InputError(
+            "sequences are made shorter in this model, which a stream does not do; use time_reduction, or a model "
+            "that hears all frames"
+        )
     arch.front.check_stream()
     for i, layer in enumerate(arch.layers):
         layer.mixer.check_stream(f"layers/{i}")
@@ -82,7 +88,8 @@ def stepped(model: Model, state: State, inputs: Array, valid: Array) -> tuple[Ar
     x = x + y if arch.norm_first else model.norm(x + y)
     held: State = {}
     if arch.time_reduction > 1:
-        x, valid, held = reduction(arch).stream(model.reduction, x, valid, state["reduction"])
+        reduce = reduction(arch)
+        x, valid, held = reduce.stream(lambda x: model.reduction(x, None).x, x, valid, state["reduction"])
     for i, layer in enumerate(model.layers):
         x, valid, layers[str(i)] = layer.stream(x, valid, state["layers"][str(i)])
     x = model.norm(x) if arch.norm_first else x

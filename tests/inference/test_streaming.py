@@ -12,12 +12,14 @@ from compress.errors import InputError
 from jaxssl.inference import streaming
 from jaxssl.inference.prepack import prepared
 from jaxssl.models.arch import (
+    AveragePooling,
     ConvolutionStack,
     FeedForward,
     Layer,
     LengthAdapter,
     Mamba,
     PositionalConvolution,
+    Repeat,
     ScaledConvolution,
     Sinusoids,
     SummaryMixing,
@@ -190,6 +192,7 @@ def test_limited_context_is_given_to_all_attention():
         (replace(MEL, layers=MAMBA.layers), "layers/0: Mamba of directions inner"),
         (LARGE, "front: normalize needs the whole utterance"),
         (ARCHS["whisper"], "front: Whisper's log-Mel"),
+        (replace(STREAMING["causal"], shortening=AveragePooling(2), upsampling=Repeat()), "sequences are made shorter"),
         (replace(STREAMING["causal"], length_adapter=LengthAdapter(10)), "length_adapter: joins frames"),
     ],
 )
