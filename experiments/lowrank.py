@@ -35,6 +35,7 @@ told before it), and the timing follows the MACs only in part (attention itself 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ from experiments.curves.job import (
     train_control,
     trained,
 )
-from experiments.curves.points import Bench, Row, Subject, sizes
+from experiments.curves.points import Bench, Row, Subject, known_before, sizes
 from experiments.curves.recovery import ready
 from experiments.curves.schedule import Schedule
 from experiments.curves.targets import Budget, Target, check, parse
@@ -66,7 +67,7 @@ from experiments.curves.variants import (
     map_rows,
     variants_of,
 )
-from experiments.reports import ranks, tables
+from experiments.reports import methods, tables
 from jaxssl.inference.source import Model, Speech, load_speech, with_stats
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, main
@@ -75,6 +76,7 @@ from jaxssl.training.calendar import Calendar
 from jaxssl.training.corpus import Data, HeldOut, check_batches, held_out
 from jaxssl.training.settings import Training, claim, own
 
+NAMES = {"svd": "plain SVD", "activation": "activation-aware"}
 FREE = ("maps",)  # a finished run may be asked for its maps
 MAP_COLUMNS = {
     "variant": "variant",
@@ -167,7 +169,7 @@ def run(config: Config) -> None:
     model, data = _labelled(config, model) if config.steps else (model, None)
     subject = subject_like(model, subject)
     bench = open_bench(config, model, data, config.training(), out=config.out, technique="lowrank", label="low rank")
-    bench = replace(bench, draw=ranks.draw)
+    bench = replace(bench, draw=partial(methods.draw, names=NAMES))
     own(config.out, config, free=FREE)
     for note in (*(model.notes if data is None else ()), *speech.notes):
         console.print(f"note: {note}", markup=False)
@@ -215,11 +217,7 @@ class Begun:
     @property
     def quality(self) -> dict[str, float]:
         """Held-out loss with its interval, and masked accuracy, where there are labels."""
-        if self.heard is None:
-            return {}
-        found = self.heard.summary()
-        loss = {f"loss_before{end}": found[f"valid_loss{end}"] for end in ("", "_low", "_high")}
-        return {**loss, "accuracy_before": found["masked_accuracy"]}
+        return known_before(self.heard)
 
 
 def _targets(config: Config) -> list[Target]:
@@ -256,16 +254,8 @@ def _recover(config: Config, job: Job, bench: Bench, begun: Sequence[Begun]) -> 
     for each in begun:
         console.print(f"training on: {each.name}", markup=False)
         subject = trained(job, bench.out / "recovery" / each.name, each.subject, lesson, steps)
-        told = {**each.told, **each.quality, **_above(each, bench.controls.get(steps))}
+        told = {**each.told, **known_before(each.heard, bench.controls.get(steps))}
         bench.point(each.name, subject, level=each.level, step=steps, told=told)
-
-
-def _above(each: Begun, control: HeldOut | None) -> dict[str, float]:
-    """Compare a model that has not been trained yet with the control, paired by utterance, where there is one."""
-    if control is None or each.heard is None:
-        return {}
-    found = each.heard.above(control)
-    return {f"difference_before{end}": found[f"loss_difference{end}"] for end in ("", "_low", "_high")}
 
 
 def _schedule(config: Config) -> Schedule:

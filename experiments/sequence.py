@@ -21,14 +21,17 @@ hides the whole group that it is put into. A run that was broken off goes on wit
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
 from experiments.curves.curve import Curve, Recovery
 from experiments.curves.job import Job, draw, open_job, open_model, recovering, trained
-from experiments.curves.points import Bench, Subject
+from experiments.curves.measures import MACS, TIME
+from experiments.curves.points import Bench, Subject, known_before
 from experiments.curves.schedule import Schedule
+from experiments.reports import methods
 from jaxssl.models.arch import SAMPLE_RATE, Arch, AveragePooling, Grouping, StridedConvolution
 from jaxssl.models.shorten import shortened
 from jaxssl.runtime.cli import console, main
@@ -82,7 +85,17 @@ class Variant:
     at: int | None
 
     def __str__(self) -> str:
-        return f"ratio-{self.ratio}-{self.way}-{FRONT if self.at is None else f'layer-{self.at}'}"
+        return f"ratio-{self.ratio}-{self.method}"
+
+    @property
+    def method(self) -> str:
+        """What it has in common with other ratios."""
+        return f"{self.way}-{self.place}"
+
+    @property
+    def place(self) -> str:
+        """Where it is done, in words."""
+        return FRONT if self.at is None else f"layer-{self.at}"
 
     @property
     def part(self) -> Grouping:
@@ -105,7 +118,10 @@ def run(config: Config) -> None:
         for variant in variants:
             _point(config, job, bench, lesson, variant)
 
-    draw(job, points, ends=(config.steps,), out=config.out, technique="sequence", label="shorter sequences", now=1)
+    names = {variant.method: f"{variant.way}, {variant.place.replace('-', ' ')}" for variant in variants}
+    picture = partial(methods.draw, names=names, costs=(TIME, MACS))
+    label = "shorter sequences"
+    draw(job, points, ends=(config.steps,), out=config.out, technique="sequence", label=label, now=1, picture=picture)
 
 
 def variants_of(config: Config, arch: Arch) -> list[Variant]:
@@ -159,10 +175,10 @@ def _point(config: Config, job: Job, bench: Bench, lesson: Lesson | None, varian
         return
     changed = _shortened(config, job.subject, variant)
     front = changed.arch.front
-    told: dict[str, Any] = {"frames_per_s": front.rate / front.hop / changed.arch.grouped}
+    told: dict[str, Any] = {"frames_per_s": front.rate / front.hop / changed.arch.grouped, "method": variant.method}
     if config.steps:
         console.print(f"training on: {name}", markup=False)
-        told["loss_before"] = bench.quality(changed)["valid_loss"]
+        told |= known_before(bench.hear(changed), bench.controls.get(config.steps))
         changed = trained(job, bench.out / "recovery" / name, changed, lesson, config.steps)
     bench.point(name, changed, level=variant.ratio, step=config.steps, told=told)
 

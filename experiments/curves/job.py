@@ -220,13 +220,15 @@ def draw(
     now: float,
     fast: Callable[[Subject], Fast] | None = None,
     notes: Sequence[str] = (),
+    picture: Callable[..., None] | None = None,
 ) -> None:
     """Measure the dense model, train the control, let `points` measure the others, and report.
 
-    `ends` are the updates that the points are trained with, rising; the other arguments are as `prune`'s.
+    `ends` are the updates that the points are trained with, rising, and `picture` draws curve.png as `Bench.draw` does;
+    the other arguments are as `prune`'s.
     """
     bench = open_bench(job.config, job.model, job.data, job.training, out=out, technique=technique, label=label)
-    bench = replace(bench, fast=fast or bench.fast)
+    bench = replace(bench, fast=fast or bench.fast, draw=picture)
     if any(ends):
         check_batches(job.data, job.training)
     own(out, job.config, free=())

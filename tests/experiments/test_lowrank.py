@@ -16,7 +16,7 @@ from compress.errors import InputError
 from experiments import latency, lowrank
 from experiments.curves import points as curve_points
 from experiments.curves.runs import read_curves
-from experiments.reports import canvas, ranks
+from experiments.reports import canvas, methods
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import load_stats
 from jaxssl.inference.source import load_model
@@ -315,5 +315,5 @@ def test_the_smallest_model_is_a_curve_s_last(finished):
 def test_without_recovery_no_point_of_the_picture_is_hollow(finished, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(canvas, "finish", lambda figure, *_: drawn.append(figure))
-    ranks.draw(tmp_path / "a.png", points(finished), level="lowrank", title="a", caption="")
+    methods.draw(tmp_path / "a.png", points(finished), level="", title="a", caption="", names=lowrank.NAMES)
     assert not any(line.get_markerfacecolor() == "w" for line in drawn[0].axes[0].lines)

@@ -13,7 +13,7 @@ import pytest
 from compress.address import flatten
 from experiments import lowrank, tradeoff
 from experiments.curves.runs import read_curves
-from experiments.reports import canvas, ranks
+from experiments.reports import canvas, methods
 from jaxssl.models import checkpoint, cost
 from jaxssl.training import fit
 from tests.experiments.small import make
@@ -103,7 +103,7 @@ def test_the_picture_has_time_first_and_both_states_of_every_point(recovered, tm
     drawn = []
     monkeypatch.setattr(canvas, "finish", lambda figure, *_: drawn.append((figure, _[-1])))
     for rows in (points(recovered[0]), points(recovered[0])[:1]):
-        ranks.draw(tmp_path / "a.png", rows, level="lowrank", title="a", caption="")
+        methods.draw(tmp_path / "a.png", rows, level="", title="a", caption="", names=lowrank.NAMES)
     (trained, labels), _ = drawn
     time, size = trained.axes
     assert "time" in time.get_xlabel()

@@ -1,38 +1,48 @@
-"""The picture of factorised models: quality against measured time and size, before and after the recovery."""
+"""The picture of models made in several ways: a line for each way, before and after the recovery."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.curves.measures import PARAMETERS, QUALITY, TIME, Cost, Row, Span, measured, number
 from experiments.reports import canvas
-from experiments.reports.canvas import COLOURS
+from experiments.reports.canvas import COLOURS, MARKERS
 from experiments.reports.direct_labels import Label
 
-METHODS = {"svd": "plain SVD", "activation": "activation-aware"}
-SHAPES = {"dense": ("D", "0.35"), "svd": ("o", COLOURS[0]), "activation": ("s", COLOURS[1])}
-BEFORE = {"loss_difference": "difference_before", "valid_loss": "loss_before"}  # right after factorising
+DENSE = "dense"
+BEFORE = {"loss_difference": "difference_before", "valid_loss": "loss_before"}  # right after compressing
 CAPTION = "time in turns with the dense model, bars are quartiles; of quality 95 % bootstrap"
 
 
-def draw(path: Path, rows: Sequence[Row], *, level: str, title: str, caption: str) -> None:
-    """Draw the dense model and each rank and method, against measured time, and against parameters.
+def draw(
+    path: Path,
+    rows: Sequence[Row],
+    *,
+    level: str,
+    title: str,
+    caption: str,
+    names: Mapping[str, str],
+    costs: Sequence[Cost] = (TIME, PARAMETERS),
+) -> None:
+    """Draw the dense model and the points of each method, against measured time first.
 
     Hollow markers are of before the recovery, filled ones of after it, or of the only state there is.
 
     Args:
         path: of the picture.
-        rows: points, the dense model first; each has its `method`.
+        rows: points, the dense model first; each other one has its `method`.
         level: what other runs number their points by; here their names say it.
         title: above it.
         caption: below the title; may be empty.
+        names: what the methods are called.
+        costs: a panel each.
     """
     del level
     key = _measure(rows[1:] or rows)
-    figure, [panels] = canvas.blocks(1, 2, height=3.6)
+    figure, [panels] = canvas.blocks(1, len(costs), height=3.6)
     direct: list[Label] = []
-    for panel, cost in zip(panels, (TIME, PARAMETERS), strict=True):
-        direct += _draw_panel(panel, cost, key, rows)
+    for panel, cost in zip(panels, costs, strict=True):
+        direct += _draw_panel(panel, cost, key, rows, names)
         canvas.name_axes(panel, cost.label, QUALITY[key] if panel is panels[0] else None)
     canvas.finish(figure, path, title, f"{CAPTION}\n{caption}", direct)
 
@@ -42,12 +52,13 @@ def _measure(rows: Sequence[Row]) -> str:
     return next((key for key in BEFORE if any(number(row, key) is not None for row in rows)), "output_error")
 
 
-def _draw_panel(panel: Any, cost: Cost, key: str, rows: Sequence[Row]) -> list[Label]:
+def _draw_panel(panel: Any, cost: Cost, key: str, rows: Sequence[Row], names: Mapping[str, str]) -> list[Label]:
     """Draw a line for each method, and the dense model; return the labels of its points."""
     labels = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        marker, colour = SHAPES[method]
-        mine = sorted((row for row in rows if row["method"] == method and cost.read(row)), key=lambda r: _at(cost, r))
+    shapes = {DENSE: ("D", "0.35"), **dict(zip(names, zip(MARKERS, COLOURS, strict=False), strict=False))}
+    for method in dict.fromkeys(map(_method, rows)):
+        marker, colour = shapes[method]
+        mine = sorted((row for row in rows if _method(row) == method and cost.read(row)), key=lambda r: _at(cost, r))
         before = [(cost.read(row), _before(row, rows, key)) for row in mine]
         after = [(cost.read(row), _after(row, rows, key)) for row in mine]
         _line(panel, before, f"{marker}:", "before the recovery", color=colour, markerfacecolor="w")
@@ -55,7 +66,7 @@ def _draw_panel(panel: Any, cost: Cost, key: str, rows: Sequence[Row]) -> list[L
         _line(panel, after, f"{marker}-", name, color=colour)
         for row, (x, y), (_, first) in zip(mine, after, before, strict=True):
             if x and (shown := y or first):
-                labels.append(Label(panel, _said(row), colour, (x[0], shown[0])))
+                labels.append(Label(panel, _said(row, names), colour, (x[0], shown[0])))
     panel.margins(0.12)
     return labels
 
@@ -75,14 +86,14 @@ def _line(
 def _after(row: Row, rows: Sequence[Row], key: str) -> Span | None:
     """Read a point's quality; of the dense model that of the control, where there is one."""
     control = next((found for each in rows if (found := number(each, "control_loss")) is not None), None)
-    if row["method"] == "dense" and key == "valid_loss" and control is not None:
+    if _method(row) == DENSE and key == "valid_loss" and control is not None:
         return control, control, control
     return measured(key)(row)
 
 
 def _before(row: Row, rows: Sequence[Row], key: str) -> Span | None:
     """Read a point's quality before the recovery; None where nothing was trained."""
-    if row["method"] != "dense" or not any(key in BEFORE and number(each, BEFORE[key]) is not None for each in rows):
+    if _method(row) != DENSE or not any(key in BEFORE and number(each, BEFORE[key]) is not None for each in rows):
         return measured(BEFORE.get(key, ""))(row)
     control = next((found for each in rows if (found := number(each, "control_loss")) is not None), None)
     loss = number(row, "valid_loss")
@@ -92,12 +103,16 @@ def _before(row: Row, rows: Sequence[Row], key: str) -> Span | None:
     return found, found, found
 
 
-def _said(row: Row) -> str:
+def _said(row: Row, names: Mapping[str, str]) -> str:
     """Name a point: `dense`, or `rank 64, plain SVD`."""
-    if row["method"] == "dense":
-        return "dense"
-    target = str(row["name"]).removesuffix(f"-{row['method']}").replace("-", " ", 1)
-    return f"{target}, {METHODS[row['method']]}"
+    if (method := _method(row)) == DENSE:
+        return DENSE
+    target = str(row["name"]).removesuffix(f"-{method}").replace("-", " ", 1)
+    return f"{target}, {names[method]}"
+
+
+def _method(row: Row) -> str:
+    return str(row.get("method") or DENSE)
 
 
 def _at(cost: Cost, row: Row) -> float:
