@@ -172,7 +172,7 @@ ARCHS = {
         upsampling=TransposedConvolution(6),
     ),
     "firing": replace(
-        MEL, layers=MEL.layers[:2], shortening=IntegrateAndFire(3, amount=0.8, most=90), upsampling=Repeat()
+        MEL, layers=MEL.layers[:1], shortening=IntegrateAndFire(3, amount=0.8, most=90), upsampling=Repeat()
     ),
     "sinusoid": replace(MEL, position=Sinusoids()),
     "whisper": Arch(

@@ -185,4 +185,5 @@ class Integration(nnx.Module):
         side = self.part.taps // 2
         hidden = convolve(x, self.kernel[...], padding=(side, side)) + self.bias[...].astype(x.dtype)[None, None]
         hidden = jax.nn.relu(self.norm(hidden)).astype(jnp.float32)
-        return jax.nn.sigmoid(hidden @ self.score[...] + self.score_bias[...][None])
+        # A sum of products, in float32 wherever it runs: accelerators round what goes into a matrix product.
+        return jax.nn.sigmoid((hidden * self.score[...][None, None]).sum(-1) + self.score_bias[...][None])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from compress.errors import InputError
 from jaxssl.convert import to_huggingface, to_torch
@@ -22,7 +23,9 @@ from jaxssl.models.shorten import shortened
 from tests.archs import ARCHS, MEL, forward, noise, weights
 
 ARCH = ARCHS["firing"]
-PLAIN = replace(MEL, layers=MEL.layers[:2])
+ROOMY = replace(ARCH, shortening=IntegrateAndFire(3))
+LENGTHS = np.array([30, 21], np.int32)
+PLAIN = replace(MEL, layers=MEL.layers[:1])
 
 
 @pytest.fixture(scope="module")
@@ -66,45 +69,58 @@ def test_parameters_and_multiplications_are_those_of_the_paper_s_net():
 
 
 @partial(jax.jit, static_argnums=0)
-def mixing(arch, params, inputs, amount, lengths):
+def mixing(arch, params, inputs, lengths, amount):
     return apply(arch, params, inputs, lengths, amount=amount)
 
 
 def test_an_amount_of_nothing_is_the_plain_model(key):
     """Also where padding is, and whatever the net says."""
-    arch, params, inputs = replace(ARCH, shortening=IntegrateAndFire(3)), weights(ARCH), noise(ARCH, key)
+    params, inputs = weights(ROOMY), noise(ROOMY, key)
     plain = {name: value for name, value in params.items() if name != "shortening"}
-    lengths = np.array([30, 21], np.int32)
-    out, wanted = mixing(arch, params, inputs, np.float32(0), lengths), forward(PLAIN, plain, inputs, lengths)
-    np.testing.assert_array_equal(out.lengths[-1], lengths)
+    out, wanted = mixing(ROOMY, params, inputs, LENGTHS, np.float32(0)), forward(PLAIN, plain, inputs, LENGTHS)
+    np.testing.assert_array_equal(out.lengths[-1], LENGTHS)
     np.testing.assert_allclose(out.logits[0], wanted.logits[0], atol=1e-5)
     np.testing.assert_allclose(out.logits[1, :21], wanted.logits[1, :21], atol=1e-5)
 
 
-def test_the_amount_of_a_call_is_that_of_the_arch(key):
-    params, inputs, lengths = weights(ARCH), noise(ARCH, key), np.array([30, 21], np.int32)
-    other = replace(ARCH, shortening=replace(ARCH.shortening, amount=0.3))
-    called = mixing(other, params, inputs, np.float32(0.8), lengths)
-    np.testing.assert_allclose(called.last, forward(ARCH, params, inputs, lengths).last, atol=1e-6)
-    amounts = [
-        mixing(replace(ARCH, shortening=IntegrateAndFire(3)), params, inputs, np.float32(a), lengths)
-        for a in (0.2, 1, 1.6)
-    ]
-    counts = [out.lengths[-1].tolist() for out in amounts]
+def test_the_amount_of_a_call_is_in_place_of_the_arch_s(key):
+    params, inputs = weights(ROOMY), noise(ROOMY, key)
+    said = forward(ROOMY, params, inputs, LENGTHS)
+    outs = [mixing(ROOMY, params, inputs, LENGTHS, np.float32(amount)) for amount in (0.2, 1, 1.6)]
+    np.testing.assert_allclose(outs[1].last, said.last, atol=1e-6)
+    counts = [out.lengths[-1].tolist() for out in outs]
     assert counts[0] > counts[1] > counts[2]
-    for out in amounts:  # what guidance is for is unmixed
-        np.testing.assert_array_equal(out.weights, amounts[0].weights)
+    for out in outs:  # what guidance is for is unmixed
+        np.testing.assert_allclose(out.weights, said.weights, atol=1e-6)
 
 
-def test_training_draws_the_amount_of_each_batch(key):
-    params, inputs, lengths = weights(ARCH), noise(ARCH, key), np.array([30, 21], np.int32)
-    arch = replace(ARCH, shortening=IntegrateAndFire(3, drawn="uniform"), dropout=replace(ARCH.dropout, layer=0.0))
-    run = jax.jit(lambda key: apply(arch, params, inputs, lengths, key=key).lengths[-1])
-    counts = {tuple(run(jax.random.key(seed)).tolist()) for seed in range(8)}
-    assert len(counts) > 3
+def alone(part, *, width=6):
+    """The part's module with fresh weights, and two utterances for it."""
+    x = np.random.default_rng(0).standard_normal((2, 30, width)).astype(np.float32)
+    return part.build(width, rngs=Keys(jax.random.key(0))), jnp.asarray(x)
+
+
+def test_training_draws_the_amount_of_each_batch():
+    module, x = alone(IntegrateAndFire(3, drawn="uniform"))
+    still, _ = alone(IntegrateAndFire(3))
+    run = jax.jit(lambda key: module(x, LENGTHS, Keys(key)).lengths)
+    counts = [tuple(run(jax.random.key(seed)).tolist()) for seed in range(12)]
+    assert len(set(counts)) > 3
     assert max(counts) > (24, 16)  # near no compression
-    still = forward(arch, params, inputs, lengths)
-    np.testing.assert_array_equal(still.lengths[-1], mixing(ARCH, params, inputs, np.float32(1), lengths).lengths[-1])
+    np.testing.assert_array_equal(module(x, LENGTHS).lengths, still(x, LENGTHS, Keys(jax.random.key(0))).lengths)
+
+
+def test_gradients_reach_the_amount():
+    """Which a task may learn: a rate of its own (Chen et al. 2023)."""
+
+    def value(amount):
+        module, x = alone(IntegrateAndFire(3))
+        module.amount = nnx.Intermediate(amount)
+        return jnp.square(module(x, LENGTHS).x).sum()
+
+    gradient = jax.jit(jax.grad(value))(jnp.float32(0.8))
+    assert np.isfinite(gradient)
+    assert gradient != 0
 
 
 def test_amounts_are_drawn_as_published():
@@ -118,19 +134,6 @@ def test_amounts_are_drawn_as_published():
         middle = 55 if drawn == "period" else (low + high) / 2
         np.testing.assert_allclose(np.mean(spread), middle, rtol=0.03)
     assert IntegrateAndFire(amount=0.5).draw(keys[0]) == 0.5
-
-
-def test_gradients_reach_the_net_and_the_amount(key):
-    params, inputs = weights(ARCH), noise(ARCH, key)
-
-    def value(params, amount):
-        return jnp.square(apply(ARCH, params, inputs, amount=amount).logits).sum()
-
-    grads, amount = jax.jit(jax.grad(value, (0, 1)))(params, jnp.float32(0.8))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads["shortening"]))
-    assert np.isfinite(amount)
-    assert amount != 0
 
 
 def test_an_amount_is_refused_where_nothing_fires(key):
@@ -150,8 +153,7 @@ def test_what_there_is_no_room_for_is_told(key):
     out = forward(ARCH, params, inputs, np.array([30, 9], np.int32))
     assert np.isnan(out.last[0]).all()
     assert np.isfinite(out.last[1]).all()  # whose nine frames have room for nine
-    roomy = replace(ARCH, shortening=IntegrateAndFire(3))
-    assert np.isfinite(forward(roomy, params, inputs).last).all()
+    assert np.isfinite(forward(ROOMY, params, inputs, LENGTHS).last).all()
     with pytest.raises(InputError, match="utterance 0: more frames fire than the arch has room for"):
         list(encode_all(ARCH, params, [np.asarray(inputs[0])]))
 
@@ -160,8 +162,7 @@ def test_what_would_fire_nothing_fires_once(key):
     params = weights(ARCH)
     net = params["shortening"]
     quiet = {**params, "shortening": {**net, "score_bias": np.full(1, -20, np.float32)}}
-    arch = replace(ARCH, shortening=IntegrateAndFire(3))
-    out = forward(arch, quiet, noise(ARCH, key), np.array([30, 1], np.int32))
+    out = forward(ROOMY, quiet, noise(ARCH, key), np.array([30, 1], np.int32))
     assert out.lengths[-1].tolist() == [1, 1]
     assert out.last_lengths.tolist() == [30, 1]
     assert np.isfinite(out.last).all()
@@ -178,15 +179,16 @@ def test_a_fired_frame_with_anything_hidden_in_it_is_hidden(golden):
         np.testing.assert_array_equal(np.flatnonzero(hidden[row]), np.arange(first, last + 1))
 
 
-def test_a_model_begins_with_means_of_four(key):
-    params, inputs = weights(PLAIN), noise(PLAIN, key)
-    arch, started = shortened(PLAIN, params, IntegrateAndFire(3), {})
+def test_a_model_begins_with_means_of_four():
+    part = IntegrateAndFire(3)
+    arch, started = shortened(PLAIN, weights(PLAIN), part, {})
     assert jax.tree.structure(started) == jax.tree.structure(shapes(arch))
-    means = replace(PLAIN, shortening=AveragePooling(4), upsampling=Repeat())
-    one, two = forward(arch, started, inputs), forward(means, params, inputs)
-    assert one.lengths[-1].tolist() == [7, 7]
-    np.testing.assert_allclose(one.hidden[-1][:, :7], two.hidden[-1], atol=1e-4)
-    np.testing.assert_allclose(one.logits, two.logits, atol=1e-4)
+    module, x = alone(part, width=PLAIN.front.size)
+    graph, state = nnx.split(module)
+    nnx.replace_by_pure_dict(state, started["shortening"])
+    short, means = nnx.merge(graph, state)(x, None), alone(AveragePooling(4))[0](x, None)
+    assert short.lengths.tolist() == [7, 7]
+    np.testing.assert_allclose(short.x[:, :7], means.x, atol=1e-5)
 
 
 @pytest.mark.parametrize(
