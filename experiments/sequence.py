@@ -60,8 +60,9 @@ class Config(Curve):
     """frames that become one, one model each"""
     by: tuple[Way, ...] = ("mean",)
     """mean of the group; convolution: a learned map of it"""
-    at: tuple[str, ...] = (FRONT,)
-    """front: behind the front end; or the number of the layer before which, from 0"""
+    at: tuple[str, ...] = ()
+    """front: behind the front end; or the number of the layer before which, from 0; default: front, and the middle
+    layer"""
     upsample: Literal["repeat", "learned"] = "repeat"
     """how the output gets its frames back"""
     steps: Natural[int] = 60
@@ -137,13 +138,13 @@ def variants_of(config: Config, arch: Arch) -> list[Variant]:
     """
     depth = len(arch.layers)
     places = list[int | None]()
-    for word in dict.fromkeys(config.at):
+    for word in dict.fromkeys(config.at or (FRONT, str(depth // 2))):
         if word != FRONT and not (word.isdecimal() and int(word) < depth):
             raise InputError(f"--at {word}: give {FRONT}, or the number of a layer, 0 to {depth - 1}")
         places.append(None if word == FRONT else int(word))
     found = [Variant(ratio, way, at) for at in places for way in config.by for ratio in sorted(set(config.ratio))]
     if not found:
-        raise InputError("nothing is asked for; name at least one --ratio, one --by and one --at")
+        raise InputError("nothing is asked for; name at least one --ratio and one --by")
     return found
 
 

@@ -10,7 +10,7 @@ from compress.errors import InputError
 from experiments import rows, sequence
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import AveragePooling, Repeat, StridedConvolution
-from tests.archs import forward
+from tests.archs import MEL, forward
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device", "untimed")
@@ -71,12 +71,19 @@ def test_a_shorter_model_is_shortened_again_and_pruned(place, tmp_path):
     assert point["masked_equals_slim"] < 1e-5
 
 
+def test_places_are_the_front_and_the_middle_where_none_is_named(place, tmp_path):
+    found = sequence.variants_of(config(place, tmp_path, ratio=(4, 2)), replace(MEL, layers=MEL.layers * 2))
+    assert [str(variant) for variant in found] == [
+        f"ratio-{ratio}-mean-{at}" for at in ("front", "layer-3") for ratio in (2, 4)
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"at": ("7",)}, "--at 7: give front, or the number of a layer, 0 to 1"),
         ({"at": ("middle",)}, "--at middle"),
-        ({"at": ()}, "nothing is asked for"),
+        ({"by": ()}, "nothing is asked for"),
         ({"ratio": (1,)}, "--ratio 1: give 2 to"),
         (
             {"ratio": (2, 40)},
