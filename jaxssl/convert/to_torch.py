@@ -50,12 +50,17 @@ def check_onnx(arch: Arch) -> None:
     """Refuse what PyTorch's exporter to ONNX cannot follow for any length of speech.
 
     Raises:
-        InputError: there is a length adapter, whose way of counting frames it takes for impossible, or a mixer is one
-            that the module has not, or frames fire.
+        InputError: there is a length adapter, or log-Mel frames are grouped, whose ways of counting frames it takes for
+            impossible; a mixer is one that the module has not, or frames fire.
     """
     _check_blocks(arch)
     if arch.length_adapter is not None:
         raise InputError("onnx: PyTorch's exporter cannot follow a length adapter's frames; export torch or stablehlo")
+    if isinstance(arch.front, LogMel) and any((arch.shortening, *(layer.shortening for layer in arch.layers))):
+        raise InputError(
+            "onnx: PyTorch's exporter cannot follow groups of log-Mel frames, which are groups themselves; export "
+            "torch or stablehlo"
+        )
 
 
 def _check_blocks(arch: Arch) -> None:

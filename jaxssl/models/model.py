@@ -318,6 +318,7 @@ def apply(
     """
     check_params(arch, params)
     inputs = checked(arch, inputs)
+    lengths = None if lengths is None else jnp.asarray(lengths)
     rngs = None if key is None else Keys(key)
     model = restored(arch, params)
     if amount is not None:

@@ -12,7 +12,7 @@ from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.describe import describe
-from jaxssl.models.model import _skeleton, apply, shapes
+from jaxssl.models.model import _outer_shapes, _skeleton, apply, shapes
 from tests.archs import ARCHS, forward, noise, weights
 
 
@@ -90,5 +90,5 @@ def test_graphics_cards_take_the_kernel_as_bands(key, monkeypatch, dtype):
 
 def forget():
     """Let nothing stay that was traced for another device."""
-    for cache in (shapes.cache_clear, _skeleton.cache_clear, jax.clear_caches):
+    for cache in (shapes.cache_clear, _outer_shapes.cache_clear, _skeleton.cache_clear, jax.clear_caches):
         cache()

@@ -13,9 +13,11 @@ import pytest
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
 from jaxssl.convert.to_ctc import Outputs
+from jaxssl.convert.to_torch import check_onnx
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.models import checkpoint
-from tests.archs import ARCHS, MEL, SOFTENED, STUDENT, UNEVEN, forward, fresh, weights
+from jaxssl.models.arch import AveragePooling, StridedConvolution, TransposedConvolution
+from tests.archs import ARCHS, BASE, MEL, SOFTENED, STUDENT, UNEVEN, forward, fresh, weights
 from tools import export
 from tools.pytorch import formats
 
@@ -100,10 +102,20 @@ def test_onnx_agrees_at_any_length(onnx, saved, tmp_path, name):
             assert export.difference(last, np.asarray(expected), frames) <= tolerance
 
 
+HALVED = replace(BASE.layers[1], shortening=StridedConvolution(2))
+PARTS = {
+    **{name: ARCHS[name] for name in ("whisper", "scaled-convolution", "sinusoid")},
+    "convolution-stack": replace(ARCHS["convolution-stack"], length_adapter=None),  # which ONNX has not
+    "shortened": replace(
+        BASE, layers=(BASE.layers[0], HALVED), shortening=AveragePooling(3), upsampling=TransposedConvolution(6)
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["whisper", "convolution-stack", "scaled-convolution", "sinusoid"])
+@pytest.mark.parametrize("name", PARTS)
 def test_every_part_goes_out_in_every_form(onnx, cache, tmp_path, name):
-    arch = replace(ARCHS[name], length_adapter=None)  # which ONNX has not
+    arch = PARTS[name]
     given = formats.Given(arch, weights(arch), STATS if arch.front.features else None)
     samples = (0.1 * np.random.default_rng(0).normal(size=(3, 9000))).astype(np.float32)
     lengths = np.array([9000, 5000, 3210])
@@ -113,6 +125,12 @@ def test_every_part_goes_out_in_every_form(onnx, cache, tmp_path, name):
         out.mkdir()
         error = export.difference(formats.FORMATS[form](given, out)(samples, lengths), ours, np.asarray(frames))
         assert error <= (0.6 if form == "onnx-int8" else 1e-4), form  # int8 of random weights
+
+
+def test_onnx_refuses_what_pytorchs_exporter_cannot_count():
+    with pytest.raises(InputError, match="onnx: .* cannot follow groups of log-Mel frames") as caught:
+        check_onnx(ARCHS["shortened"])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

@@ -342,7 +342,7 @@ def onnx_session(path: Path) -> Run:
 def _shortest(arch: Arch) -> int:
     """Return samples of one frame."""
     samples = WINDOW
-    while arch.frames(samples) < 1:
+    while arch.front.frames(samples) < arch.least:
         samples += 1
     return samples
 

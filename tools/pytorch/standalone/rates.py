@@ -41,6 +41,7 @@ class Upsampling(nn.Module):
         if self.weight is None:
             place = place // self.ratio
         else:
-            x = torch.einsum("bti,oir->btro", x, self.weight).flatten(1, 2) + self.bias
-        x = torch.take_along_dim(x, place[..., None], 1)
+            every = F.conv_transpose1d(x.transpose(1, 2), self.weight.transpose(0, 1), self.bias, self.ratio)
+            x = every.transpose(1, 2)
+        x = x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
         return x, None if whole is None else torch.where(groups > 0, whole, torch.zeros_like(whole))
