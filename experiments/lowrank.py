@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
+from experiments.curves.before import known_before
 from experiments.curves.curve import Curve, Recovery
 from experiments.curves.job import (
     Job,
@@ -51,7 +52,7 @@ from experiments.curves.job import (
     train_control,
     trained,
 )
-from experiments.curves.points import Bench, Row, Subject, known_before, sizes
+from experiments.curves.points import Bench, Row, Subject, sizes
 from experiments.curves.recovery import ready
 from experiments.curves.schedule import Schedule
 from experiments.curves.targets import Budget, Target, check, parse

@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
+from experiments.curves.before import known_before
 from experiments.curves.curve import Curve, Recovery
 from experiments.curves.job import Job, draw, open_job, open_model, recovering, trained
 from experiments.curves.measures import MACS, TIME
-from experiments.curves.points import Bench, Subject, known_before
+from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
 from experiments.reports import methods
 from jaxssl.models.arch import SAMPLE_RATE, Arch, AveragePooling, Grouping, StridedConvolution
