@@ -78,7 +78,9 @@ def called(graph: Graph, program: ClosedJaxpr | Jaxpr, names: Sequence[str]) -> 
 def scan(graph: Graph, equation: Any, names: Sequence[str]) -> list[str]:
     """Add a loop over the first axis: once through, what it does; else ONNX's own Scan."""
     params, program = equation.params, equation.params["jaxpr"]
-    shared, carried = params["num_consts"], params["num_carry"]
+    # What runs along has one axis more outside than inside; versions of JAX call the numbers of the others differently.
+    carried = _alike(equation.outvars, program.jaxpr.outvars)
+    shared = _alike(equation.invars, program.jaxpr.invars) - carried
     fixed, state, each = names[:shared], names[shared : shared + carried], names[shared + carried :]
     if params["length"] == 1:
         first = [graph.add("Squeeze", name, graph.numbers([0])) for name in each]
@@ -104,3 +106,8 @@ def scan(graph: Graph, equation: Any, names: Sequence[str]) -> list[str]:
         scan_input_directions=[backward] * len(each),
         scan_output_directions=[backward] * (len(found) - carried),
     )
+
+
+def _alike(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    """Count the variables that have one shape outside a loop and inside it."""
+    return sum(one.aval.shape == two.aval.shape for one, two in zip(outer, inner, strict=True))
