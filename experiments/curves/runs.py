@@ -1,7 +1,7 @@
 """Finished and growing runs of compression, read back as curves of points, whichever experiment wrote them.
 
-report.json with `points`   of weights, heads, rows and whatever writes the same form: one curve; of lowrank, whose
-                            points have a `method`, a curve for each
+report.json with `points`   of weights, heads, rows and whatever writes the same form: one curve; of lowrank and
+                            sequence, whose points have a `method`, a curve for each
 report.json with `models`   of lowrank as it was before it wrote points: a curve for each method
 curve.csv                   of a run that still goes on
 """
@@ -147,28 +147,28 @@ def _read_report(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]
     told = read_json(folder / "report.json")
     if told.get("models"):
         return {"technique": "lowrank", **told}, _parts(told["models"])
-    return told, _parts(told.get("points") or ())
+    return told, _parts(told.get("points") or (), str(told.get("label") or "low rank"))
 
 
-def _parts(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the points as one curve, or one for each method."""
+def _parts(rows: Sequence[Row], label: str = "low rank") -> dict[str, list[Row]]:
+    """Return the points as one curve, or one for each method, which `label` says where the method's name does not."""
     rows = [row for row in rows if "name" in row]
-    return _by_method(rows) if any(row.get("method") for row in rows) else {"": rows}
+    return _by_method(rows, label) if any(row.get("method") for row in rows) else {"": rows}
 
 
-def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Split factorised models into a curve for each method, the dense model first and the smallest last."""
+def _by_method(rows: Sequence[Row], label: str) -> dict[str, list[Row]]:
+    """Split models into a curve for each method, the dense model first, the smallest (or cheapest) last."""
     dense = [row for row in rows if row["method"] == "dense"]
     if dense and number(dense[0], "loss_before") is not None:  # it was trained as long as all others
         rows = [{**row, **{name: dense[0].get(key) for key, name in CONTROL.items()}} for row in rows]
     methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "dense")
     parts = {m: [row for row in rows if row["method"] == m] for m in methods}
-    found = {METHODS.get(m, f"low rank, {m}"): [*dense, *sorted(parts[m], key=_size)] for m in methods}
+    found = {METHODS.get(m, f"{label}, {m}"): [*dense, *sorted(parts[m], key=_size)] for m in methods}
     return found or {"": dense}
 
 
-def _size(row: Row) -> float:
-    return -(number(row, "parameters") or 0)
+def _size(row: Row) -> tuple[float, float]:
+    return -(number(row, "parameters") or 0), -(number(row, "macs_g_per_s") or 0)
 
 
 def _read_table(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]:
@@ -177,8 +177,9 @@ def _read_table(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]:
         table = [row for row in csv.DictReader(file) if row.get("name")]
     rows: list[Row] = [{**{key: _plain(value) for key, value in row.items()}, "name": row["name"]} for row in table]
     kinds = [row["name"].split("-")[0] for row in rows if row["name"] not in ("dense", "control")]
-    kinds = ["lowrank"] if any(row.get("method") for row in rows) else kinds
-    return {"technique": kinds[0] if kinds else None, "label": folder.name}, _parts(rows)
+    kinds = ["lowrank"] if any(row.get("method") in METHODS for row in rows) else kinds
+    label = "low rank" if kinds == ["lowrank"] else folder.name
+    return {"technique": kinds[0] if kinds else None, "label": folder.name}, _parts(rows, label)
 
 
 def _json(path: Path) -> dict[str, Any]:

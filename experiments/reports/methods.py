@@ -1,6 +1,7 @@
 """The picture of models made in several ways: a line for each way, before and after the recovery."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def _measure(rows: Sequence[Row]) -> str:
 def _draw_panel(panel: Any, cost: Cost, key: str, rows: Sequence[Row], names: Mapping[str, str]) -> list[Label]:
     """Draw a line for each method, and the dense model; return the labels of its points."""
     labels = []
-    shapes = {DENSE: ("D", "0.35"), **dict(zip(names, zip(MARKERS, COLOURS, strict=False), strict=False))}
+    shapes = {DENSE: ("D", "0.35"), **dict(zip(names, cycle(zip(MARKERS, COLOURS, strict=True)), strict=False))}
     for method in dict.fromkeys(map(_method, rows)):
         marker, colour = shapes[method]
         mine = sorted((row for row in rows if _method(row) == method and cost.read(row)), key=lambda r: _at(cost, r))

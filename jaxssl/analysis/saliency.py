@@ -1,6 +1,6 @@
 """How much the training loss feels each unit: its gradient with respect to a gate on the unit (Michel et al. 2019)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from compress.address import Axis
 from compress.errors import InputError
 from jaxssl.models.arch import Arch
 from jaxssl.models.inner_maps import apply_gated
@@ -63,10 +64,7 @@ def context_gradient(
             output = apply_gated(arch, params, by_map, batch["inputs"], batch["lengths"], mask=batch["mask"], key=key)
             return loss(output, batch["labels"], batch["mask"])[0]
 
-        rows, inputs = batch["inputs"].shape[:2]
-        heard = arch.front.heard(inputs)
-        frames = {axis.name: arch.reduced(heard, layer=int(axis.name.split("/")[1])) for axis in alive}
-        ones = {axis.name: jnp.ones((rows, frames[axis.name], axis.size)) for axis in alive}
+        ones = _open(arch, alive, *batch["inputs"].shape[:2])
         return {name: jnp.abs(gradient).sum((0, 1)) for name, gradient in jax.grad(value)(ones).items()}
 
     total = {axis.name: np.zeros(axis.size) for axis in chosen}
@@ -80,6 +78,13 @@ def context_gradient(
     if not count:
         raise InputError("the scores need at least one batch, and there is none; give more data or a smaller batch")
     return {name: _scaled(values / count, normalise) for name, values in total.items()}
+
+
+def _open(arch: Arch, chosen: Sequence[Axis], rows: int, inputs: int) -> dict[str, Array]:
+    """Return gates of one, (rows, frames of the unit's layer, units), by axis."""
+    heard = arch.front.heard(inputs)
+    frames = {axis.name: arch.reduced(heard, layer=int(axis.name.split("/")[1])) for axis in chosen}
+    return {axis.name: jnp.ones((rows, frames[axis.name], axis.size)) for axis in chosen}
 
 
 def _scaled(scores: np.ndarray, normalise: bool) -> np.ndarray:

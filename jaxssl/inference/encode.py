@@ -176,14 +176,11 @@ def encode_all(
         Index of the utterance and its layers, (frames, width), of "all" (layers, frames, width).
 
     Raises:
-        InputError: an utterance is no waveform, shorter than 25 ms or not finite, or `batch` is below 1. Or, when it is
-            its turn, more of its frames fire than there is room for.
+        InputError: an utterance is no waveform, shorter than 25 ms or not finite, more of it fires than there is room
+            for (when it is its turn), or `batch` is below 1.
     """
     batch = choice.together() if batch is None else batch
-    if batch < 1:
-        raise InputError(f"batch {batch}: run 1 utterance or more together")
-    for i, utterance in enumerate(utterances):
-        _check(arch, i, utterance)
+    _check_all(arch, utterances, batch)
     if not utterances:
         return iter(())
     parts = [(i, part) for i, whole in enumerate(utterances) for part in _parts(arch, whole, longest)]
@@ -192,12 +189,12 @@ def encode_all(
     planned = plan(lengths, edges, batch_size=batch, rng=None, fill=True)
     arch, params = prepared(arch, params, dtype=dtype) if prepare else (arch, params)
     run = partial(hear, arch, params, stats, layers=layers, dtype=dtype)
+    owners, inputs = [i for i, _ in parts], [part for _, part in parts]
     ran = (
         (int(row), found)
         for bucket, rows in zip(planned.buckets, planned.rows, strict=True)
-        for row, found in _together(run, [part for _, part in parts], rows[rows >= 0], edges[bucket], len(rows))
+        for row, found in _together(run, inputs, rows[rows >= 0], edges[bucket], len(rows))
     )
-    owners = [i for i, _ in parts]
     return _joined(_fitting(arch, ran, owners), owners)
 
 
@@ -278,6 +275,13 @@ def _joined(ran: Iterator[tuple[int, np.ndarray]], owners: Sequence[int]) -> Ite
             each = known.pop(owner)
             whole = [each[part] for part in sorted(each)]
             yield owner, whole[0] if len(whole) == 1 else np.concatenate(whole, axis=-2)
+
+
+def _check_all(arch: Arch, utterances: Sequence[np.ndarray], batch: int) -> None:
+    if batch < 1:
+        raise InputError(f"batch {batch}: run 1 utterance or more together")
+    for i, utterance in enumerate(utterances):
+        _check(arch, i, utterance)
 
 
 def _check(arch: Arch, i: int, utterance: np.ndarray) -> None:

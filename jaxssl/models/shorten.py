@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from compress.errors import InputError
 from jaxssl.models.arch import Arch, Grouping, Repeat, Shortening, TransposedConvolution
 from jaxssl.models.checks import check_arch
 from jaxssl.models.model import Params
@@ -32,8 +33,19 @@ def shortened(
         The arch, and its parameters.
 
     Raises:
-        InputError: a layer is not there or cannot work on fewer frames, or a ratio is out of range.
+        InputError: a layer cannot work on fewer frames, a ratio is out of range, or the output has fewer frames than
+            the front end already, or gets them back by a learned map.
     """
+    if arch.joined > 1:
+        raise InputError(
+            f"the output has one frame for {arch.joined} of the front end, which upsampling would change; shorten a "
+            "model that keeps its frames"
+        )
+    if isinstance(arch.upsampling, TransposedConvolution):
+        raise InputError(
+            f"the output gets its frames back by a learned map for groups of {arch.upsampling.ratio}, which would be "
+            "lost; shorten the model that it was made from, by all ratios"
+        )
     changed = tuple(replace(layer, shortening=layers.get(i, layer.shortening)) for i, layer in enumerate(arch.layers))
     arch = replace(arch, shortening=front or arch.shortening, layers=changed, upsampling=Repeat())
     arch = replace(arch, upsampling=TransposedConvolution(arch.grouped)) if learned else arch

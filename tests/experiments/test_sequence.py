@@ -8,6 +8,7 @@ import pytest
 
 from compress.errors import InputError
 from experiments import rows, sequence
+from experiments.curves.runs import read_curves
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import AveragePooling, Repeat, StridedConvolution
 from tests.archs import MEL, forward
@@ -48,6 +49,11 @@ def test_each_ratio_way_and_place_is_a_point_from_the_dense_model(place, tmp_pat
     assert (arch.layers[1].shortening, arch.upsampling) == (StridedConvolution(3), Repeat())
     started = np.eye(16)[None] / 3
     assert 1e-5 < np.abs(params["layers"]["1"]["shortening"]["kernel"] - started).max() < 0.01  # it learns on
+    curves = read_curves(out)
+    assert [(each.technique, each.label) for each in curves] == [
+        ("sequence", f"shorter sequences, {way}-{at}") for at in ("front", "layer-1") for way in ("mean", "convolution")
+    ]
+    assert [[row["level"] for row in each.points] for each in curves] == [[1, 2, 3]] * 4
     told = (out / "curve.csv").read_bytes()
     sequence.run(asked)  # finished: nothing is done again
     assert (out / "curve.csv").read_bytes() == told

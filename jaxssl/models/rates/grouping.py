@@ -19,15 +19,14 @@ MOST = 1000  # frames that may become one, 20 s of speech
 
 
 @dataclass(frozen=True)
-class AveragePooling:
-    """The mean of each group of `ratio` frames (Meng et al. 2022, arXiv 2210.07189); a last partial group is none.
+class Groups:
+    """What all groups of a fixed size have in common; a last partial group is none.
 
     Attributes:
         ratio: frames that become one.
     """
 
     ratio: int
-    kind: Literal["average_pooling"] = "average_pooling"
 
     regular: ClassVar = True
     names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
@@ -36,17 +35,9 @@ class AveragePooling:
         """Count the groups of `frames` frames (an int or an array of ints)."""
         return frames // self.ratio
 
-    def macs(self, width: int, frames: int) -> int:
-        """Count nothing: no weights are multiplied."""
-        return 0
-
     def macs_back(self, width: int, frames: int) -> int:
         """Count nothing: frames are repeated."""
         return 0
-
-    def read(self, arrays: Arrays) -> "AveragePooling":
-        """Return itself: it has no arrays."""
-        return self
 
     def check(self, where: str) -> None:
         """Refuse groups of no frames.
@@ -54,7 +45,23 @@ class AveragePooling:
         Raises:
             InputError: the ratio is below 1 or above 1000.
         """
-        _check(self.ratio, where)
+        if not 1 <= self.ratio <= MOST:
+            raise InputError(f"{where}: groups of {self.ratio} frames; give a ratio from 1 to {MOST}")
+
+
+@dataclass(frozen=True)
+class AveragePooling(Groups):
+    """The mean of each group of `ratio` frames (Meng et al. 2022, arXiv 2210.07189)."""
+
+    kind: Literal["average_pooling"] = "average_pooling"
+
+    def macs(self, width: int, frames: int) -> int:
+        """Count nothing: no weights are multiplied."""
+        return 0
+
+    def read(self, arrays: Arrays) -> "AveragePooling":
+        """Return itself: it has no arrays."""
+        return self
 
     def started(self, width: int) -> Arrays:
         """Return the arrays of a mean: none."""
@@ -66,42 +73,18 @@ class AveragePooling:
 
 
 @dataclass(frozen=True)
-class StridedConvolution:
-    """A learned map of each group of `ratio` frames: a convolution of as many taps; a last partial group is none.
+class StridedConvolution(Groups):
+    """A learned map of each group of `ratio` frames: a convolution of as many taps."""
 
-    Attributes:
-        ratio: frames that become one.
-    """
-
-    ratio: int
     kind: Literal["strided_convolution"] = "strided_convolution"
-
-    regular: ClassVar = True
-    names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
-
-    def frames(self, frames: Any) -> Any:
-        """Count the groups of `frames` frames (an int or an array of ints)."""
-        return frames // self.ratio
 
     def macs(self, width: int, frames: int) -> int:
         """Count the multiply-accumulates of one utterance of `frames` frames."""
         return self.frames(frames) * self.ratio * width**2
 
-    def macs_back(self, width: int, frames: int) -> int:
-        """Count nothing: frames are repeated."""
-        return 0
-
     def read(self, arrays: Arrays) -> "StridedConvolution":
         """Return the convolution that these arrays are."""
         return StridedConvolution(arrays["kernel"].shape[0])
-
-    def check(self, where: str) -> None:
-        """Refuse groups of no frames.
-
-        Raises:
-            InputError: the ratio is below 1 or above 1000.
-        """
-        _check(self.ratio, where)
 
     def started(self, width: int) -> Arrays:
         """Return arrays with which it is a mean, from which a trained model learns on."""
@@ -154,8 +137,3 @@ def _grouped(x: Array, lengths: Array | None, ratio: int) -> Shortened:
         return jax.lax.reduce_window(mask, False, jax.lax.bitwise_or, (1, ratio), (1, ratio), "VALID")
 
     return Shortened(x, None if lengths is None else lengths // ratio, restore, hide)
-
-
-def _check(ratio: int, where: str) -> None:
-    if not 1 <= ratio <= MOST:
-        raise InputError(f"{where}: groups of {ratio} frames; give a ratio from 1 to {MOST}")

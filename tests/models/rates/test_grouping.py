@@ -144,6 +144,18 @@ def test_what_cannot_be_shortened_is_refused(arch, message):
         weights(arch)
 
 
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        (replace(PLAIN, time_reduction=2), "one frame for 2 of the front end, which upsampling would change"),
+        (ARCHS["shortened"], "a learned map for groups of 6, which would be lost"),
+    ],
+)
+def test_what_upsampling_would_change_or_lose_is_refused(arch, message):
+    with pytest.raises(InputError, match=message):
+        shortened(arch, weights(arch), None, {0: AveragePooling(2)})
+
+
 def test_an_utterance_shorter_than_a_group_is_refused():
     arch = ARCHS["shortened"]
     with pytest.raises(InputError, match="5 frames"):
