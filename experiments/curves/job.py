@@ -232,8 +232,7 @@ def draw(
     if any(ends):
         check_batches(job.data, job.training)
     own(out, job.config, free=())
-    # Where points have methods, which a picture of its own shows, the dense model is one of them.
-    bench.point("dense", job.subject, level=now, step=0, told={"method": "dense"} if picture else {})
+    bench.point("dense", job.subject, level=now, step=0, told={})
     if job.config.control and any(ends):
         train_control(job, bench, ends)
     points(bench)

@@ -158,6 +158,7 @@ def _parts(rows: Sequence[Row], label: str = "low rank") -> dict[str, list[Row]]
 
 def _by_method(rows: Sequence[Row], label: str) -> dict[str, list[Row]]:
     """Split models into a curve for each method, the dense model first, the smallest (or cheapest) last."""
+    rows = [{**row, "method": row.get("method") or "dense"} for row in rows]
     dense = [row for row in rows if row["method"] == "dense"]
     if dense and number(dense[0], "loss_before") is not None:  # it was trained as long as all others
         rows = [{**row, **{name: dense[0].get(key) for key, name in CONTROL.items()}} for row in rows]
