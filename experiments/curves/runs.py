@@ -157,7 +157,7 @@ def _parts(rows: Sequence[Row], label: str = "low rank") -> dict[str, list[Row]]
 
 
 def _by_method(rows: Sequence[Row], label: str) -> dict[str, list[Row]]:
-    """Split models into a curve for each method, the dense model first, the smallest (or cheapest) last."""
+    """Split models into a curve for each method, the dense model first, the one with the fewest MACs last."""
     rows = [{**row, "method": row.get("method") or "dense"} for row in rows]
     dense = [row for row in rows if row["method"] == "dense"]
     if dense and number(dense[0], "loss_before") is not None:  # it was trained as long as all others
@@ -169,7 +169,7 @@ def _by_method(rows: Sequence[Row], label: str) -> dict[str, list[Row]]:
 
 
 def _size(row: Row) -> tuple[float, float]:
-    return -(number(row, "parameters") or 0), -(number(row, "macs_g_per_s") or 0)
+    return -(number(row, "macs_g_per_s") or 0), -(number(row, "parameters") or 0)
 
 
 def _read_table(folder: Path) -> tuple[Mapping[str, Any], dict[str, list[Row]]]:
