@@ -143,19 +143,21 @@ class Search:
                 f"{allowed:g}; raise it"
             )
 
-    def plan(self, budget: Budget) -> Subject:
-        """Choose, build and, for a measured budget, time and tighten until it fits."""
+    def plan(self, budget: Budget) -> Subject | None:
+        """Choose, build and, for a measured budget, time and tighten until it fits; None where no plan is so fast."""
         target = allowed = self.allowed(budget)
-        for _ in range(TIGHTER):
+        for left in reversed(range(TIGHTER)):
             choice = self._choose(budget.measure, allowed)
+            if choice is None:
+                break
             picked = [group.options[i] for group, i in zip(self.groups, choice, strict=True)]
             found = realise(self.subject, picked, self.known)
-            if budget.measure != "rtf" or (took := self._time(found)) <= ENOUGH * target:
-                break
+            if budget.measure != "rtf" or (took := self._time(found)) <= ENOUGH * target or not left:
+                _show(self.groups, choice)
+                return found
             console.print(f"{took / self.dense:.1%} of the dense time, {target / self.dense:.1%} wanted; tightening")
             allowed *= target / took
-        _show(self.groups, choice)
-        return found
+        return None
 
     def uniform(self, family: str, budget: Budget) -> Subject | None:
         """Return the largest uniform plan of a kind that fits; None where none does."""
@@ -173,15 +175,17 @@ class Search:
             return budget.share * self.dense
         return budget.value * self.bench.load.seconds
 
-    def _choose(self, measure: Measure, allowed: float) -> Choice:
-        """Go down until the budget is met, from where the search is, and better what is there."""
+    def _choose(self, measure: Measure, allowed: float) -> Choice | None:
+        """Go down until the budget is met, from where the search is, and better what is there; None: it never is."""
         costs, rest = self._costs(measure)
         dense = total(costs, (0,) * len(costs))
         way, ahead = self.ways.setdefault(measure, ([], descend(self.judge.loss, costs)))
         fits = [choice for choice in way if rest + total(costs, choice) <= allowed]
         with updates("searching", 100) as tell:
             while not fits:
-                way.append(next(ahead))
+                if (below := next(ahead, None)) is None:
+                    return None
+                way.append(below)
                 over = max(rest + total(costs, way[-1]) - allowed, 0)
                 tell(round(100 - 100 * over / (rest + dense - allowed)), self.judge.told(way[-1]))
                 fits = [] if over else way[-1:]

@@ -91,6 +91,12 @@ def test_a_measured_budget_is_met_by_the_timing(place, tmp_path, monkeypatch, ca
     assert auto["name"] == "auto-rtf=90%"
     assert 1.5 * auto["macs_g_per_s"] <= search.ENOUGH * 0.9 * dense["macs_g_per_s"]
     assert "wanted; tightening" in capsys.readouterr().out
+    monkeypatch.setattr(search.Search, "_time", lambda _, found: 1e6 * takes(found.arch))  # nothing is ever so fast
+    out = tmp_path / "never"
+    plan.run(config(place, out, budget=("rtf=90%",), uniform=False))
+    report = json.loads((out / "report.json").read_text())
+    assert [row["name"] for row in report["points"]] == ["dense"]
+    assert "auto-rtf=90%: no plan is timed as that fast on this machine; raise the budget" in str(report)
 
 
 def test_settings_are_read_off_a_run(place, tmp_path):
