@@ -5,9 +5,10 @@
     python -m benchmarks.forward --arch hubert-base --dtype bfloat16 --seconds 15 --batch 16 --no-compressed
 
 Three tables, each with the median of the paired ratios and their quartiles: every length × batch, by ours, by our
-export for ONNX Runtime ("exported") and by the others; compressed forms at 5 s × 1, int8 among them, with what their
-MACs promise; and where the time goes, part by part (from the times of models without it). The share of peak is the rate
-of multiplications over that of a large plain matrix product in the same run, JAX's or PyTorch's, whichever is faster.
+export for ONNX Runtime ("exported") and by the others; compressed forms at 5 s × 1, int8 maps among them (ours, and
+our export's), with what their MACs promise; and where the time goes, part by part (from the times of models without
+it). The share of peak is the rate of multiplications over that of a large plain matrix product in the same run, JAX's
+or PyTorch's, whichever is faster.
 Random weights: times do not depend on them. Needs `make torch`; on two cores three quarters of an hour.
 On a GPU leave out what runs on CPUs only: --system pytorch compiled. Writes forward.json, forward.csv and forward.png.
 """
@@ -25,7 +26,8 @@ import numpy as np
 from benchmarks import rivals, timed_forms
 from compress.errors import InputError
 from experiments.reports import canvas, tables
-from jaxssl.inference.latency import Load, Timing, grid, machine, matmul_peak, race, speedup
+from jaxssl.inference.latency import Load, Timing, compile_forward, grid, machine, matmul_peak, race, speedup
+from jaxssl.inference.specialise import quantized
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import init
@@ -38,7 +40,7 @@ from jaxssl.training.estimate import named
 System = Literal["ours", "exported", "pytorch", "compiled", "onnxruntime"]
 OURS = ("ours", "exported")
 RIVALS: tuple[System, ...] = ("pytorch", "compiled", "onnxruntime")
-INT8 = "int8, exported"
+INT8, INT8_JAX = "int8, exported", "int8"
 SHORT = Load(5.0)  # of compressed forms and of parts
 LEADS = {
     "model": "model",
@@ -155,6 +157,8 @@ def _forms(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
     programs = {form: _ours(each, config) for form, each in archs.items()}
     if "exported" in config.system:
         programs |= {INT8: rivals.starts(_model(arch, config), ("int8",))["int8"](SHORT)}
+    model, dtype = _model(arch, config), jnp.dtype(config.dtype)
+    programs[INT8_JAX] = compile_forward(*quantized(arch, model.params), SHORT, dtype=dtype)
     timings = race(programs, rounds=2 * config.rounds, settle=True)
     rows = []
     for form, timing in timings.items():

@@ -2,25 +2,46 @@
 
 part        CPU                                   NVIDIA GPU                           elsewhere
 ----------  ------------------------------------  -----------------------------------  ----------
-positions   Fourier transform (`fourier`) from    product with bands (`banded`)        convolution
-            1000 frames of a batch on, and where
-            weights are prepared; convolution
-attention   our kernel (`jaxssl.runtime.native`) where    cuDNN's flash attention in bfloat16  all heads
-            weights are prepared, in float32;     and float16; all heads together      together; TPUs
-            one head after another from 512                                            see below
-            frames on; all heads together
+convolu-    our kernel where weights are prepared;  convolution                        convolution
+tions       convolution
+positions   our kernel where weights are          product with bands (`banded`)        convolution
+            prepared; Fourier transform
+            (`fourier`) from 1000 frames of a
+            batch on, or prepared without a
+            compiler; convolution
+attention   our kernel (`jaxssl.runtime.native`)  cuDNN's flash attention in bfloat16  all heads
+            where weights are prepared; one head  and float16; all heads together      together; TPUs
+            after another from 512 frames on;                                          see below
+            all heads together
 dense maps  our kernels where weights are         plain products                       plain products
-            prepared, in float32: factorised
-            ones, and others up to 300 frames of
-            a batch; plain products
+            prepared, those of int8 maps where
+            the processor has instructions for
+            them; plain products
 rows        one after another from 1000 frames    all together                         all together
             of each on; all together
 utterances  one by one                            16 together                          16 together
 of a corpus
 
-Our kernels are there where the machine has a C++ compiler.
+Our kernels are there where the machine has a C++ compiler. They run in float32 and bfloat16.
 
-Measured on two CPU cores with AVX-512:
+Measured on two cores of an AMD EPYC with AVX-512, AVX512-BF16 and VNNI (Zen 5), 24 matrices in turn so that weights
+come from memory, in GMAC/s of products of 49 / 249 / 749 frames:
+
+                      768 → 768         768 → 3072        3072 → 768
+    XLA, float32      161 / 214 / 234   161 / 213 / 235   176 / 221 / 236
+    float32           209 / 224 / 234   211 / 225 / 226   222 / 232 / 236
+    bfloat16          407 / 451 / 451   411 / 450 / 464   416 / 475 / 494
+    int8, quantising  476 / 667 / 673   703 / 720 / 730   733 / 799 / 778
+
+Whole models there, milliseconds of 1 / 5 / 15 s; in brackets those of before weights were packed, when our kernels had
+float32 only (2026-11-29):
+
+                       HuBERT Base                     MelHuBERT 20 ms
+    float32            34 / 160 / 504 (40/172/531)     23 / 108 / 353 (27/110/347)
+    bfloat16           18 / 84 / 263 (44/147/489)      13 / 56 / 180 (28/78/270)
+    int8 maps          20 / 96 / 319 (41/149/455)      11 / 44 / 155 (30/87/270)
+
+Measured on two CPU cores with AVX-512 before that:
 - the gradient of positions of 8 × 375 frames of width 256 takes 37 ms by the Fourier transform, 1,600 by XLA's grouped
   convolution (a plain loop there), the forward pass of 4 × 750 frames of width 768 190 ms instead of 400, but that of
   1 × 250 frames 100 ms instead of 45 unless the kernel's spectrum is prepared, which is 7;
@@ -29,10 +50,6 @@ Measured on two CPU cores with AVX-512:
 - attention in 12 heads of 64, one by one: 250 frames take 1.5 ms instead of 1.0, 750 frames 7.9 instead of 8.4, 4 × 750
   31 instead of 35, 1500 frames 25 instead of 31, because one head's scores stay in the cache; where the process does
   not keep its memory (`runtime.memory`), 37 instead of 113. In training a head at a time needs 1 / heads of the memory;
-- by our kernels HuBERT Base takes 40 ms instead of 45 for 1 s, 172 instead of 186 for 5 s, 523 instead of 568 for 15 s
-  and 1160 instead of 1240 for 30 s; MelHuBERT at rank 128 takes 38 ms instead of 49 for 5 s. A kernel for dense maps
-  between 768 and 3072 units makes 180 GMAC/s of 50 frames where a plain product makes 150, of 250 frames 217 where it
-  makes 209, of 500 frames 221 where it makes 229;
 - rows of a batch of four through HuBERT Base, one by one: of 5 s 674 ms instead of 644, of 15 s 2.09 s instead of 2.11,
   of 30 s 4.57 s instead of 4.97; so a corpus's utterances gain nothing from a batch, which pads.
 
@@ -55,7 +72,6 @@ from jaxssl.runtime import native
 
 ROW = 1000  # frames of an utterance from which a batch goes row by row
 WORTH = 1000  # frames of a batch from which the transforms of a positional kernel are paid back
-FEW = 300  # frames of a batch up to which our kernel is faster than a plain product
 HUGE = 1024  # frames of an utterance from which a TPU is spared its scores
 LONG = 512  # frames of an utterance from which one head at a time is faster
 
@@ -67,20 +83,21 @@ def positions(frames: int) -> Literal["fourier", "banded", "plain"]:
     return "banded" if nvidia() else "plain"
 
 
-def prepared_positions() -> Literal["fourier", "banded"] | None:
+def prepared_positions() -> Literal["packed", "fourier", "banded"] | None:
     """Choose the form in which a positional kernel is prepared once; None: it stays what it is."""
-    return "fourier" if jax.default_backend() == "cpu" else "banded" if nvidia() else None
+    if jax.default_backend() == "cpu":
+        return "packed" if packs() else "fourier"
+    return "banded" if nvidia() else None
 
 
 def kernels() -> Literal["native", "XLA"]:
-    """Choose whose kernels prepared models run in float32."""
+    """Choose whose kernels prepared models run."""
     return "native" if jax.default_backend() == "cpu" and native.ready() else "XLA"
 
 
-def dense(frames: int, outputs: int, rank: int | None, dtype: jnp.dtype) -> Literal["native", "plain"]:
-    """Choose how a prepared model's dense map of a batch of that many frames is computed, factorised or not."""
-    fits = dtype == jnp.float32 and outputs % native.ALIGNED == (rank or 0) % native.ALIGNED == 0
-    return "native" if fits and (rank or frames <= FEW) and kernels() == "native" else "plain"
+def packs(*, int8: bool = False) -> bool:
+    """Choose whether a prepared model's weights are packed for our kernels, those in int8 or others."""
+    return kernels() == "native" and (native.fast_int8() if int8 else True)
 
 
 def attention(
@@ -90,7 +107,7 @@ def attention(
 
     Where something is added to the scores (not `plain`), there is but XLA's way: kernels take no such array.
     """
-    if prepared and plain and dtype == jnp.float32 and kernels() == "native":
+    if prepared and plain and dtype in (jnp.float32, jnp.bfloat16) and kernels() == "native":
         return "native"
     if jax.default_backend() == "cpu":
         return "one by one" if time >= LONG else "at once"

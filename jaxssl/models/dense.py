@@ -1,23 +1,25 @@
 """The module of a dense map in any form: whole, factorised, in blocks, in int8."""
 
 import math
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jax.export import is_symbolic_dim
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from compress.errors import InputError
 from compress.quantize import rounded
 from jaxssl.models import choice
+from jaxssl.models.activations import FUNCTIONS, Activation
 from jaxssl.models.block_product import block_product
 from jaxssl.models.int8_product import int8_product
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import KEPT, Init, encoder_init
+from jaxssl.models.packed import check_dtype, packs
 from jaxssl.models.part import Blocks, Full, Map, Rank
 from jaxssl.runtime import native
 
@@ -27,7 +29,8 @@ class Dense(nnx.Module):
 
     `kernel` is (*inputs, *outputs); factorised, `down` is (*inputs, rank) and `up` is (rank, *outputs); packed, the
     kernel is given by `blocks` and `index` (`compress.blocks`). In int8, `kernel`, `down` and `up` have scales
-    beside them (`compress.quantize`), and inputs are quantised as they come (`jaxssl.models.int8_product`).
+    beside them (`compress.quantize`), and inputs are quantised as they come (`jaxssl.models.int8_product`). In a
+    prepared model weights are packed (`jaxssl.models.packed`), where our kernels take them.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Dense(nnx.Module):
     ):
         form, inputs, outputs = spec.form, spec.inputs, spec.outputs
         self.contracted, self.outputs = len(inputs), outputs
-        self.prepared, self.special = prepared, form.int8 or isinstance(form, Blocks)
+        self.int8, self.packed = form.int8, prepared and packs(spec.matrix(spec.name))
         self.listening = False
         match form:
             case Blocks(size, _):
@@ -56,15 +59,16 @@ class Dense(nnx.Module):
         if spec.bias:
             self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
 
-    def __call__(self, x: Array) -> Array:
-        """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs)."""
+    def __call__(self, x: Array, activation: Activation = "linear") -> Array:
+        """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs), and apply an activation."""
         if self.listening:
             self.heard = nnx.Intermediate(x)
         if hasattr(self, "gate"):  # (batch or 1, time or 1, units)
             x = x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
-        if self._native(x):
-            weights = [self.kernel] if hasattr(self, "kernel") else [self.down, self.up]
-            return native.dense(x, *(each[...].astype(x.dtype) for each in weights), self.added(x.dtype))
+        if self.packed:
+            last: native.Activation = "gelu" if activation == "gelu" else "linear"
+            y = self._by_kernels(x, last)
+            return y if activation == last else FUNCTIONS[activation](y)
         if hasattr(self, "kernel"):
             y = self._product(x, "kernel", self.contracted)
         elif hasattr(self, "blocks"):
@@ -72,7 +76,8 @@ class Dense(nnx.Module):
             y = y.reshape(*x.shape[:2], *self.outputs)
         else:
             y = self._product(self._product(x, "down", self.contracted), "up", 1)
-        return checkpoint_name(y + jnp.expand_dims(self.added(x.dtype), (0, 1)) if hasattr(self, "bias") else y, KEPT)
+        y = checkpoint_name(y + jnp.expand_dims(self.added(x.dtype), (0, 1)) if hasattr(self, "bias") else y, KEPT)
+        return FUNCTIONS[activation](y)
 
     def added(self, dtype: DTypeLike) -> Array:
         """Return the bias; zeros where there is none."""
@@ -83,18 +88,27 @@ class Dense(nnx.Module):
         bias = self.added(x.dtype)
         return jnp.broadcast_to(bias, (*x.shape[:2], *bias.shape))
 
-    def _native(self, x: Array) -> bool:
-        """Tell whether the map of `x` is left to our kernels."""
-        if not self.prepared or self.special or any(map(is_symbolic_dim, x.shape)):
-            return False
-        rank = self.up.shape[0] if hasattr(self, "up") else None
-        return choice.dense(x.shape[0] * x.shape[1], math.prod(self.outputs), rank, x.dtype) == "native"
+    def _by_kernels(self, x: Array, activation: native.Activation) -> Array:
+        """Map `x` by our kernels."""
+        if not self.int8:
+            weights = [getattr(self, name)[...] for name in ("kernel", "down", "up") if hasattr(self, name)]
+            check_dtype(weights[0], x.dtype)
+            return native.dense(x, *weights, self.added(jnp.float32), activation=activation)
+        bias = self.added(jnp.float32)
+        if hasattr(self, "kernel"):
+            return native.dense_int8(x, self.kernel[...], self.kernel_scale[...], bias, activation=activation)
+        scale = self.down_scale[...]
+        x = native.dense_int8(x, self.down[...], scale, jnp.zeros_like(scale))
+        return native.dense_int8(x, self.up[...], self.up_scale[...], bias, activation=activation)
 
     def _hold(self, name: str, array: Array, inputs: int, int8: bool) -> None:
-        """Take an array of weights, of which the first `inputs` axes are inputs, as it is or in int8."""
+        """Take an array of weights, of which the first `inputs` axes are inputs, as it is, in int8 or packed."""
+        fan_in = math.prod(array.shape[:inputs])
         if int8:
             array, scale = rounded(array, tuple(range(inputs)))
             setattr(self, f"{name}_scale", nnx.Param(scale))
+        if self.packed:
+            array = (native.pack_int8 if int8 else partial(native.pack, dtype=jnp.float32))(array.reshape(fan_in, -1))
         setattr(self, name, nnx.Param(array))
 
     def _product(self, x: Array, name: str, contracted: int) -> Array:

@@ -37,9 +37,14 @@ PLAIN = tuple(
 def describe(base: Arch, params: Params) -> Arch:
     """Read the arch back off the arrays' names and shapes; what these cannot tell (strides, dropout) comes from `base`.
 
+    Of a prepared model, whose arrays tell little, that is all: it was described before.
+
     Raises:
         InputError: the arrays' names or shapes fit no model, or some of a layer's maps are int8 and others not.
     """
+    if base.prepared:
+        check_params(base, params)
+        return base
     try:
         position = params.get("position", {})
         arch = replace(
@@ -56,7 +61,6 @@ def describe(base: Arch, params: Params) -> Arch:
             length_adapter=_length_adapter(base, params),
             shortening=_shortening(base.shortening, params),
             upsampling=_upsampling(base, params),
-            prepared=base.position.is_prepared(position, base.prepared),
         )
     except (KeyError, IndexError) as error:
         raise InputError(f"these arrays are no model of ours: {error} is missing") from error

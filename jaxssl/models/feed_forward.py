@@ -7,7 +7,7 @@ from flax import nnx
 from jax import Array
 
 from compress.errors import InputError
-from jaxssl.models.activations import FUNCTIONS, Activation
+from jaxssl.models.activations import Activation
 from jaxssl.models.dense import Dense
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import dropout
@@ -96,7 +96,7 @@ class Hidden(nnx.Module):
         """Map `x: (batch, time, width)` to the same shape."""
         if self.units == 0:
             return self.fc2.bias_alone(x)
-        return self.fc2(dropout(FUNCTIONS[self.activation](self.fc1(x)), self.rate, rngs))
+        return self.fc2(dropout(self.fc1(x, self.activation), self.rate, rngs))
 
 
 @dataclass(frozen=True)

@@ -84,12 +84,12 @@ class Model(nnx.Module):
 
     def __init__(self, arch: Arch, *, rngs: Keys):
         self.arch = arch
-        self.front = arch.front.build(rngs=rngs)
+        self.front = arch.front.build(prepared=arch.prepared, rngs=rngs)
         if arch.shortening is not None:
             self.shortening = arch.shortening.build(arch.front.size, rngs=rngs)
         if arch.project is not None:
             outer, spec = uniform_init(arch.front.size), Map("project", (arch.front.size,), (arch.width,), arch.project)
-            self.project = Dense(spec, kernel_init=outer, bias_init=outer, rngs=rngs)
+            self.project = Dense(spec, prepared=arch.prepared, kernel_init=outer, bias_init=outer, rngs=rngs)
         if arch.mask_embedding:
             self.mask_embedding = nnx.Param(initializers.uniform(1.0)(rngs.params(), (arch.width,)))
         self.position = arch.position.build(arch.width, prepared=arch.prepared, rngs=rngs)

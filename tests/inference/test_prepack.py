@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from compress.errors import InputError
 from compress.quantize import bfloat16
 from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.describe import describe
-from jaxssl.models.model import _outer_shapes, _skeleton, apply, shapes
+from jaxssl.models.model import _layer_shapes, _outer_shapes, _skeleton, apply, shapes
 from tests.archs import ARCHS, forward, noise, weights
 
 
@@ -41,10 +42,10 @@ def test_weights_in_bfloat16_are_the_numbers_they_are(key):
 
 
 def test_it_is_an_arch_like_others(key):
-    arch = replace(ARCHS["mel"], prepared=True)
-    params = weights(arch)
+    arch, params = prepared(ARCHS["mel"], weights(ARCHS["mel"]))
     assert describe(arch, params) == arch == from_json(to_json(arch))
-    assert describe(replace(arch, prepared=False), params) == arch
+    with pytest.raises(InputError, match="layers/0/attention/k/kernel"):
+        describe(replace(arch, prepared=False), params)
 
 
 def test_other_devices_keep_the_kernel(key, monkeypatch):
@@ -59,7 +60,8 @@ def test_in_bfloat16_weights_are_rounded_once_and_norms_are_not(key, name):
     params, x = weights(arch), noise(arch, key)
     ready, arrays = prepared(arch, params, dtype=jnp.bfloat16)
     layer = arrays["layers"]["0"]
-    assert layer["attention"]["v"]["kernel"].dtype == jnp.bfloat16
+    bits = layer["ffn"]["fc1"]["down" if "down" in layer["ffn"]["fc1"] else "kernel"]
+    assert bits.dtype == (jnp.uint16 if choice.packs() else jnp.bfloat16)
     assert layer["ffn_norm"]["scale"].dtype == layer["ffn"]["fc1"]["bias"].dtype == jnp.float32
     exact = np.asarray(forward(arch, params, x).last)
     one, two = (
@@ -90,5 +92,6 @@ def test_graphics_cards_take_the_kernel_as_bands(key, monkeypatch, dtype):
 
 def forget():
     """Let nothing stay that was traced for another device."""
-    for cache in (shapes.cache_clear, _outer_shapes.cache_clear, _skeleton.cache_clear, jax.clear_caches):
-        cache()
+    for cache in (shapes, _outer_shapes, _layer_shapes, _skeleton):
+        cache.cache_clear()
+    jax.clear_caches()

@@ -13,22 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compress.quantize import quantize
+from compress.errors import InputError
+from compress.quantize import quantize, rounded
 from jaxssl.inference.prepack import prepared
 from jaxssl.models.arch import Rank
 from jaxssl.models.attend import attend
-from jaxssl.models.choice import FEW
 from jaxssl.models.describe import describe
-from jaxssl.models.layers import frame_mask
+from jaxssl.models.int8_product import int8_product
+from jaxssl.models.layers import convolve, frame_mask, gelu
 from jaxssl.models.model import apply
+from jaxssl.models.packed import convolved_by_groups, packed_convolution
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import native
 from jaxssl.runtime.native import build
 from tests.archs import MAPS, MEL, forward, noise, transformer_layer, weights
 from tests.conftest import ROOT
+from tests.inference.test_prepack import forget
 
-X86 = {"sse": "-march=x86-64", "avx2": "-march=x86-64-v3"}
-ALIGNED = replace(
+X86 = {  # processors without these instructions run what stands for them, and so must agree
+    "sse": ("-march=x86-64",),
+    "avx2": ("-march=x86-64-v3",),
+    "tiles": ("-march=x86-64-v3", "-DEMULATED_TILES"),  # AMX's registers, in plain C++
+}
+ATOL = {"float32": 5e-5, "bfloat16": 0.05}
+UNEVEN = replace(
     MEL,
     layers=(
         transformer_layer(4, 48, **dict.fromkeys(MAPS, Rank(16))),
@@ -52,7 +60,7 @@ def kernels(request):
         return "jaxssl"
     if platform.machine() != "x86_64":
         pytest.skip("builds for another processor")
-    path = build.shared_object(X86[request.param])
+    path = build.shared_object(*X86[request.param])
     assert path != build.shared_object()
     native.register(path, request.param)
     return request.param
@@ -75,6 +83,10 @@ def test_attention(kernels, batch, time, heads, size):
     for seen in (None, frame_mask(lengths, time)):
         wanted = plain(q / 4, k, v, seen)
         np.testing.assert_allclose(native.attention(q / 4, k, v, seen, prefix=kernels), wanted, atol=1e-5)
+        short = (each.astype(jnp.bfloat16) for each in (q / 4, k, v))
+        found = native.attention(*short, seen, prefix=kernels)
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=0.03)
 
 
 def test_rows_that_only_fill_a_batch_stay_finite(kernels):
@@ -86,7 +98,11 @@ def test_no_rows_give_none(kernels):
     nobody = jnp.zeros((0, 9, 2, 16))
     assert native.attention(nobody, nobody, nobody, None, prefix=kernels).shape == nobody.shape
     weights = normal(0, 32, 16), normal(1, 16, 48), normal(2, 48)
-    assert native.dense(jnp.zeros((0, 9, 32)), *weights, prefix=kernels).shape == (0, 9, 48)
+    packed = native.pack(weights[0], jnp.float32), native.pack(weights[1], jnp.float32)
+    assert native.dense(jnp.zeros((0, 9, 32)), packed[0], jnp.zeros(16), prefix=kernels).shape == (0, 9, 16)
+    assert native.dense(jnp.zeros((0, 9, 32)), *packed, weights[2], prefix=kernels).shape == (0, 9, 48)
+    rounded_to = native.pack_int8(jnp.ones((32, 48), jnp.int8)), jnp.ones(48), weights[2]
+    assert native.dense_int8(jnp.zeros((0, 9, 32)), *rounded_to, prefix=kernels).shape == (0, 9, 48)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
@@ -109,18 +125,72 @@ def test_what_is_no_number_stays_so(kernels):
         np.testing.assert_array_equal(jnp.isnan(native.attention(*wrong, None, prefix=kernels)), jnp.isnan(wanted))
 
 
-@pytest.mark.parametrize("rank", [None, 16, 80, 128])
+@pytest.mark.parametrize("dtype", ATOL)
+@pytest.mark.parametrize("rank", [None, 5, 80, 128])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [((1, 1), (1,), (16,)), ((1, 250), (768,), (12, 64)), ((3, 61), (12, 64), (80,)), ((2, 5), (515,), (3, 112))],
+    [((1, 1), (1,), (3,)), ((1, 250), (768,), (12, 64)), ((3, 61), (12, 64), (80,)), ((2, 5), (515,), (3, 112))],
 )
-def test_dense(kernels, rows, inputs, rank, outputs):
+def test_dense(kernels, rows, inputs, rank, outputs, dtype):
     x, bias = normal(0, *rows, *inputs), normal(3, *outputs)
-    shapes = [(*inputs, *outputs)] if rank is None else [(*inputs, rank), (rank, *outputs)]
+    fan_in, fan_out = np.prod(inputs), np.prod(outputs)
+    shapes = [(fan_in, fan_out)] if rank is None else [(fan_in, rank), (rank, fan_out)]
     weights = [normal(i, *shape, scale=shape[0] ** -0.5) for i, shape in enumerate(shapes, 1)]
-    wanted = np.tensordot(x, weights[0], len(inputs))
-    wanted = (wanted if rank is None else np.tensordot(wanted, weights[1], 1)) + np.asarray(bias)
-    np.testing.assert_allclose(native.dense(x, *weights, bias, prefix=kernels), wanted, atol=5e-5)
+    wanted = reduce(np.matmul, weights, np.asarray(x).reshape(*rows, fan_in)).reshape(*rows, *outputs) + np.asarray(
+        bias
+    )
+    packed = [native.pack(each, dtype) for each in weights]
+    for activation, function in (("linear", lambda y: y), ("gelu", gelu)):
+        found = native.dense(x.astype(dtype), *packed, bias, activation=activation, prefix=kernels)
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found.astype(jnp.float32), function(wanted), atol=ATOL[dtype])
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [((1, 1), 1, 3), ((1, 250), 768, 768), ((2, 61), 515, 80)])
+def test_dense_in_int8(kernels, rows, inputs, outputs):
+    """Sums are of whole numbers, so that every processor has the plain product's to the last bit of a float."""
+    x, bias = normal(0, *rows, inputs), normal(2, outputs)
+    weights, scale = rounded(normal(1, inputs, outputs), (0,))
+    wanted = int8_product(x, weights, scale, 1) + bias[None, None]
+    packed = native.pack_int8(weights)
+    found = native.dense_int8(x, packed, scale, bias, prefix=kernels)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6 * float(np.abs(wanted).max()))
+    again = native.dense_int8(x, packed, scale, bias, activation="gelu", prefix=kernels)
+    np.testing.assert_allclose(again, gelu(wanted), rtol=1e-5, atol=1e-5)
+
+
+def test_frames_of_zeros_and_of_no_numbers_in_int8(kernels):
+    x = normal(0, 1, 4, 32).at[0, 1].set(0).at[0, 2, 7].set(jnp.nan)
+    weights, scale = rounded(normal(1, 32, 16), (0,))
+    found = native.dense_int8(x, native.pack_int8(weights), scale, jnp.ones(16), prefix=kernels)[0]
+    np.testing.assert_array_equal(found[1], np.ones(16))
+    assert jnp.isnan(found[2]).all()
+    assert jnp.isfinite(found[jnp.array([0, 1, 3])]).all()
+
+
+@pytest.mark.parametrize("dtype", ATOL)
+@pytest.mark.parametrize(
+    ("taps", "stride", "inputs", "time"), [(3, 2, 48, 131), (2, 2, 33, 40), (10, 5, 1, 1203), (3, 1, 5, 3)]
+)
+def test_windows_are_a_convolution(kernels, taps, stride, inputs, time, dtype):
+    x, kernel = normal(0, 2, time, inputs), normal(1, taps, inputs, 72, scale=(taps * inputs) ** -0.5)
+    bias = normal(2, 72)
+    wanted = convolve(x, kernel, stride=stride) + bias[None, None]
+    packed = packed_convolution(kernel, dtype=jnp.dtype(dtype))
+    flat = x.astype(dtype).reshape(2, -1)
+    found = native.windows(flat, packed, bias[None], rows=wanted.shape[1], stride=stride * inputs, prefix=kernels)
+    np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=ATOL[dtype])
+
+
+@pytest.mark.parametrize("dtype", ATOL)
+@pytest.mark.parametrize(("taps", "groups", "width"), [(128, 16, 48), (19, 4, 20), (4, 1, 70)])
+def test_groups_have_weights_of_their_own(taps, groups, width, dtype):
+    x, kernel = normal(0, 3, 50, width), normal(1, taps, width // groups, width, scale=(taps * width // groups) ** -0.5)
+    pads = taps // 2, (taps - 1) // 2
+    wanted = convolve(x, kernel, padding=pads, groups=groups)
+    packed = packed_convolution(kernel, dtype=jnp.dtype(dtype), groups=groups)
+    found = convolved_by_groups(x.astype(dtype), packed, taps=taps, padding=pads)
+    np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=ATOL[dtype])
 
 
 def test_from_many_threads_at_once():
@@ -144,35 +214,51 @@ def test_rows_of_a_batch_stay_their_own():
         np.testing.assert_array_equal(together[i], native.attention(q[i], k[i], v[i], None))
 
 
-def calls(arch, params, x):
+def calls(arch, params, x, dtype=jnp.float32):
     """Count the kernels in a forward pass."""
-    program = str(jax.make_jaxpr(lambda params: apply(arch, params, x).last)(params))
-    return {name: program.count(f"jaxssl_{name}") for name in ("attention", "dense", "factored")}
+    program = str(jax.make_jaxpr(lambda params: apply(arch, params, x, dtype=dtype).last)(params))
+    return {name: program.count(f"jaxssl_{name}") for name in ("attention", "product", "factored")}
 
 
-def test_prepared_models_run_them_and_others_do_not(key):
-    params, x = weights(ALIGNED), noise(ALIGNED, key)
-    ready, arrays = prepared(ALIGNED, params)
-    assert calls(ALIGNED, params, x) == {"attention": 0, "dense": 0, "factored": 0}
-    assert calls(ready, arrays, x) == {"attention": 2, "dense": 4, "factored": 7}  # rank 5 fits no vector
-    many = noise(ALIGNED, key, frames=FEW // 2 + 1)
-    assert calls(ready, arrays, many) == {"attention": 2, "dense": 0, "factored": 7}
+NONE = {"attention": 0, "product": 0, "factored": 0}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_prepared_models_run_them_and_others_do_not(key, dtype):
+    params, x = weights(UNEVEN), noise(UNEVEN, key)
+    ready, arrays = prepared(UNEVEN, params, dtype=dtype)
+    assert calls(UNEVEN, params, x, dtype) == NONE
+    assert calls(ready, arrays, x, dtype) == {"attention": 2, "product": 6, "factored": 8}  # project, positions, 4 maps
     lengths = jnp.array([17, 30])
-    for one, two in zip(
-        forward(ALIGNED, params, x, lengths).hidden, forward(ready, arrays, x, lengths).hidden, strict=True
-    ):
+    plain = forward(UNEVEN, params, x, lengths, dtype=dtype).hidden
+    for one, two in zip(plain, forward(ready, arrays, x, lengths, dtype=dtype).hidden, strict=True):
         for row, length in enumerate(lengths):
-            np.testing.assert_allclose(one[row, :length], two[row, :length], atol=2e-5)
+            found, wanted = (each[row, :length].astype(jnp.float32) for each in (two, one))
+            np.testing.assert_allclose(found, wanted, atol=2e-5 if dtype == jnp.float32 else 0.05)
 
 
-def test_other_numbers_are_left_to_xla(key):
-    params, x = weights(ALIGNED), noise(ALIGNED, key)
-    ready, arrays = prepared(ALIGNED, params, dtype=jnp.bfloat16)
-    program = jax.make_jaxpr(lambda params: apply(ready, params, x, dtype=jnp.bfloat16).last)(arrays)
-    assert "jaxssl_" not in str(program)
-    small = reduce(quantize, [each for each in matrices(ALIGNED) if each.path.startswith("layers/")], params)
-    ready, arrays = prepared(describe(ALIGNED, small), small)
-    assert calls(ready, arrays, x) == {"attention": 2, "dense": 0, "factored": 0}
+@pytest.mark.parametrize("made", ["float32", "bfloat16"])
+def test_a_model_prepared_for_another_dtype_is_refused(key, made):
+    ready, arrays = prepared(UNEVEN, weights(UNEVEN), dtype=made)
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[made]
+    with pytest.raises(InputError, match=f"prepared for {made} runs in {other}"):
+        apply(ready, arrays, noise(UNEVEN, key), dtype=other)
+
+
+def test_int8_maps_run_them_where_the_processor_has_instructions(key, monkeypatch):
+    params, x = weights(UNEVEN), noise(UNEVEN, key)
+    small = reduce(quantize, [each for each in matrices(UNEVEN) if each.path.startswith("layers/")], params)
+    arch = describe(UNEVEN, small)
+    wanted = forward(arch, small, x).last
+    try:
+        for fast, products in ((True, 22), (False, 2)):  # project and positions; 4 maps and 8 factorised ones
+            monkeypatch.setattr(native, "fast_int8", lambda fast=fast: fast)
+            forget()
+            ready, arrays = prepared(arch, small)
+            assert calls(ready, arrays, x) == {"attention": 2, "product": products, "factored": 0}
+            np.testing.assert_allclose(forward(ready, arrays, x).last, wanted, atol=2e-5)
+    finally:
+        forget()
 
 
 PROGRAM = """

@@ -117,7 +117,11 @@ class LogMel:
         """Return what a stream holds: nothing."""
         return {}
 
-    def build(self, *, rngs: Keys) -> "Frames":
+    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
+        """Return the arrays as given."""
+        return arrays
+
+    def build(self, *, prepared: bool, rngs: Keys) -> "Frames":
         """Make the module."""
         return Frames()
 

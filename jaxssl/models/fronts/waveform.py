@@ -10,21 +10,23 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.nn import initializers
 
 from compress.address import Axis
 from compress.errors import InputError
+from compress.quantize import float32
+from jaxssl.models import choice
+from jaxssl.models.fronts.time_norm import TimeNorm
 from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, LayerNorm, convolve, frame_mask, gelu, uniform_init
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
+from jaxssl.models.packed import convolved, packed_convolution
 from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
 from jaxssl.models.strides import Stride
-
-EXACT = jax.lax.Precision.HIGHEST  # GPUs round float32 operands by default
+from jaxssl.runtime import native
 
 
 @dataclass(frozen=True)
@@ -239,9 +241,24 @@ class Waveform:
         widths = (1, *(conv.channels for conv in self.convs))
         return {str(i): each.memory(batch, widths[i]) for i, each in enumerate(self.strides)}
 
-    def build(self, *, rngs: Keys) -> "Extractor":
+    def packs(self, index: int) -> bool:
+        """Tell whether a prepared model has the kernel of a convolution packed: norms over time do without it."""
+        return choice.packs() and not (self.norm == "group" and index == 0)
+
+    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
+        """Return the arrays in the form that `jaxssl.models.choice` says for this device, for running in `dtype`."""
+        convs = dict(arrays["convs"])
+        for i in filter(self.packs, range(len(self.convs))):
+            conv = float32(convs[str(i)]["conv"])
+            convs[str(i)] = {
+                **convs[str(i)],
+                "conv": {**conv, "kernel": packed_convolution(conv["kernel"], dtype=dtype)},
+            }
+        return {**arrays, "convs": convs}
+
+    def build(self, *, prepared: bool, rngs: Keys) -> "Extractor":
         """Make the module."""
-        return Extractor(self, rngs=rngs)
+        return Extractor(self, prepared=prepared, rngs=rngs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -261,83 +278,46 @@ def _scale_backward(scale: float, _: None, gradient: Array) -> tuple[Array]:
 scale_gradient.defvjp(_scale_forward, _scale_backward)
 
 
-class TimeNorm(nnx.Module):
-    """Normalise each channel of a convolution of samples over time: GroupNorm with as many groups as channels.
-
-    Convolution and norm together are a product y = (w - mean(w)) · k · scale / sqrt(kᵀ C k + ε) + bias of windows of
-    samples, w, with the convolution's kernel, k; C is the covariance of windows over time. So its output is written
-    once and never read for the statistics, which are exact in bfloat16 too.
-    """
-
-    def __init__(self, channels: int):
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
-
-    def __call__(self, x: Array, kernel: Array, stride: int, lengths: Array | None) -> Array:
-        """Convolve `x: (batch, samples, 1)` with `kernel: (taps, 1, channels)` and normalise the outcome.
-
-        Statistics are those of each row's first `lengths: (batch,)` frames; None: of all.
-        """
-        # Cosines, because neighbouring samples are nearly equal: in float32 the little that a high-pass channel hears
-        # would drown in the rounding of what it does not.
-        basis = _cosines(kernel.shape[0])
-        windows = convolve(x.astype(jnp.float32), basis[:, None], stride=stride, precision=EXACT)
-        valid = jnp.ones_like(windows[..., :1])
-        if lengths is not None:
-            valid = valid * frame_mask(lengths, windows.shape[1])[..., None].astype(jnp.float32)
-        count = valid.sum(1, keepdims=True)
-        windows = windows - (windows * valid).sum(1, keepdims=True) / count
-        covariance = jnp.einsum("bti,btj->bij", windows * valid, windows, precision=EXACT) / count
-        kernel = jnp.matmul(basis.T, kernel[:, 0], precision=EXACT)
-        variance = jnp.einsum("bij,ic,jc->bc", covariance, kernel, kernel, precision=EXACT)
-        scale = self.scale[...][None] * jax.lax.rsqrt(variance + NORM_EPSILON)
-        y = jnp.matmul(windows.astype(x.dtype), (kernel[None] * scale[:, None]).astype(x.dtype))
-        return y + self.bias[...].astype(x.dtype)[None, None]
-
-
-def _cosines(taps: int) -> Array:
-    """Return the orthonormal cosines of a window, (taps, taps), one a column (DCT-II)."""
-    time = np.arange(taps)
-    basis = np.cos(np.pi * (time[:, None] + 0.5) * time[None] / taps) * math.sqrt(2 / taps)
-    basis[:, 0] /= math.sqrt(2)
-    return jnp.asarray(basis, jnp.float32)
-
-
 class StridedConv(nnx.Module):
     """A strided convolution without padding."""
 
-    def __init__(self, inputs: int, spec: Conv, *, bias: bool, rngs: Keys):
-        self.stride = spec.stride
-        shape = (spec.kernel, inputs, spec.channels)
-        self.kernel = nnx.Param(initializers.he_normal()(rngs.params(), shape, jnp.float32))
+    def __init__(self, inputs: int, spec: Conv, *, bias: bool, packed: bool = False, rngs: Keys):
+        self.spec, self.packed = spec, packed
+        kernel = initializers.he_normal()(rngs.params(), (spec.kernel, inputs, spec.channels), jnp.float32)
+        self.kernel = nnx.Param(packed_convolution(kernel, dtype=jnp.float32) if packed else kernel)
         if bias:
             init = uniform_init(inputs * spec.kernel)
             self.bias = nnx.Param(init(rngs.params(), (spec.channels,)))
 
-    def __call__(self, x: Array) -> Array:
-        """Map `x: (batch, time, in)` to (batch, fewer, channels)."""
-        y = convolve(x, self.kernel[...], stride=self.stride)
-        return y + self.bias[...].astype(x.dtype)[None, None] if hasattr(self, "bias") else y
+    def __call__(self, x: Array, activation: native.Activation = "linear") -> Array:
+        """Map `x: (batch, time, in)` to (batch, fewer, channels), and apply an activation."""
+        bias = self.bias[...] if hasattr(self, "bias") else None
+        if self.packed:
+            sizes = {"taps": self.spec.kernel, "stride": self.spec.stride, "outputs": self.spec.channels}
+            return convolved(x, self.kernel[...], bias, activation=activation, **sizes)
+        y = convolve(x, self.kernel[...], stride=self.spec.stride)
+        y = y if bias is None else y + bias.astype(x.dtype)[None, None]
+        return gelu(y) if activation == "gelu" else y
 
 
 class ConvLayer(nnx.Module):
     """One step of the extractor: convolution, norm where the model has one, GELU."""
 
-    def __init__(self, front: Waveform, index: int, *, rngs: Keys):
-        spec = front.convs[index]
-        self.conv = StridedConv(front.convs[index - 1].channels if index else 1, spec, bias=front.bias, rngs=rngs)
+    def __init__(self, front: Waveform, index: int, *, prepared: bool, rngs: Keys):
+        spec, inputs = front.convs[index], front.convs[index - 1].channels if index else 1
+        self.conv = StridedConv(inputs, spec, bias=front.bias, packed=prepared and front.packs(index), rngs=rngs)
         if front.norm == "layer":
             self.norm = LayerNorm(spec.channels, rngs=rngs)
         elif index == 0:
-            self.norm = TimeNorm(spec.channels)
+            self.norm = TimeNorm(spec.channels, packed=prepared and choice.packs())
 
     def __call__(self, x: Array, lengths: Array | None) -> Array:
         """Map `x: (batch, time, in)` to (batch, fewer, channels); `lengths` count the output's valid frames."""
         match getattr(self, "norm", None):
             case None:
-                return gelu(self.conv(x))
+                return self.conv(x, "gelu")
             case TimeNorm() as norm:  # takes away any bias that the convolution has
-                return gelu(norm(x, self.conv.kernel[...], self.conv.stride, lengths))
+                return norm(x, self.conv.kernel[...], self.conv.spec.stride, lengths)
             case norm:
                 return gelu(norm(self.conv(x)))
 
@@ -345,9 +325,9 @@ class ConvLayer(nnx.Module):
 class Extractor(nnx.Module):
     """Computes `Waveform`: the convolutions and, where the model has one, the norm of their output."""
 
-    def __init__(self, part: Waveform, *, rngs: Keys):
+    def __init__(self, part: Waveform, *, prepared: bool, rngs: Keys):
         self.part = part
-        self.convs = nnx.List([ConvLayer(part, i, rngs=rngs) for i in range(len(part.convs))])
+        self.convs = nnx.List([ConvLayer(part, i, prepared=prepared, rngs=rngs) for i in range(len(part.convs))])
         if part.scaled:
             self.scale = nnx.Param(jnp.ones(part.size))
         if part.feature_norm:

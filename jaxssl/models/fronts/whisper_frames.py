@@ -155,7 +155,11 @@ class Whisper:
         """Return nothing: it cannot stream."""
         return {}
 
-    def build(self, *, rngs: Keys) -> "Listener":
+    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
+        """Return the arrays as given."""
+        return arrays
+
+    def build(self, *, prepared: bool, rngs: Keys) -> "Listener":
         """Make the module."""
         return Listener(self, rngs=rngs)
 

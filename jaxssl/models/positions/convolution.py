@@ -21,6 +21,7 @@ from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import convolve, gelu
 from jaxssl.models.names import CONV, FLAT, TAPS, Rule
+from jaxssl.models.packed import convolved_by_groups, packed_convolution
 from jaxssl.models.part import Arrays, Names
 
 
@@ -64,10 +65,6 @@ class LongKernel:
     def read(self, arrays: Arrays) -> Self:
         """Return itself: what the arrays tell, a prepared form has lost."""
         return self
-
-    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
-        """Tell whether arrays are in the form that runs fastest here."""
-        return "filters" in arrays
 
     def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
         """Return the arrays in the form that `jaxssl.models.choice` says for this device, for running in `dtype`."""
@@ -173,8 +170,12 @@ def convolved(x: Array, weight: Array, *, padding: tuple[int, int], groups: int)
 
 def by_filters(x: Array, ready: Array, *, taps: int, padding: tuple[int, int]) -> Array:
     """Convolve `x: (batch, time, in)` with the kernel whose form `filters` made; padding as of `convolved`."""
-    run = banded if choice.prepared_positions() == "banded" else filtered
-    return run(x, ready, taps=taps, padding=padding)
+    match choice.prepared_positions():
+        case "packed":
+            return convolved_by_groups(x, ready, taps=taps, padding=padding)
+        case "banded":
+            return banded(x, ready, taps=taps, padding=padding)
+    return filtered(x, ready, taps=taps, padding=padding)
 
 
 def stepped(position: Any, x: Array, memory: Memory) -> tuple[Array, Memory]:
@@ -188,9 +189,14 @@ def stepped(position: Any, x: Array, memory: Memory) -> tuple[Array, Memory]:
     return gelu(y + position.bias[...].astype(x.dtype)[None, None]), held
 
 
-def filters(kernel: Array, *, groups: int) -> Array:
-    """Return a positional kernel in the form that a prepared model has here."""
-    return (bands if choice.prepared_positions() == "banded" else spectrum)(kernel, groups=groups)
+def filters(kernel: Array, *, groups: int, dtype: Any = jnp.float32) -> Array:
+    """Return a positional kernel in the form that a prepared model has here, for running in `dtype`."""
+    match choice.prepared_positions():
+        case "packed":
+            return packed_convolution(kernel, dtype=dtype, groups=groups)
+        case "banded":
+            return bands(kernel, groups=groups).astype(dtype)
+    return spectrum(kernel, groups=groups)  # which stays in float32
 
 
 def normalised(kernel: Array, gain: Array) -> Array:
@@ -203,5 +209,4 @@ def _ready(arrays: Arrays, groups: int, dtype: jnp.dtype) -> Array:
     """Return the filters of a kernel, weight-normalised where it has gains."""
     wide = float32({name: arrays[name] for name in ("kernel", "gain") if name in arrays})  # may be stored in bfloat16
     kernel = normalised(wide["kernel"], wide["gain"]) if "gain" in wide else wide["kernel"]
-    ready = filters(kernel, groups=groups)
-    return ready.astype(dtype) if choice.prepared_positions() == "banded" else ready  # Fourier's stay in float32
+    return filters(kernel, groups=groups, dtype=dtype)

@@ -78,10 +78,6 @@ class ConvolutionStack:
         groups = kernel.shape[2] // kernel.shape[1]
         return replace(self, depth=len(arrays["convs"]), kernel=kernel.shape[0], groups=groups)
 
-    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
-        """Tell what is told: there is nothing to prepare."""
-        return otherwise
-
     def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
         """Return the arrays as given: kernels so short run fastest as they are (`jaxssl.models.choice`)."""
         return arrays

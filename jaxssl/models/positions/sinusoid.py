@@ -59,10 +59,6 @@ class Sinusoids:
         """Return itself: it has no arrays."""
         return self
 
-    def is_prepared(self, arrays: Arrays, otherwise: bool) -> bool:
-        """Tell what is told: there is nothing to prepare."""
-        return otherwise
-
     def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
         """Return no arrays, as given."""
         return arrays

@@ -1,20 +1,32 @@
 """Kernels of our own for the parts of a forward pass that XLA's CPU code spreads badly over threads.
 
-They are built from `kernels.cc` when a prepared model first asks for them (`jaxssl.runtime.native.build`), in 3 s once,
+They are built from `kernels.cc` when a prepared model first asks for them (`jaxssl.runtime.native.build`), in 6 s once,
 and called through XLA's foreign function interface. They have no derivatives. Where they cannot be built, models run as
 XLA compiles them: `jaxssl.models.choice` asks `ready`.
+
+Products take weights that are packed (`pack`), in float32, bfloat16 or int8. As the processor has it, bfloat16 is
+multiplied by AMX, by AVX512-BF16, or in float32 from half as many bytes; int8 by AMX, by VNNI, or number by number,
+which is slow (`fast_int8`).
 """
 
 import ctypes
+import math
 from functools import cache
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxssl.runtime.native import build
 
-ALIGNED = 16  # what a map's rank and outputs are multiples of: floats of the widest processor's vectors
+PANEL = 64  # columns of packed weights that lie together
+FILL = 4  # what their inputs are a multiple of: numbers of the largest group
+GROUPS = {"float32": 1, "bfloat16": 2, "int8": 4}  # numbers of one sum that lie beside each other there
+ACTIVATIONS = ("linear", "gelu")  # with which a product can end, by the kernels' numbers
+
+Activation = Literal["linear", "gelu"]
 
 
 @cache
@@ -26,45 +38,150 @@ def ready() -> bool:
     return path is not None
 
 
+@cache
+def fast_int8() -> bool:
+    """Tell whether the kernels are there, and have instructions of the processor for int8."""
+    path = build.shared_object()
+    return path is not None and bool(ctypes.c_int.in_dll(ctypes.CDLL(str(path)), "fast_int8").value)
+
+
 def register(path: str | build.Path, prefix: str = "jaxssl") -> None:
-    """Let XLA call a library's kernels as `prefix`_attention and so on."""
+    """Let XLA call a library's kernels as `prefix`_attention_float32 and so on."""
     library = ctypes.CDLL(str(path))
     for name in build.KERNELS:
         jax.ffi.register_ffi_target(f"{prefix}_{name}", jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 
 def attention(q: Array, k: Array, v: Array, valid: Array | None, *, prefix: str = "jaxssl") -> Array:
-    """Attend as `jaxssl.models.attend` does, its arrays in float32; scores of a few frames at a time stay in the cache.
+    """Attend as `jaxssl.models.attend` does, in float32 or bfloat16; a few frames' scores at a time stay in the cache.
 
-    Measured on two cores with AVX-512, 12 heads of 64: 250 frames take 0.6 ms instead of 1.1, 749 4.7 instead of 7.8,
-    1500 18 instead of 25.
+    Scores and sums are float32 in both. Measured on two cores with AVX-512, 12 heads of 64, float32: 250 frames take
+    0.6 ms instead of 1.1, 749 4.7 instead of 7.8, 1500 18 instead of 25.
     """
     valid = jnp.ones(q.shape[:2], bool) if valid is None else valid
-    call = jax.ffi.ffi_call(f"{prefix}_attention", _like(q.shape), vmap_method="sequential")
-    return call(q, k, v, valid.sum(1, dtype=jnp.int32))
+    return _call(f"{prefix}_attention_{q.dtype}", q.shape, q.dtype)(q, k, v, valid.sum(1, dtype=jnp.int32))
 
 
-def dense(x: Array, *weights: Array, prefix: str = "jaxssl") -> Array:
-    """Return x · kernel + bias, or x · down · up + bias, in float32.
-
-    Weights are fetched from memory while others are multiplied, and what lies between two products never leaves the
-    cache. Measured on two cores with AVX-512, weights not in the cache: 50 frames of 768 → 768 take 0.15 ms instead of
-    0.20, 768 → 3072 → 768 1.3 instead of 1.6; 250 frames 0.63 instead of 0.72, and the same; at rank 128 250 frames of
-    768 → 768 take 0.26 ms instead of 0.37, 3072 → 768 0.61 instead of 0.72, 768 → 3072 the same.
+def pack(kernel: Array, dtype: Any) -> Array:
+    """Lay weights out as products read them, in float32 or bfloat16.
 
     Args:
-        x: (batch, time, *inputs).
-        *weights: (*inputs, *outputs), or (*inputs, rank) and (rank, *outputs), then the bias (*outputs,). The rank and
-            the number of outputs are multiples of `ALIGNED`.
+        kernel: (inputs, outputs), or (sets, inputs, outputs).
+        dtype: of the packed weights.
+
+    Returns:
+        (sets, panels, inputs filled up to a multiple of `FILL`, `PANEL`), one set for a kernel alone; bfloat16 as bits,
+        uint16, because they are in no order that another program would guess.
+    """
+    sets = kernel if kernel.ndim == 3 else kernel[None]
+    packed = _panels(sets.astype(dtype), GROUPS[jnp.dtype(dtype).name])
+    return jax.lax.bitcast_convert_type(packed, jnp.uint16) if packed.dtype == jnp.bfloat16 else packed
+
+
+def pack_int8(kernel: Array) -> Array:
+    """Lay out int8 weights, (inputs, outputs), likewise, with -128 times the sum of each column before them.
+
+    Frames are multiplied as whole numbers from 1 to 255, 128 too much; what that adds is taken away so. The sums are
+    32-bit, so that they take four rows of a panel.
+    """
+    before = -128 * kernel.astype(jnp.int32).sum(0)
+    before = jnp.pad(before, (0, -before.size % PANEL)).reshape(1, -1, 1, PANEL)
+    bits = jax.lax.bitcast_convert_type(before, jnp.int8)
+    return jnp.concatenate([bits.reshape(1, -1, FILL, PANEL), _panels(kernel[None], GROUPS["int8"])], 2)
+
+
+def windows(
+    x: Array,
+    packed: Array,
+    bias: Array,
+    *,
+    rows: int,
+    stride: int,
+    activation: Activation = "linear",
+    prefix: str = "jaxssl",
+) -> Array:
+    """Multiply windows of numbers that lie beside each other by packed weights: a convolution is one, without copies.
+
+    Args:
+        x: (batch, numbers), float32 or bfloat16; windows are as long as the weights have inputs.
+        packed: weights for that dtype, as `pack` lays them out; row b is multiplied by set b modulo their number.
+        bias: (sets, outputs) float32.
+        rows: how many windows, the first one at the beginning.
+        stride: numbers from one to the next.
+        activation: what comes last.
+        prefix: of the library's kernels.
+
+    Returns:
+        (batch, rows, outputs) in the dtype of `x`.
+    """
+    needed = (rows - 1) * stride + packed.shape[2]
+    if needed > x.shape[1]:  # where a window is no whole number of groups, the last one reads on
+        x = jnp.pad(x, ((0, 0), (0, needed - x.shape[1])))
+    call = _call(f"{prefix}_product_{x.dtype}", (x.shape[0], rows, bias.shape[-1]), x.dtype)
+    return call(x, packed, bias.astype(jnp.float32), stride=np.int64(stride), activation=_number(activation))
+
+
+def dense(x: Array, *weights: Array, activation: Activation = "linear", prefix: str = "jaxssl") -> Array:
+    """Return activation(x · kernel + bias), or activation(x · down · up + bias), in the dtype of `x`.
+
+    What lies between two products never leaves the cache.
+
+    Args:
+        x: (batch, time, *inputs), float32 or bfloat16.
+        *weights: one or two packed in that dtype, then the bias, (*outputs,), which tells how many columns count.
+        activation: what comes last.
         prefix: of the library's kernels.
 
     Returns:
         (batch, time, *outputs).
     """
-    name = "dense" if len(weights) == 2 else "factored"
-    shape = *x.shape[:2], *weights[-1].shape
-    return jax.ffi.ffi_call(f"{prefix}_{name}", _like(shape), vmap_method="sequential")(x, *weights)
+    first, *second, bias = weights
+    shape, rows = (*x.shape[:2], *bias.shape), math.prod(x.shape[:2])
+    depth, inputs = first.shape[2], math.prod(x.shape[2:])
+    x = x.reshape(rows, inputs)
+    x = x if depth == inputs else jnp.pad(x, ((0, 0), (0, depth - inputs)))
+    added = bias.astype(jnp.float32).reshape(1, -1)
+    if second:
+        call = _call(f"{prefix}_factored_{x.dtype}", (rows, bias.size), x.dtype)
+        return call(x, first, *second, added, activation=_number(activation)).reshape(shape)
+    y = windows(x.reshape(1, rows * depth), first, added, rows=rows, stride=depth, activation=activation, prefix=prefix)
+    return y.reshape(shape)
 
 
-def _like(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+def dense_int8(
+    x: Array, packed: Array, scale: Array, bias: Array, *, activation: Activation = "linear", prefix: str = "jaxssl"
+) -> Array:
+    """Return activation(x · kernel + bias) of an int8 kernel, each frame quantised as it comes (`models.int8_product`).
+
+    Args:
+        x: (batch, time, *inputs) in any dtype of floats.
+        packed: as `pack_int8` lays it out.
+        scale: (*outputs,) float32, of each column.
+        bias: (*outputs,).
+        activation: what comes last.
+        prefix: of the library's kernels.
+
+    Returns:
+        (batch, time, *outputs) in the dtype of `x`.
+    """
+    rows, shape = math.prod(x.shape[:2]), (*x.shape[:2], *bias.shape)
+    flat = x.astype(jnp.float32).reshape(rows, math.prod(x.shape[2:]))
+    call = _call(f"{prefix}_product_int8", (rows, bias.size), jnp.float32)
+    y = call(flat, packed, scale.reshape(-1), bias.astype(jnp.float32).reshape(-1), activation=_number(activation))
+    return y.reshape(shape).astype(x.dtype)
+
+
+def _panels(sets: Array, group: int) -> Array:
+    """Lay (sets, inputs, outputs) out as panels, within which a group's numbers of a column lie beside each other."""
+    whole = jnp.pad(sets, ((0, 0), (0, -sets.shape[1] % FILL), (0, -sets.shape[2] % PANEL)))
+    count, inputs, outputs = whole.shape
+    apart = whole.reshape(count, inputs // group, group, outputs // PANEL, PANEL).transpose(0, 3, 1, 4, 2)
+    return apart.reshape(count, outputs // PANEL, inputs, PANEL)
+
+
+def _call(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
+
+
+def _number(activation: Activation) -> np.int64:
+    return np.int64(ACTIVATIONS.index(activation))

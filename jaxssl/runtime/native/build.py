@@ -18,28 +18,31 @@ from compress.errors import InputError
 from jaxssl.runtime import private
 from jaxssl.runtime.compiled import place
 
-SOURCE = Path(__file__).with_name("kernels.cc")
+SOURCE = Path(__file__).with_name("kernels.cc")  # which includes the headers beside it
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 PATIENCE = 120.0  # seconds
-KERNELS = ("attention", "dense", "factored")
+KERNELS = (
+    *(f"{name}_{dtype}" for name in ("attention", "product", "factored") for dtype in ("float32", "bfloat16")),
+    "product_int8",
+)
 # A process of its own loads a new library first: a broken one would end the process that asked for it.
 TRIAL = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); [getattr(library, name) for name in sys.argv[2:]]"
 
 
-def shared_object(processor: str = NATIVE) -> Path | None:
+def shared_object(*processor: str) -> Path | None:
     """Return the built file; None where there is no compiler, or, with a warning, where it fails.
 
     The environment's CXX names the compiler to use; by being empty, none. What was built before is taken when nobody
     else can have written it and it is, byte for byte, what was built.
 
     Args:
-        processor: the compiler's flag for what to build for.
+        *processor: the compiler's flags for what to build for; none: this machine's.
     """
     try:
         compiler = _compiler()
-        return None if compiler is None else _found(compiler, processor)
+        return None if compiler is None else _found(compiler, processor or (NATIVE,))
     except (InputError, OSError, ValueError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"{SOURCE.name}: not built by {os.environ.get('CXX') or 'the C++ compiler'}, so models run slower, as XLA "
@@ -58,9 +61,10 @@ def _compiler() -> list[str] | None:
     return [found] if found else None
 
 
-def _found(compiler: list[str], processor: str) -> Path:
+def _found(compiler: list[str], processor: tuple[str, ...]) -> Path:
     """Return the library that was built of all this, now or before."""
-    told = (SOURCE.read_text(), *compiler, processor, *FLAGS, jaxlib.version.__version__)
+    sources = (each.read_text() for each in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))))
+    told = (*sources, *compiler, *processor, *FLAGS, jaxlib.version.__version__)
     name = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
     target = private.folder(place("kernels")) / f"{name}.so"
     if not (private.file(target) and _whole(target)):
@@ -82,11 +86,11 @@ def _digest_file(library: Path) -> Path:
     return library.with_suffix(".sha256")
 
 
-def _build(compiler: list[str], processor: str, target: Path) -> None:
+def _build(compiler: list[str], processor: tuple[str, ...], target: Path) -> None:
     """Build beside the target and put it there whole: another process may be doing the same."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        command = [*compiler, *FLAGS, processor, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)]
+        command = [*compiler, *FLAGS, *processor, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)]
         _run(command, Path(folder) / "errors")
         _run([sys.executable, "-I", "-c", TRIAL, str(made), *KERNELS], Path(folder) / "errors")
         made.chmod(0o600)

@@ -1,324 +1,259 @@
-// Parts of a forward pass that XLA's CPU code spreads badly over threads: attention without its maps, dense maps of few
-// frames, and factorised ones. They give what the plain formulation gives, but for rounding (tests/test_native.py).
-//
-// Everything rests on `tile`, a small product whose sums stay in registers, written with the vector extensions of GCC
-// and Clang: one source for AVX-512, AVX2, SSE and NEON.
+// Parts of a forward pass that XLA's CPU code spreads badly over threads, or does without the processor's instructions
+// for bfloat16 and int8: attention without its maps, and products with packed weights. They give what the plain
+// formulation gives, but for rounding (tests/runtime/test_native.py).
 
-#include <algorithm>
-#include <atomic>
-#include <cfloat>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <thread>
-#include <utility>
-#include <vector>
-
-#include "xla/ffi/api/ffi.h"
+#include "attention.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
-using Floats = ffi::Buffer<ffi::F32>;
 
-// A tile of kRows × kVectors sums, its row of kVectors and one factor must fit the processor's 32 or 16 registers.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kVectors = 4;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kVectors = 2;
-#elif defined(__aarch64__)
-constexpr int kLanes = 4, kVectors = 4;
-#else
-constexpr int kLanes = 4, kVectors = 2;
-#endif
-constexpr int kRows = 6;
-constexpr int kPanel = kVectors * kLanes;  // columns of a tile
-constexpr int64_t kLine = 16;              // floats of a cache line
-constexpr int64_t kDepth = 256;            // terms of a sum that are added up before the next tile's turn
-constexpr int64_t kChunk = 96;             // rows of a factorised map whose middle stays in the cache
-constexpr int64_t kShare = 24;             // rows of a factorised map that are worth another thread
-
-typedef float Vector __attribute__((vector_size(4 * kLanes)));
-typedef float Unaligned __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef int32_t Bits __attribute__((vector_size(4 * kLanes)));
-
-inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
-inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
-inline Vector splat(float value) { return value - Vector{}; }
-inline Vector larger(Vector a, Vector b) { return a < b ? b : a; }  // a, where it is no number
-
-// exp(x) for x <= 0 by Cephes' expf: a power of two, and a polynomial for what is left of x.
-inline Vector exponential(Vector x) {
-  x = larger(x, splat(-87.0f));
-  const Vector magic = splat(12582912.0f);  // 1.5 × 2^23: adding it rounds to a whole number, in the low bits
-  Vector whole = x * 1.44269504f + magic;
-  const Bits power = (Bits)whole << 23;  // of vectors a cast keeps the bits
-  whole -= magic;
-  const Vector rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts
-  Vector y = splat(1.9875691500e-4f);
-  for (const float term : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-    y = y * rest + term;
-  y = y * rest * rest + rest + 1.0f;
-  return (Vector)((Bits)y + power);
-}
-
-struct Factor {
-  const float* data;
-  int64_t stride;  // between rows, here and below
+template <class Kind>
+struct Type;
+template <>
+struct Type<Float32> {
+  static constexpr auto kType = ffi::F32, kPacked = ffi::F32;
 };
-struct Result {
-  float* data;
-  int64_t stride;
+template <>
+struct Type<BFloat16> {
+  static constexpr auto kType = ffi::BF16, kPacked = ffi::U16;
 };
+template <class Kind>
+using Buffer = ffi::Buffer<Type<Kind>::kType>;
+template <class Kind>
+using Packed = ffi::Buffer<Type<Kind>::kPacked>;  // bfloat16 as bits, so that nobody takes it for numbers
+template <class Kind>
+using Result = ffi::ResultBuffer<Type<Kind>::kType>;
 
-// c = a · b, or c += a · b, for a of (height, depth) and b of (depth, width × kLanes). Meanwhile a line of each of
-// depth / 2 rows is fetched from `next`, which has b's stride.
-template <int height, int width>
-void tile(Factor a, Factor b, int64_t depth, Result c, bool add, const float* next) {
-  Vector sums[height][width];
-#pragma GCC unroll 6
-  for (int i = 0; i < height; ++i)
-    for (int j = 0; j < width; ++j) sums[i][j] = add ? load(c.data + i * c.stride + j * kLanes) : Vector{};
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k, ++a.data, b.data += b.stride) {
-    if (k % 2 == 0) {
-      __builtin_prefetch(next);
-      next += b.stride;
+enum Activation : int64_t { kLinear, kGelu };
+
+// Write sums of (rows, kPanel) plus a bias, of which `columns` count, through an activation.
+template <class Number>
+void finish(float* sums, int64_t rows, int64_t columns, const float* bias, int64_t activation, Number* to,
+            int64_t stride) {
+  float shift[kPanel] = {};
+  std::copy_n(bias, columns, shift);
+  for (int64_t i = 0; i < rows; ++i, sums += kPanel, to += stride) {
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      const Vector sum = load(sums + j) + load(shift + j);
+      store(sums + j, activation == kGelu ? gelu(sum) : sum);
     }
-    Vector row[width];
-    for (int j = 0; j < width; ++j) row[j] = load(b.data + j * kLanes);
-#pragma GCC unroll 6
-    for (int i = 0; i < height; ++i)
-      for (int j = 0; j < width; ++j) sums[i][j] += a.data[i * a.stride] * row[j];
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < height; ++i)
-    for (int j = 0; j < width; ++j) store(c.data + i * c.stride + j * kLanes, sums[i][j]);
-}
-
-template <int width>
-void tile(int height, Factor a, Factor b, int64_t depth, Result c, bool add, const float* next) {
-  switch (height) {
-    case 6: return tile<6, width>(a, b, depth, c, add, next);
-    case 5: return tile<5, width>(a, b, depth, c, add, next);
-    case 4: return tile<4, width>(a, b, depth, c, add, next);
-    case 3: return tile<3, width>(a, b, depth, c, add, next);
-    case 2: return tile<2, width>(a, b, depth, c, add, next);
-    case 1: return tile<1, width>(a, b, depth, c, add, next);
+    for (int64_t j = 0; j < columns; ++j) convert(sums[j], to[j]);
   }
 }
 
-// The same for a width of `columns`, a multiple of kLanes and kPanel at most.
-void tile(int height, int64_t columns, Factor a, Factor b, int64_t depth, Result c, bool add, const float* next) {
-  switch (columns / kLanes) {
-    case 1: return tile<1>(height, a, b, depth, c, add, next);
-    case 2: return tile<2>(height, a, b, depth, c, add, next);
-    case 3: return tile<std::min(3, kVectors)>(height, a, b, depth, c, add, next);
-    case 4: return tile<std::min(4, kVectors)>(height, a, b, depth, c, add, next);
+// to (rows, columns) = activation(a · packed + bias), where `to` lies in rows of `stride`.
+template <class Kind, class Number>
+void map(Rows<Kind> a, const typename Kind::Number* packed, int64_t groups, int64_t rows, int64_t columns,
+         const float* bias, int64_t activation, Number* to, int64_t stride, const typename Kind::Number* after) {
+  float* sums = scratch<float>(3, kTall * kPanel);
+  for (int64_t j = 0; j < columns; j += kPanel, packed += groups * Panel<Kind>::kStride) {
+    const int64_t wide = std::min(kPanel, columns - j);
+    const auto* next = j + kPanel < columns ? packed + groups * Panel<Kind>::kStride : after;
+    multiply<Kind>(a, {packed, groups}, sums, rows, wide, false, next);
+    finish(sums, rows, wide, bias + j, activation, to + j, stride);
   }
-}
-
-// Call `work(begin, size)` on parts of `count` that differ by one at most and are no larger than `most`.
-template <class Work>
-void evenly(int64_t count, int64_t most, Work work) {
-  const int64_t parts = (count + most - 1) / most;
-  for (int64_t i = 0; i < parts; ++i) work(count * i / parts, count * (i + 1) / parts - count * i / parts);
-}
-
-// Columns of a panel that begins at `j`.
-int64_t width(int64_t j, int64_t columns) { return std::min<int64_t>(kPanel, columns - j); }
-
-int64_t aligned(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
-
-// c = a · b, or c += a · b, for a of (rows, depth) and b of (depth, columns), columns a multiple of kLanes. The weights
-// that come next, after the last of them those at `after`, are fetched a little with each tile: memory is slower than a
-// few rows' multiplications.
-void product(Factor a, Factor b, int64_t depth, Result c, int64_t rows, int64_t columns, bool add, const float* after) {
-  for (int64_t j = 0; j < columns; j += kPanel) {
-    const int64_t wide = width(j, columns), lines = (wide + kLine - 1) / kLine;
-    for (int64_t k = 0; k < depth; k += kDepth) {
-      const int64_t terms = std::min(kDepth, depth - k);
-      const float* now = b.data + k * b.stride + j;
-      const float* next = k + kDepth < depth     ? now + kDepth * b.stride
-                          : j + kPanel < columns ? b.data + j + kPanel
-                                                 : after;
-      int64_t turn = 0;  // two for each line: the first and the second half of the rows
-      evenly(rows, kRows, [&](int64_t i, int64_t height) {
-        const float* wanted = next + turn / 2 * kLine + turn % 2 * (terms / 2) * b.stride;
-        tile(height, wide, {a.data + i * a.stride + k, a.stride}, {now, b.stride}, terms,
-             {c.data + i * c.stride + j, c.stride}, add || k > 0, turn < 2 * lines ? wanted : now);
-        ++turn;
-      });
-    }
-  }
-}
-
-// This thread's memory for intermediate results, at the beginning of a cache line.
-float* scratch(int64_t size) {
-  thread_local std::vector<float> memory;
-  if (memory.size() < size_t(size) + 16) memory.resize(size + 16);
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return memory.data() + (64 - address % 64) % 64 / sizeof(float);
-}
-
-// Tasks that the caller and the threads of XLA's pool take in turns. The caller waits for those only that somebody has
-// begun, so that it cannot wait for a thread that waits likewise; one that comes late finds nothing left.
-template <class Work>
-struct Queue {
-  Queue(Work work, int64_t tasks) : work(work), tasks(tasks) {}
-  void run() {
-    for (int64_t task; (task = next++) < tasks; ++done) work(task);
-  }
-  const Work work;
-  const int64_t tasks;
-  std::atomic<int64_t> next{0}, done{0};
-};
-
-int64_t threads(ffi::ThreadPool& pool) { return std::max<int64_t>(1, pool.num_threads()); }
-
-template <class Work>
-void share(ffi::ThreadPool& pool, int64_t tasks, Work work) {
-  auto queue = std::make_shared<Queue<Work>>(work, tasks);
-  for (int64_t i = 1; i < std::min(threads(pool), tasks); ++i) pool.Schedule([queue] { queue->run(); });
-  queue->run();
-  while (queue->done < tasks) std::this_thread::yield();
-}
-
-// What one head of one utterance attends with, all of (time, heads, size).
-struct Head {
-  const float *queries, *keys, *values;
-  float* context;
-  int64_t stride, size, seen;  // between frames; of a vector; keys that are not padding
-};
-
-// Turn `scores` into exp(score − largest) and return 1 / their sum; those from `seen` to `padded` count for nothing.
-float exponentials(float* scores, int64_t seen, int64_t padded) {
-  std::fill(scores + seen, scores + padded, -FLT_MAX);
-  Vector top = splat(-FLT_MAX);
-  for (int64_t j = 0; j < padded; j += kLanes) top = larger(top, load(scores + j));
-  float largest = top[0];
-  for (int i = 1; i < kLanes; ++i) largest = std::max(largest, top[i]);
-  Vector sums{};
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vector weights = exponential(load(scores + j) - largest);
-    store(scores + j, weights);
-    sums += weights;
-  }
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += sums[i];
-  return 1 / sum;
-}
-
-// Write a matrix of (rows, columns) as panels of (rows, width), one after the other, the last one filled up with zeros.
-// `at(row, column)` says where a number is.
-template <class At>
-void pack(float* to, int64_t rows, int64_t columns, At at) {
-  for (int64_t j = 0; j < columns; j += kPanel) {
-    const int64_t wide = width(j, aligned(columns)), given = std::min(wide, columns - j);
-    for (int64_t k = 0; k < rows; ++k, to += wide) {
-      for (int64_t i = 0; i < given; ++i) to[i] = *at(k, j + i);
-      std::fill(to + given, to + wide, 0.0f);
-    }
-  }
-}
-
-// Let the frames from `begin` to `end` attend, a few at a time, so that their scores stay in the cache.
-void attend(const Head& head, int64_t begin, int64_t end) {
-  const int64_t stride = head.stride, size = head.size, seen = head.seen;
-  const int64_t padded = aligned(seen), wide = aligned(size);
-  float* keys = scratch(padded * size + seen * wide + kRows * (padded + wide));
-  float* values = keys + padded * size;
-  float* scores = values + seen * wide;
-  float* context = scores + kRows * padded;
-  pack(keys, size, seen, [&](int64_t d, int64_t j) { return head.keys + j * stride + d; });
-  pack(values, seen, size, [&](int64_t j, int64_t d) { return head.values + j * stride + d; });
-  evenly(end - begin, kRows, [&](int64_t offset, int64_t rows) {
-    const int64_t first = begin + offset;
-    const Factor queries{head.queries + first * stride, stride};
-    for (int64_t j = 0; j < padded; j += kPanel)
-      tile(rows, width(j, padded), queries, {keys + j * size, width(j, padded)}, size, {scores + j, padded}, false,
-           keys);
-    float scales[kRows];
-    for (int64_t i = 0; i < rows; ++i) scales[i] = exponentials(scores + i * padded, seen, padded);
-    for (int64_t d = 0; d < wide; d += kPanel)
-      tile(rows, width(d, wide), {scores, padded}, {values + d * seen, width(d, wide)}, seen, {context + d, wide},
-           false, values);
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t d = 0; d < size; ++d) head.context[(first + i) * stride + d] = context[i * wide + d] * scales[i];
-  });
 }
 
 // q, k, v and the context are (batch, time, heads, size); keys from lengths[batch] on are padding.
-ffi::Error Attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::Buffer<ffi::S32> lengths,
-                     ffi::ResultBuffer<ffi::F32> context) {
+template <class Kind>
+ffi::Error Attention(ffi::ThreadPool pool, Buffer<Kind> q, Buffer<Kind> k, Buffer<Kind> v,
+                     ffi::Buffer<ffi::S32> lengths, Result<Kind> context) {
   const auto shape = q.dimensions();
   const int64_t batch = shape[0], time = shape[1], heads = shape[2], size = shape[3], count = batch * heads;
   if (count == 0) return ffi::Error::Success();
   // Few heads on many threads: some let their frames attend in several pieces, each with keys and values of its own.
   const int64_t pieces = std::min(time, threads(pool) == 1 ? 1 : (2 * threads(pool) + count - 1) / count);
-  const float *queries = q.typed_data(), *keys = k.typed_data(), *values = v.typed_data();
+  const auto *queries = q.typed_data(), *keys = k.typed_data(), *values = v.typed_data();
   const int32_t* valid = lengths.typed_data();
-  float* out = context->typed_data();
+  auto* out = context->typed_data();
   share(pool, count * pieces, [=](int64_t task) {
     const int64_t piece = task % pieces, head = task / pieces % heads, row = task / pieces / heads;
     const int64_t at = row * time * heads * size + head * size;
     const int64_t seen = valid[row] > 0 ? valid[row] : time;  // a row that only fills a batch: anything finite
-    attend(Head{queries + at, keys + at, values + at, out + at, heads * size, size, seen}, time * piece / pieces,
+    attend(Head<Kind>{queries + at, keys + at, values + at, out + at, heads * size, size, seen}, time * piece / pieces,
            time * (piece + 1) / pieces);
   });
   return ffi::Error::Success();
 }
 
-// y = x · kernel + bias for x of (rows, inputs) and kernel of (inputs, outputs); any axes more in front and behind are
-// taken together, here and below.
-ffi::Error Dense(ffi::ThreadPool pool, Floats x, Floats kernel, Floats bias, ffi::ResultBuffer<ffi::F32> y) {
-  const int64_t outputs = bias.element_count(), inputs = kernel.element_count() / outputs;
-  const int64_t rows = x.element_count() / inputs, ahead = threads(pool) * kPanel;
-  const float *in = x.typed_data(), *weights = kernel.typed_data(), *shift = bias.typed_data();
-  float* out = y->typed_data();
-  share(pool, (outputs + kPanel - 1) / kPanel, [=](int64_t task) {  // each thread reads weights of its own only
-    const int64_t j = task * kPanel, columns = std::min<int64_t>(kPanel, outputs - j);
-    for (int64_t i = 0; i < rows; ++i) std::memcpy(out + i * outputs + j, shift + j, columns * sizeof(float));
-    product({in, inputs}, {weights + j, outputs}, inputs, {out + j, outputs}, rows, columns, true,
-            weights + (j + ahead < outputs ? j + ahead : j));
+// y (batch, rows, outputs) = activation(windows of x · weights + bias) for x of (batch, numbers), whose windows begin
+// `stride` numbers apart; weights are packed, those of row b are number b modulo their first axis.
+template <class Kind>
+ffi::Error Product(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> weights, ffi::Buffer<ffi::F32> bias,
+                   Result<Kind> y, int64_t stride, int64_t activation) {
+  const auto shape = y->dimensions(), packed = weights.dimensions();  // (sets, panels, depth, kPanel)
+  const int64_t batch = shape[0], rows = shape[1], outputs = shape[2], sets = packed[0];
+  const int64_t groups = packed[2] / Kind::kGroup;
+  if (batch * rows * outputs == 0) return ffi::Error::Success();
+  const int64_t length = x.element_count() / batch, panel = groups * Panel<Kind>::kStride;
+  const int64_t panels = packed[1], pieces = (rows + kTall - 1) / kTall, ahead = threads(pool);
+  const auto *in = x.typed_data(), *each = weights.typed_data();
+  const float* shift = bias.typed_data();
+  auto* out = y->typed_data();
+  share(pool, batch * pieces * panels, [=](int64_t task) {
+    const int64_t j = task % panels, piece = task / panels % pieces, row = task / panels / pieces, set = row % sets;
+    const int64_t begin = rows * piece / pieces, end = rows * (piece + 1) / pieces;
+    const auto* mine = each + (set * panels + j) * panel;
+    map<Kind>({in + row * length + begin * stride, stride}, mine, groups, end - begin,
+              std::min(kPanel, outputs - j * kPanel), shift + set * outputs + j * kPanel, activation,
+              out + (row * rows + begin) * outputs + j * kPanel, outputs,
+              j + ahead < panels ? mine + ahead * panel : mine);
   });
   return ffi::Error::Success();
 }
 
-// y = x · down · up + bias for x of (rows, inputs), down of (inputs, rank), up of (rank, outputs).
-ffi::Error Factored(ffi::ThreadPool pool, Floats x, Floats down, Floats up, Floats bias,
-                    ffi::ResultBuffer<ffi::F32> y) {
-  const int64_t rank = up.dimensions()[0], inputs = down.element_count() / rank, outputs = bias.element_count();
-  const int64_t rows = x.element_count() / inputs;
+// y (rows, outputs) = activation(x · down · up + bias), the middle of a few rows staying in the cache.
+template <class Kind>
+ffi::Error Factored(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> down, Packed<Kind> up,
+                    ffi::Buffer<ffi::F32> bias, Result<Kind> y, int64_t activation) {
+  constexpr int64_t kShare = 24;  // rows that are worth another thread
+  const int64_t outputs = bias.element_count();
+  if (y->element_count() == 0) return ffi::Error::Success();
+  const int64_t rows = y->element_count() / outputs, inputs = x.element_count() / rows;
+  const int64_t wide = up.dimensions()[2], first = down.dimensions()[2] / Kind::kGroup, second = wide / Kind::kGroup;
   const int64_t tasks = std::min(threads(pool), (rows + kShare - 1) / kShare);
-  const float *in = x.typed_data(), *first = down.typed_data(), *second = up.typed_data(), *shift = bias.typed_data();
-  float* out = y->typed_data();
+  const auto *in = x.typed_data(), *before = down.typed_data(), *behind = up.typed_data();
+  const float* shift = bias.typed_data();
+  auto* out = y->typed_data();
   share(pool, tasks, [=](int64_t task) {
     const int64_t begin = rows * task / tasks, end = rows * (task + 1) / tasks;
-    float* middle = scratch(kChunk * rank);
-    evenly(end - begin, kChunk, [&](int64_t offset, int64_t count) {
-      const float* from = in + (begin + offset) * inputs;
-      float* to = out + (begin + offset) * outputs;
-      product({from, inputs}, {first, rank}, inputs, {middle, rank}, count, rank, false, second);
-      for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * outputs, shift, outputs * sizeof(float));
-      product({middle, rank}, {second, outputs}, rank, {to, outputs}, count, outputs, true, first);
+    auto* middle = scratch<typename Kind::Number>(0, kTall * wide);
+    const std::vector<float> nothing(wide);
+    evenly(end - begin, kTall, [&](int64_t offset, int64_t count) {
+      const int64_t row = begin + offset;
+      map<Kind>({in + row * inputs, inputs}, before, first, count, wide, nothing.data(), kLinear, middle, wide, behind);
+      map<Kind>({middle, wide}, behind, second, count, outputs, shift, activation, out + row * outputs, outputs,
+                before);
     });
   });
   return ffi::Error::Success();
 }
 
+// Turn rows of floats into whole numbers from -127 to 127, 128 added, and tell each row's scale.
+void quantise(const float* x, int64_t rows, int64_t inputs, int64_t wide, uint8_t* to, float* scales) {
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  const int64_t whole = inputs / kLanes * kLanes;
+  for (int64_t i = 0; i < rows; ++i, x += inputs, to += wide) {
+    float left[kLanes] = {};  // what is no whole vector
+    std::copy(x + whole, x + inputs, left);
+    Vector top{}, wrong{};
+    for (int64_t k = 0; k < inputs; k += kLanes) {
+      const Vector some = load(k < whole ? x + k : left);
+      top = larger(top, some < 0 ? -some : some);
+      wrong += some * 0.0f;  // no number, where some is none
+    }
+    float largest = 0, lost = 0;
+    for (int l = 0; l < kLanes; ++l) largest = std::max(largest, top[l]), lost += wrong[l];
+    const float scale = largest / 127.0f;
+    scales[i] = scale + lost;
+    const Vector divisor = splat(largest > 0 ? scale : 1.0f);
+    for (int64_t k = 0; k < inputs; k += kLanes) {
+      // 1.5 × 2^23 brings a whole number into the low bits, rounded to even.
+      const Ints bits = (Ints)(load(k < whole ? x + k : left) / divisor + 12582912.0f) + splat(int32_t(128));
+      const Bytes bytes = __builtin_convertvector(bits, Bytes);
+      std::memcpy(to + k, &bytes, std::min<int64_t>(kLanes, wide - k));
+    }
+  }
+}
+
+// y (rows, outputs) = activation(x · weights + bias) for weights in int8 with a scale each column; rows are quantised
+// as they come, each with a scale of its own. The first group of a panel holds -128 times the sum of each column, in 32
+// bits: what the 128 too much of the factors adds.
+ffi::Error ProductInt8(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> weights,
+                       ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> y,
+                       int64_t activation) {
+  const int64_t outputs = bias.element_count();
+  if (y->element_count() == 0) return ffi::Error::Success();
+  const int64_t rows = y->element_count() / outputs, inputs = x.element_count() / rows;
+  const int64_t groups = weights.dimensions()[2] / Int8::kGroup, wide = (groups - 1) * Int8::kGroup;
+  const int64_t panels = weights.dimensions()[1];
+  const int64_t pieces = (rows + kTall - 1) / kTall, ahead = threads(pool);
+  const float *in = x.typed_data(), *shift = bias.typed_data(), *columns = scale.typed_data();
+  const auto* packed = reinterpret_cast<const uint8_t*>(weights.typed_data());
+  float* out = y->typed_data();
+  auto numbers = std::make_shared<std::vector<uint8_t>>(rows * wide);
+  auto scales = std::make_shared<std::vector<float>>(rows);
+  constexpr int64_t kShare = 8;  // rows that are worth another thread
+  const int64_t parts = std::min(4 * threads(pool), (rows + kShare - 1) / kShare);
+  share(pool, parts, [=](int64_t part) {
+    const int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
+    quantise(in + begin * inputs, end - begin, inputs, wide, numbers->data() + begin * wide, scales->data() + begin);
+  });
+  share(pool, pieces * panels, [=](int64_t task) {
+    const int64_t j = task % panels * kPanel, piece = task / panels;
+    const int64_t begin = rows * piece / pieces, count = rows * (piece + 1) / pieces - begin;
+    const int64_t here = std::min(kPanel, outputs - j);
+    const uint8_t* panel = packed + task % panels * groups * Panel<Int8>::kStride;
+    int32_t* sums = scratch<int32_t>(2, kTall * kPanel);
+    float* floats = scratch<float>(3, kTall * kPanel);
+    for (int64_t i = 0; i < count; ++i) std::memcpy(sums + i * kPanel, panel, kPanel * sizeof(int32_t));
+    multiply<Int8>({numbers->data() + begin * wide, wide}, {panel + Panel<Int8>::kStride, groups - 1}, sums, count,
+                   here, true, task % panels + ahead < panels ? panel + ahead * groups * Panel<Int8>::kStride : panel);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t c = 0; c < here; ++c)
+        floats[i * kPanel + c] = float(sums[i * kPanel + c]) * (*scales)[begin + i] * columns[j + c];
+    finish(floats, count, here, shift + j, activation, out + begin * outputs + j, outputs);
+  });
+  return ffi::Error::Success();
+}
+
+template <class Kind>
+auto attention_of() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .template Arg<Buffer<Kind>>()
+      .template Arg<Buffer<Kind>>()
+      .template Arg<Buffer<Kind>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Ret<Buffer<Kind>>();
+}
+
+template <class Kind>
+auto product_of() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .template Arg<Buffer<Kind>>()
+      .template Arg<Packed<Kind>>()
+      .template Arg<ffi::Buffer<ffi::F32>>()
+      .template Ret<Buffer<Kind>>()
+      .template Attr<int64_t>("stride")
+      .template Attr<int64_t>("activation");
+}
+
+template <class Kind>
+auto factored_of() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .template Arg<Buffer<Kind>>()
+      .template Arg<Packed<Kind>>()
+      .template Arg<Packed<Kind>>()
+      .template Arg<ffi::Buffer<ffi::F32>>()
+      .template Ret<Buffer<Kind>>()
+      .template Attr<int64_t>("activation");
+}
+
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(attention, Attention,
+// Whether int8 is multiplied by instructions of its own.
+#if defined(__AVX512VNNI__)
+extern "C" const int fast_int8 = 1;
+#else
+extern "C" const int fast_int8 = 0;
+#endif
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_float32, Attention<Float32>, attention_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_bfloat16, Attention<BFloat16>, attention_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(product_float32, Product<Float32>, product_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(product_bfloat16, Product<BFloat16>, product_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_float32, Factored<Float32>, factored_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_bfloat16, Factored<BFloat16>, factored_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(product_int8, ProductInt8,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<Floats>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    factored, Factored,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    dense, Dense, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>());
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("activation"));

@@ -1,0 +1,85 @@
+"""Weights packed for our kernels, and what runs on them: dense maps, strided convolutions, grouped ones of stride 1.
+
+A prepared model has them where `jaxssl.models.choice.packs` says so. They are packed for float32 or for bfloat16, and a
+model runs in that only.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from compress.address import Matrix
+from compress.errors import InputError
+from jaxssl.models import choice
+from jaxssl.models.part import Arrays
+from jaxssl.runtime import native
+
+
+def packs(matrix: Matrix) -> bool:
+    """Tell whether a prepared model has the weights of a dense map packed: not one in blocks, nor one without units."""
+    return matrix.blocks is None and matrix.max_rank > 0 and choice.packs(int8=matrix.int8)
+
+
+def packed_map(arrays: Arrays, matrix: Matrix, dtype: Any) -> Arrays:
+    """Return the arrays of a dense map with its weights packed, where our kernels take them."""
+    if not packs(matrix):
+        return arrays
+    inputs = {"kernel": matrix.fan_in, "down": matrix.fan_in, "up": matrix.rank}
+    weights = {name: arrays[name].reshape(inputs[name], -1) for name in inputs if name in arrays}
+    return {**arrays, **{name: _pack(each, int8=matrix.int8, dtype=dtype) for name, each in weights.items()}}
+
+
+@partial(jax.jit, static_argnames=("groups", "dtype"))
+def packed_convolution(kernel: Array, *, dtype: Any, groups: int = 1) -> Array:
+    """Pack a kernel, (taps, in / groups, out): a set for each group, a window of whose input is taps × in / groups."""
+    taps, each, outputs = kernel.shape
+    sets = kernel.reshape(taps, each, groups, outputs // groups).transpose(2, 0, 1, 3)
+    return native.pack(sets.reshape(groups, taps * each, outputs // groups), dtype)
+
+
+def convolved(
+    x: Array, packed: Array, bias: Array | None, *, taps: int, stride: int, outputs: int, activation: native.Activation
+) -> Array:
+    """Convolve `x: (batch, time, in)` without padding, to (batch, fewer, outputs), and apply an activation."""
+    check_dtype(packed, x.dtype)
+    batch, time, inputs = x.shape
+    added = jnp.zeros((1, outputs)) if bias is None else bias[None]
+    rows = (time - taps) // stride + 1
+    flat = x.reshape(batch, time * inputs)
+    return native.windows(flat, packed, added, rows=rows, stride=stride * inputs, activation=activation)
+
+
+def multiplied(x: Array, kernels: Array, bias: Array, activation: native.Activation) -> Array:
+    """Multiply each row of `x: (batch, time, in)` by a kernel of its own, (batch, in, out), packed as it runs."""
+    batch, time, inputs = x.shape
+    packed, flat = native.pack(kernels, x.dtype), x.reshape(batch, -1)
+    return native.windows(flat, packed, bias, rows=time, stride=inputs, activation=activation)
+
+
+def convolved_by_groups(x: Array, packed: Array, *, taps: int, padding: tuple[int, int]) -> Array:
+    """Convolve `x: (batch, time, width)`, groups of channels apart, with zeros before and after."""
+    check_dtype(packed, x.dtype)
+    groups, (batch, time, width) = packed.shape[0], x.shape
+    rows, each = time + sum(padding) - taps + 1, width // groups
+    apart = jnp.pad(x, ((0, 0), padding, (0, 0))).reshape(batch, -1, groups, each).transpose(0, 2, 1, 3)
+    y = native.windows(apart.reshape(batch * groups, -1), packed, jnp.zeros((groups, each)), rows=rows, stride=each)
+    return y.reshape(batch, groups, rows, each).transpose(0, 2, 1, 3).reshape(batch, rows, width)
+
+
+def check_dtype(packed: Array, dtype: Any) -> None:
+    """Refuse weights that are packed for another dtype.
+
+    Raises:
+        InputError: they are.
+    """
+    made = {jnp.dtype(jnp.uint16): "bfloat16", jnp.dtype(jnp.float32): "float32"}.get(packed.dtype)
+    if made is not None and made != jnp.dtype(dtype).name:
+        raise InputError(f"a model prepared for {made} runs in {jnp.dtype(dtype).name}; prepare it with that dtype")
+
+
+@partial(jax.jit, static_argnames=("int8", "dtype"))
+def _pack(kernel: Array, *, int8: bool, dtype: Any) -> Array:
+    return native.pack_int8(kernel) if int8 else native.pack(kernel.astype(jnp.float32), dtype)

@@ -1,0 +1,102 @@
+// The numbers that products are made of, and how a group of them is multiplied: the one place with a processor's own
+// instructions. Each kind says how many numbers of a sum lie beside each other (`kGroup`), as the instructions want it.
+#pragma once
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "vectors.h"
+
+// A bfloat16 is the upper half of a float.
+inline float widened(uint16_t bits) {
+  const uint32_t whole = uint32_t(bits) << 16;
+  float value;
+  std::memcpy(&value, &whole, 4);
+  return value;
+}
+
+// To the nearest, ties to even; what is no number stays so.
+inline uint16_t rounded(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint32_t up = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return value == value ? up : (bits >> 16 | 0x40);
+}
+
+inline void convert(float from, float& to) { to = from; }
+inline void convert(float from, uint16_t& to) { to = rounded(from); }
+
+struct Float32 {
+  using Number = float;
+  using Cell = float;  // of a sum
+  using Sum = Vector;
+  using Row = Vector;
+  static constexpr int kGroup = 1;
+  static constexpr bool kTiles = false;
+  static Row row(const Number* from) { return load(from); }
+  static float factor(const Number* from) { return *from; }
+  static void add(Sum& sum, float factor, Row row) { sum += factor * row; }
+};
+
+struct BFloat16 {
+  using Number = uint16_t;
+  using Cell = float;
+  using Sum = Vector;
+  static constexpr int kGroup = 2;
+#if defined(__AVX512BF16__)
+  using Row = __m512bh;
+  static Row row(const Number* from) { return (Row)_mm512_loadu_si512(from); }
+  static Row factor(const Number* from) {
+    int pair;
+    std::memcpy(&pair, from, 4);
+    return (Row)_mm512_set1_epi32(pair);
+  }
+  static void add(Sum& sum, Row factor, Row row) { sum = (Sum)_mm512_dpbf16_ps((__m512)sum, factor, row); }
+#else  // in float32, of half as many bytes
+  struct Row {
+    Vector even, odd;
+  };
+  struct Factor {
+    float even, odd;
+  };
+  static Row row(const Number* from) {
+    const Ints pairs = load(reinterpret_cast<const int32_t*>(from));
+    return {(Vector)(pairs << 16), (Vector)(pairs & splat(int32_t(0xffff0000)))};
+  }
+  static Factor factor(const Number* from) { return {widened(from[0]), widened(from[1])}; }
+  static void add(Sum& sum, Factor factor, const Row& row) { sum += factor.even * row.even + factor.odd * row.odd; }
+#endif
+#if defined(__AMX_BF16__) || defined(EMULATED_TILES)
+  static constexpr bool kTiles = true;
+#else
+  static constexpr bool kTiles = false;
+#endif
+};
+
+// Factors are unsigned, the numbers of rows signed; sums are exact.
+struct Int8 {
+  using Number = uint8_t;
+  using Cell = int32_t;
+  using Sum = Ints;
+  using Row = Ints;
+  static constexpr int kGroup = 4;
+  static Row row(const Number* from) { return load(reinterpret_cast<const int32_t*>(from)); }
+  static int32_t factor(const Number* from) {
+    int32_t four;
+    std::memcpy(&four, from, 4);
+    return four;
+  }
+  static void add(Sum& sum, int32_t factor, Row row) {
+#if defined(__AVX512VNNI__)
+    sum = (Sum)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(factor), (__m512i)row);
+#else
+    for (int i = 0; i < 4; ++i) sum += (row << (24 - 8 * i) >> 24) * int32_t(uint32_t(factor) >> 8 * i & 255);
+#endif
+  }
+#if defined(__AMX_INT8__) || defined(EMULATED_TILES)
+  static constexpr bool kTiles = true;
+#else
+  static constexpr bool kTiles = false;
+#endif
+};
