@@ -154,7 +154,7 @@ def dense_int8(
     """Return activation(x · kernel + bias) of an int8 kernel, each frame quantised as it comes (`models.int8_product`).
 
     Args:
-        x: (batch, time, *inputs) in any dtype of floats.
+        x: (batch, time, *inputs), float32 or bfloat16.
         packed: as `pack_int8` lays it out.
         scale: (*outputs,) float32, of each column.
         bias: (*outputs,).
@@ -165,10 +165,10 @@ def dense_int8(
         (batch, time, *outputs) in the dtype of `x`.
     """
     rows, shape = math.prod(x.shape[:2]), (*x.shape[:2], *bias.shape)
-    flat = x.astype(jnp.float32).reshape(rows, math.prod(x.shape[2:]))
-    call = _call(f"{prefix}_product_int8", (rows, bias.size), jnp.float32)
+    flat = x.reshape(rows, math.prod(x.shape[2:]))
+    call = _call(f"{prefix}_int8_{x.dtype}", (rows, bias.size), x.dtype)
     y = call(flat, packed, scale.reshape(-1), bias.astype(jnp.float32).reshape(-1), activation=_number(activation))
-    return y.reshape(shape).astype(x.dtype)
+    return y.reshape(shape)
 
 
 def _panels(sets: Array, group: int) -> Array:

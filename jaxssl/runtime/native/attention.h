@@ -69,13 +69,14 @@ void attend(const Head<Kind>& head, int64_t begin, int64_t end) {
     float scales[kRows];
     for (int64_t i = 0; i < rows; ++i) {
       scales[i] = exponentials(scores + i * padded, seen);
-      for (int64_t j = 0; j < seen; ++j) convert(scores[i * padded + j], weights[i * padded + j]);
+      for (int64_t j = 0; j < seen; j += kLanes)
+        write(weights + i * padded + j, load(scores + i * padded + j), seen - j);
     }
     for (int64_t d = 0; d < size; d += kPanel)
       tile<Kind>(rows, std::min(kPanel, size - d), {weights, padded}, {values + d * long_, long_ / Kind::kGroup},
                  context + d, wide, false, {(const char*)weights, 0});
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t d = 0; d < size; ++d)
-        convert(context[i * wide + d] * scales[i], head.context[(first + i) * stride + d]);
+      for (int64_t d = 0; d < size; d += kLanes)
+        write(head.context + (first + i) * stride + d, load(context + i * wide + d) * scales[i], size - d);
   });
 }

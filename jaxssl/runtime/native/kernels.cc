@@ -36,9 +36,8 @@ void finish(float* sums, int64_t rows, int64_t columns, const float* bias, int64
   for (int64_t i = 0; i < rows; ++i, sums += kPanel, to += stride) {
     for (int64_t j = 0; j < columns; j += kLanes) {
       const Vector sum = load(sums + j) + load(shift + j);
-      store(sums + j, activation == kGelu ? gelu(sum) : sum);
+      write(to + j, activation == kGelu ? gelu(sum) : sum, columns - j);
     }
-    for (int64_t j = 0; j < columns; ++j) convert(sums[j], to[j]);
   }
 }
 
@@ -131,15 +130,16 @@ ffi::Error Factored(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> down, Pac
 }
 
 // Turn rows of floats into whole numbers from -127 to 127, 128 added, and tell each row's scale.
-void quantise(const float* x, int64_t rows, int64_t inputs, int64_t wide, uint8_t* to, float* scales) {
+template <class Number>
+void quantise(const Number* x, int64_t rows, int64_t inputs, int64_t wide, uint8_t* to, float* scales) {
   typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
   const int64_t whole = inputs / kLanes * kLanes;
   for (int64_t i = 0; i < rows; ++i, x += inputs, to += wide) {
-    float left[kLanes] = {};  // what is no whole vector
+    Number left[kLanes] = {};  // what is no whole vector
     std::copy(x + whole, x + inputs, left);
     Vector top{}, wrong{};
     for (int64_t k = 0; k < inputs; k += kLanes) {
-      const Vector some = load(k < whole ? x + k : left);
+      const Vector some = read(k < whole ? x + k : left);
       top = larger(top, some < 0 ? -some : some);
       wrong += some * 0.0f;  // no number, where some is none
     }
@@ -150,7 +150,7 @@ void quantise(const float* x, int64_t rows, int64_t inputs, int64_t wide, uint8_
     const Vector divisor = splat(largest > 0 ? scale : 1.0f);
     for (int64_t k = 0; k < inputs; k += kLanes) {
       // 1.5 × 2^23 brings a whole number into the low bits, rounded to even.
-      const Ints bits = (Ints)(load(k < whole ? x + k : left) / divisor + 12582912.0f) + splat(int32_t(128));
+      const Ints bits = (Ints)(read(k < whole ? x + k : left) / divisor + 12582912.0f) + splat(int32_t(128));
       const Bytes bytes = __builtin_convertvector(bits, Bytes);
       std::memcpy(to + k, &bytes, std::min<int64_t>(kLanes, wide - k));
     }
@@ -160,18 +160,19 @@ void quantise(const float* x, int64_t rows, int64_t inputs, int64_t wide, uint8_
 // y (rows, outputs) = activation(x · weights + bias) for weights in int8 with a scale each column; rows are quantised
 // as they come, each with a scale of its own. The first group of a panel holds -128 times the sum of each column, in 32
 // bits: what the 128 too much of the factors adds.
-ffi::Error ProductInt8(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> weights,
-                       ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> y,
-                       int64_t activation) {
+template <class Kind>
+ffi::Error ProductInt8(ffi::ThreadPool pool, Buffer<Kind> x, ffi::Buffer<ffi::S8> weights, ffi::Buffer<ffi::F32> scale,
+                       ffi::Buffer<ffi::F32> bias, Result<Kind> y, int64_t activation) {
   const int64_t outputs = bias.element_count();
   if (y->element_count() == 0) return ffi::Error::Success();
   const int64_t rows = y->element_count() / outputs, inputs = x.element_count() / rows;
   const int64_t groups = weights.dimensions()[2] / Int8::kGroup, wide = (groups - 1) * Int8::kGroup;
   const int64_t panels = weights.dimensions()[1];
   const int64_t pieces = (rows + kTall - 1) / kTall, ahead = threads(pool);
-  const float *in = x.typed_data(), *shift = bias.typed_data(), *columns = scale.typed_data();
+  const auto* in = x.typed_data();
+  const float *shift = bias.typed_data(), *columns = scale.typed_data();
   const auto* packed = reinterpret_cast<const uint8_t*>(weights.typed_data());
-  float* out = y->typed_data();
+  auto* out = y->typed_data();
   auto numbers = std::make_shared<std::vector<uint8_t>>(rows * wide);
   auto scales = std::make_shared<std::vector<float>>(rows);
   constexpr int64_t kShare = 8;  // rows that are worth another thread
@@ -233,6 +234,18 @@ auto factored_of() {
       .template Attr<int64_t>("activation");
 }
 
+template <class Kind>
+auto int8_of() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Buffer<Kind>>()
+      .template Arg<ffi::Buffer<ffi::S8>>()
+      .template Arg<ffi::Buffer<ffi::F32>>()
+      .template Arg<ffi::Buffer<ffi::F32>>()
+      .template Ret<Buffer<Kind>>()
+      .template Attr<int64_t>("activation");
+}
+
 }  // namespace
 
 // Whether int8 is multiplied by instructions of its own.
@@ -248,12 +261,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(product_float32, Product<Float32>, product_of<Floa
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_bfloat16, Product<BFloat16>, product_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_float32, Factored<Float32>, factored_of<Float32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_bfloat16, Factored<BFloat16>, factored_of<BFloat16>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(product_int8, ProductInt8,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int64_t>("activation"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_float32, ProductInt8<Float32>, int8_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_bfloat16, ProductInt8<BFloat16>, int8_of<BFloat16>());

@@ -16,16 +16,35 @@ inline float widened(uint16_t bits) {
   return value;
 }
 
-// To the nearest, ties to even; what is no number stays so.
-inline uint16_t rounded(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  const uint32_t up = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return value == value ? up : (bits >> 16 | 0x40);
+// A vector of floats, from as many floats or bfloat16.
+inline Vector read(const float* from) { return load(from); }
+inline Vector read(const uint16_t* from) {
+  typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+  Halves halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  return (Vector)(__builtin_convertvector(halves, Ints) << 16);
 }
 
-inline void convert(float from, float& to) { to = from; }
-inline void convert(float from, uint16_t& to) { to = rounded(from); }
+// Write the first `count` of a vector's floats, as they are or as bfloat16.
+inline void write(float* to, Vector values, int64_t count) {
+  if (count >= kLanes) return store(to, values);
+  std::memcpy(to, &values, count * sizeof(float));
+}
+inline void write(uint16_t* to, Vector values, int64_t count) {
+  typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+#if defined(__AVX512BF16__)
+  const Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)values);
+#else
+  typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+  const Words bits = (Words)values, up = bits + 0x7fff + (bits >> 16 & 1);  // to the nearest, ties to even
+  const Words whole = (values == values ? up : (bits | 0x400000)) >> 16;    // what is no number stays so
+  const Halves halves = __builtin_convertvector(whole, Halves);
+#endif
+  if (count >= kLanes)
+    std::memcpy(to, &halves, sizeof(halves));  // one store
+  else
+    std::memcpy(to, &halves, 2 * count);
+}
 
 struct Float32 {
   using Number = float;
