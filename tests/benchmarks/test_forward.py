@@ -96,7 +96,7 @@ def test_the_command_end_to_end(torch, tmp_path, monkeypatch, capsys):
     for point in told["points"]:
         assert point["gmacs_per_s"] == pytest.approx(point["of_peak"] * told["peak"] / 1e9)
         assert point["ratio_low"] <= point["ratio"] <= point["ratio_high"]
-    assert [form["form"] for form in told["forms"]] == list(timed_forms.compressed(BIG))
+    assert [form["form"] for form in told["forms"]] == [*timed_forms.compressed(BIG), "int8"]
     assert told["forms"][0]["promised"] == 1
     assert [part["system"] for part in told["parts"]] == ["ours", "pytorch"]
     with (tmp_path / "out/forward.csv").open() as file:

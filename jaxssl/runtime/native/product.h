@@ -12,7 +12,7 @@
 constexpr int64_t kPanel = 64;
 constexpr int64_t kWide = kVectors * kLanes;  // columns of a tile
 constexpr int64_t kBytes = 96 * 1024;         // of a panel that are multiplied before the next tile's turn
-constexpr int64_t kTall = 120;                // rows whose sums stay in the cache
+constexpr int64_t kTall = 126;                // rows whose sums stay in the cache
 
 template <class Kind>
 struct Panel {
