@@ -1,4 +1,4 @@
-"""Weights packed for our kernels, and what runs on them: dense maps, strided convolutions, grouped ones of stride 1.
+"""Weights packed for our kernels, and what runs on them: dense maps and strided convolutions.
 
 A prepared model has them where `jaxssl.models.choice.packs` says so. They are packed for float32 or for bfloat16, and a
 model runs in that only.
@@ -32,12 +32,11 @@ def packed_map(arrays: Arrays, matrix: Matrix, dtype: Any) -> Arrays:
     return {**arrays, **{name: _pack(each, int8=matrix.int8, dtype=dtype) for name, each in weights.items()}}
 
 
-@partial(jax.jit, static_argnames=("groups", "dtype"))
-def packed_convolution(kernel: Array, *, dtype: Any, groups: int = 1) -> Array:
-    """Pack a kernel, (taps, in / groups, out): a set for each group, a window of whose input is taps × in / groups."""
-    taps, each, outputs = kernel.shape
-    sets = kernel.reshape(taps, each, groups, outputs // groups).transpose(2, 0, 1, 3)
-    return native.pack(sets.reshape(groups, taps * each, outputs // groups), dtype)
+@partial(jax.jit, static_argnames="dtype")
+def packed_convolution(kernel: Array, *, dtype: Any) -> Array:
+    """Pack a kernel, (taps, in, out), for windows of taps × in numbers."""
+    taps, inputs, outputs = kernel.shape
+    return native.pack(kernel.reshape(taps * inputs, outputs), dtype)
 
 
 def convolved(
@@ -57,16 +56,6 @@ def multiplied(x: Array, kernels: Array, bias: Array, activation: native.Activat
     batch, time, inputs = x.shape
     packed, flat = native.pack(kernels, x.dtype), x.reshape(batch, -1)
     return native.windows(flat, packed, bias, rows=time, stride=inputs, activation=activation)
-
-
-def convolved_by_groups(x: Array, packed: Array, *, taps: int, padding: tuple[int, int]) -> Array:
-    """Convolve `x: (batch, time, width)`, groups of channels apart, with zeros before and after."""
-    check_dtype(packed, x.dtype)
-    groups, (batch, time, width) = packed.shape[0], x.shape
-    rows, each = time + sum(padding) - taps + 1, width // groups
-    apart = jnp.pad(x, ((0, 0), padding, (0, 0))).reshape(batch, -1, groups, each).transpose(0, 2, 1, 3)
-    y = native.windows(apart.reshape(batch * groups, -1), packed, jnp.zeros((groups, each)), rows=rows, stride=each)
-    return y.reshape(batch, groups, rows, each).transpose(0, 2, 1, 3).reshape(batch, rows, width)
 
 
 def check_dtype(packed: Array, dtype: Any) -> None:

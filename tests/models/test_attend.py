@@ -13,7 +13,6 @@ from jaxssl.models import choice
 from jaxssl.models.attend import attend
 from jaxssl.models.choice import LONG
 from jaxssl.models.layers import frame_mask
-from jaxssl.runtime import native
 from tests.archs import ARCHS, MEL, forward, noise, weights
 
 TIMES = [5, LONG - 1, LONG, LONG + 77]
@@ -59,8 +58,6 @@ def test_devices_get_what_was_measured_on_them(monkeypatch):
     half, full = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
     assert [choice.attention(LONG + more, 64, full) for more in (-1, 0)] == ["at once", "one by one"]
     assert [choice.positions(choice.WORTH + more) for more in (-1, 0)] == ["plain", "fourier"]
-    assert choice.prepared_positions() == ("packed" if native.ready() else "fourier")
-    monkeypatch.setattr(native, "ready", lambda: False)
     assert choice.prepared_positions() == "fourier"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(choice, "nvidia", lambda capability=0.0: capability <= 7.5)

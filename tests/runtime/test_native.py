@@ -22,7 +22,7 @@ from jaxssl.models.describe import describe
 from jaxssl.models.int8_product import int8_product
 from jaxssl.models.layers import convolve, frame_mask, gelu
 from jaxssl.models.model import apply
-from jaxssl.models.packed import convolved_by_groups, packed_convolution
+from jaxssl.models.packed import packed_convolution
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import native
 from jaxssl.runtime.native import build
@@ -188,15 +188,11 @@ def test_windows_are_a_convolution(kernels, taps, stride, inputs, time, dtype):
     np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=ATOL[dtype])
 
 
-@pytest.mark.parametrize("dtype", ATOL)
-@pytest.mark.parametrize(("taps", "groups", "width"), [(128, 16, 48), (19, 4, 20), (4, 1, 70)])
-def test_groups_have_weights_of_their_own(taps, groups, width, dtype):
-    x, kernel = normal(0, 3, 50, width), normal(1, taps, width // groups, width, scale=(taps * width // groups) ** -0.5)
-    pads = taps // 2, (taps - 1) // 2
-    wanted = convolve(x, kernel, padding=pads, groups=groups)
-    packed = packed_convolution(kernel, dtype=jnp.dtype(dtype), groups=groups)
-    found = convolved_by_groups(x.astype(dtype), packed, taps=taps, padding=pads)
-    np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=ATOL[dtype])
+def test_rows_have_weights_of_their_own(kernels):
+    x, kernels_of_rows = normal(0, 3, 50, 12), normal(1, 3, 12, 20)
+    flat, packed, bias = x.reshape(3, -1), native.pack(kernels_of_rows, jnp.float32), normal(2, 3, 20)
+    found = native.windows(flat, packed, bias, rows=50, stride=12, prefix=kernels)
+    np.testing.assert_allclose(found, jnp.einsum("bti,bio->bto", x, kernels_of_rows) + bias[:, None], atol=5e-5)
 
 
 def test_from_many_threads_at_once():
@@ -265,7 +261,7 @@ def test_int8_maps_run_them_where_the_processor_has_instructions(key, monkeypatc
             monkeypatch.setattr(native, "fast_int8", lambda fast=fast: fast)
             forget()
             ready, arrays = prepared(arch, small)
-            assert calls(ready, arrays, x) == NONE | {"attention": 2, "product": 2, "int8": products}
+            assert calls(ready, arrays, x) == NONE | {"attention": 2, "product": 1, "int8": products}
             np.testing.assert_allclose(forward(ready, arrays, x).last, wanted, atol=2e-5)
     finally:
         forget()

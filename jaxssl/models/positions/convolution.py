@@ -21,7 +21,6 @@ from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import convolve, gelu
 from jaxssl.models.names import CONV, FLAT, TAPS, Rule
-from jaxssl.models.packed import convolved_by_groups, packed_convolution
 from jaxssl.models.part import Arrays, Names
 
 
@@ -170,12 +169,8 @@ def convolved(x: Array, weight: Array, *, padding: tuple[int, int], groups: int)
 
 def by_filters(x: Array, ready: Array, *, taps: int, padding: tuple[int, int]) -> Array:
     """Convolve `x: (batch, time, in)` with the kernel whose form `filters` made; padding as of `convolved`."""
-    match choice.prepared_positions():
-        case "packed":
-            return convolved_by_groups(x, ready, taps=taps, padding=padding)
-        case "banded":
-            return banded(x, ready, taps=taps, padding=padding)
-    return filtered(x, ready, taps=taps, padding=padding)
+    run = banded if choice.prepared_positions() == "banded" else filtered
+    return run(x, ready, taps=taps, padding=padding)
 
 
 def stepped(position: Any, x: Array, memory: Memory) -> tuple[Array, Memory]:
@@ -191,11 +186,8 @@ def stepped(position: Any, x: Array, memory: Memory) -> tuple[Array, Memory]:
 
 def filters(kernel: Array, *, groups: int, dtype: Any = jnp.float32) -> Array:
     """Return a positional kernel in the form that a prepared model has here, for running in `dtype`."""
-    match choice.prepared_positions():
-        case "packed":
-            return packed_convolution(kernel, dtype=dtype, groups=groups)
-        case "banded":
-            return bands(kernel, groups=groups).astype(dtype)
+    if choice.prepared_positions() == "banded":
+        return bands(kernel, groups=groups).astype(dtype)
     return spectrum(kernel, groups=groups)  # which stays in float32
 
 
