@@ -7,6 +7,8 @@ import logging
 import signal
 import sys
 import threading
+import time
+from types import FrameType
 from typing import Any
 
 from jaxssl.runtime import causes
@@ -35,13 +37,29 @@ def _unraisable(lost: Any) -> None:
 
 
 def _interrupt_again() -> None:
-    main = threading.main_thread().ident or 0
-    while True:
-        try:
-            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()  # wakes what sleeps or waits
-            return
-        except KeyboardInterrupt:  # on a busy machine it comes before the timer's thread has said that it runs
-            continue
+    """Repeat the signal until it is raised outside this hook, from which Python would drop it once more."""
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None):  # the command is leaving already
+        return
+    main, waiting = threading.main_thread().ident or 0, [True]
+
+    def raised(number: int, frame: FrameType | None) -> None:
+        if not _in_hook(frame):
+            waiting.clear()
+            signal.default_int_handler(number, frame)
+
+    def repeat() -> None:
+        while waiting:
+            signal.pthread_kill(main, signal.SIGINT)  # wakes what sleeps or waits
+            time.sleep(0.05)
+
+    signal.signal(signal.SIGINT, raised)
+    threading.Thread(target=repeat, daemon=True).start()
+
+
+def _in_hook(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code is not _unraisable.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _loop_ended(lost: Any) -> bool:
