@@ -17,7 +17,7 @@ from jaxssl.models.model import Params
 from jaxssl.models.packed import packed_map
 from jaxssl.models.sites import matrices
 
-DTYPES = ("float32", "bfloat16")  # that there are prepared forms for
+DTYPES = ("float32", "bfloat16")  # that weights are packed for
 ROUNDED = ("kernel", "down", "up")  # what a forward pass rounds to its own dtype; norms and biases stay as they are
 
 
@@ -29,7 +29,8 @@ def prepared(arch: Arch, params: Params, *, dtype: Any = jnp.float32) -> tuple[A
     `dtype` now instead of on every run.
     """
     dtype = jnp.dtype(dtype)
-    if arch.prepared or choice.prepared_positions() is None or dtype.name not in DTYPES:
+    unpackable = choice.packs() and dtype.name not in DTYPES
+    if arch.prepared or choice.prepared_positions() is None or unpackable:
         return arch, params
     return replace(arch, prepared=True), _prepared(arch, params, dtype)
 

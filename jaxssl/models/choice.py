@@ -2,8 +2,8 @@
 
 part        CPU                                   NVIDIA GPU                           elsewhere
 ----------  ------------------------------------  -----------------------------------  ----------
-convolu-    our kernel where weights are prepared;  convolution                        convolution
-tions       convolution
+convolu-    our kernel where weights are          convolution                          convolution
+tions       prepared; convolution
 positions   Fourier transform (`fourier`) from    product with bands (`banded`)        convolution
             1000 frames of a batch on, and where
             weights are prepared; convolution
@@ -32,7 +32,7 @@ come from memory, in GMAC/s of products of 49 / 249 / 749 frames:
     int8, quantising  476 / 667 / 673   703 / 720 / 730   733 / 799 / 778
 
 Whole models there, milliseconds of 1 / 5 / 15 s; in brackets those of before weights were packed, when our kernels had
-float32 only (2026-11-29):
+float32 only (2026-11-29, positions still a product, see below):
 
                        HuBERT Base                     MelHuBERT 20 ms
     float32            34 / 160 / 504 (40/172/531)     23 / 108 / 353 (27/110/347)

@@ -46,7 +46,7 @@ def convolved(
     check_dtype(packed, x.dtype)
     batch, time, inputs = x.shape
     added = jnp.zeros((1, outputs)) if bias is None else bias[None]
-    rows = (time - taps) // stride + 1
+    rows = max((time - taps) // stride + 1, 0)
     flat = x.reshape(batch, time * inputs)
     return native.windows(flat, packed, added, rows=rows, stride=stride * inputs, activation=activation)
 
