@@ -12,11 +12,11 @@ say of each whether its held-out loss can be told from the dense model's, by a p
 whether it pays in time: whether three of four runs were faster. Any compressed model can be given; packed maps are
 unpacked, and what was zero stays zero.
 
-Expected: 20 to 40 seconds for the default model with --no-probes. Measured on two CPU cores (AVX2 and AVX-512 VNNI)
-while other work ran: int8 weighs 6.2 MB of 20.3 (of what stays float32 most is the positional convolution), its
-held-out loss cannot be told from the dense model's (+0.0001 nats, −0.0002 to +0.0004), and it is 1.09 times as fast
-(quartiles 1.06 to 1.11); bfloat16 weighs 10.2 MB, moves the loss by −0.0003 nats, and is 0.95 times as fast, for the
-weights become float32 again in every run. Other devices have not been measured.
+Expected: 20 to 40 seconds for the default model with --no-probes. Measured on two CPU cores with AVX-512 and VNNI: int8
+weighs 6.2 MB of 20.3 (of what stays float32 most is the positional convolution), its held-out loss cannot be told from
+the dense model's (+0.0001 nats, −0.0002 to +0.0004), and it is 1.32 times as fast (quartiles 1.28 to 1.35); bfloat16
+weighs 10.2 MB, moves the loss by −0.0003 nats, and is as fast as float32, which it is computed in. Without VNNI or AMX
+int8 is slower. Other devices have not been measured.
 """
 
 from collections.abc import Mapping
