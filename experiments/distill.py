@@ -12,12 +12,12 @@ any speech. What models learn of it is told under --audio, and in a note. A fine
 is asked what it writes of held-out speech that has transcripts.
 
 A student takes layers of the teacher, its first ones, every second or whichever are named, with their weights or new
-ones, and may be narrower in heads, feed-forward units and ranks; or it is any compressed model. It learns the teacher's
-clusters (the study's way: the divergence of the cluster probabilities) or its hidden layers (DistilHuBERT, FitHuBERT,
-ARMHuBERT, STaRHuBERT, DPHuBERT; the output layer then learns the clusters by itself, and what it learns changes nothing
-below it). The teacher runs without dropout and without gradients. What it says of each batch is kept beside the run, so
-that it runs once for all students. The study's own settings are --batch 32 --crop 15 --learning-rate 1e-4 --layers 6 2
-of melhubert-20ms.
+ones, and may be narrower in heads, feed-forward units and ranks; or it is any model of the teacher's frame rate, of
+another family too, log-Mel beside waveforms. It learns the teacher's clusters (the study's way: the divergence of the
+cluster probabilities) or its hidden layers (DistilHuBERT, FitHuBERT, ARMHuBERT, STaRHuBERT, DPHuBERT; the output layer
+then learns the clusters by itself, and what it learns changes nothing below it). The teacher runs without dropout and
+without gradients. What it says of each batch is kept beside the run, so that it runs once for all students. The study's
+own settings are --batch 32 --crop 15 --learning-rate 1e-4 --layers 6 2 of melhubert-20ms.
 
 Every point is saved as a model of its own, evaluated, probed, counted and timed in turns with the dense one, and a run
 that was broken off goes on with the same command.
@@ -56,6 +56,7 @@ from jaxssl.training import hidden_states
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.corpus import Data
 from jaxssl.training.lesson import Choose, Lesson, check_teacher, soft_labels
+from jaxssl.training.two_fronts import for_both
 
 Loss = Literal["soft", "distilhubert", "fithubert", "armhubert", "starhubert", "dphubert"]
 
@@ -113,10 +114,11 @@ def run(config: Config) -> None:
     schedule = Schedule(Calendar((), config.steps), tuple(map(float, levels)))
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    job = replace(job, lesson=lesson_of(config, job))
     if student is not None:
         check_teacher(job.model, student, job.data, logits=False)
+        job = replace(job, data=for_both(job.data, job.model, student))
         student = with_head(student, job.data, job.training, out=config.out.parent)
+    job = replace(job, lesson=lesson_of(config, job))
     starts = [make(config, job.subject, plan) for plan in plans] if student is None else [_as_subject(student)]
     for start in starts:
         check_teacher(job.model, student or job.model, job.data, logits=config.loss == "soft")
@@ -124,7 +126,7 @@ def run(config: Config) -> None:
         job.lesson.heads(start.arch, seed=config.seed)  # refuses what cannot be learned
 
     def act(subject: Subject, level: float, number: int) -> Event:
-        return Event({}, lambda tree: starts[number].params)
+        return Event({}, lambda tree: starts[number].params, arch=starts[number].arch)
 
     label = f"distilled, {config.loss}" + (", new weights" if config.random or config.width else "")
     prune(job, act, out=config.out, technique="distil", label=label, now=len(model.arch.layers))

@@ -173,7 +173,7 @@ def _programs(
 ) -> Programs:
     """Compile what learns gates; validation hears the student with its gates as they are."""
     goal = gates.gating(arch, lesson.loss(arch), mine, dtype=jnp.dtype(config.dtype), stack=config.stack)
-    steps, give, rise = run.feed.steps, lesson.give(arch), max(config.ramp * config.steps, 1)
+    steps, give, rise = run.feed.steps, lesson.give(arch, run.data), max(config.ramp * config.steps, 1)
 
     def given(batch: Any, position: Mapping[str, int]) -> Any:
         number = position["epoch"] * steps + position["step"]

@@ -22,7 +22,7 @@ from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.models.describe import describe
 from jaxssl.models.sites import axes, matrices
-from jaxssl.training.corpus import Data, loader, pretraining_loss
+from jaxssl.training.corpus import Data, hearing, loader, pretraining_loss
 from jaxssl.training.settings import Training
 
 NAMES = ("inputs", "lengths", "labels", "mask")  # of a batch's arrays that a loss takes
@@ -44,11 +44,12 @@ class Labelled:
     number: int = 0
     count: int = 8
 
-    def batches(self) -> list[dict[str, Any]]:
-        """Draw them."""
+    def batches(self, arch: Arch) -> list[dict[str, Any]]:
+        """Draw them, as a model of that arch hears them."""
         with loader(self.data, self.training) as feed:
             drawn = [feed.batch(self.number, i % feed.steps) for i in range(min(self.count, feed.steps))]
-        return [{name: jnp.asarray(getattr(batch, name)) for name in NAMES} for batch in drawn]
+        heard = hearing(arch, self.data)
+        return [dict(heard({name: jnp.asarray(getattr(batch, name)) for name in NAMES})) for batch in drawn]
 
 
 def sites_of(arch: Arch) -> Sites:
@@ -90,7 +91,7 @@ def evidence(
             return Evidence().scores(tree, score, mine)  # refuses
         loss = pretraining_loss(arch, labelled.data)
         kind: Any = mine[0].name.rpartition("/")[2]
-        return context_gradient(arch, tree, labelled.batches(), loss, kind=kind, normalise=False)
+        return context_gradient(arch, tree, labelled.batches(arch), loss, kind=kind, normalise=False)
 
     def decompositions(tree: Tree, maps: Sequence[Matrix]) -> Mapping[str, Decomposition]:
         return decompose_maps(tree, maps, heard(tree))

@@ -46,6 +46,7 @@ from jaxssl.training.ctc_recovery import Script, Writing, script
 from jaxssl.training.fit import open_run
 from jaxssl.training.lesson import Choose, Lesson, check_teacher, soft_labels
 from jaxssl.training.settings import Training, claim, own
+from jaxssl.training.two_fronts import for_both
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Sche
         teacher = job.model
     else:
         check_teacher(teacher, job.model, job.data, logits=False)
+        job = replace(job, data=for_both(job.data, teacher, job.model))
         teacher = with_head(teacher, job.data, job.training, out=out.parent)
     check_teacher(teacher, job.model, job.data, logits=True)
     choose = soft_labels(job.data, temperature=config.temperature, alpha=config.alpha, masked=config.masked)
@@ -298,6 +300,8 @@ def _control_digest(job: Job, ends: Sequence[int]) -> str:
     digest = hashlib.sha256(b"utterances kept")  # a control of before that was done cannot be paired with a point
     speech = (job.config.audio, job.config.held_out, job.config.corpus, job.config.labels, job.config.valid)
     digest.update(repr((job.training, tuple(ends), speech)).encode())
+    if job.data.per_second != job.model.arch.front.rate:  # beside a model that takes waveforms: other crops
+        digest.update(b"log-Mel of waveforms")
     for leaf in jax.tree.leaves((job.subject.params, _dropping(job.subject).masks)):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:8]

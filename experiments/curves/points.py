@@ -40,6 +40,7 @@ from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, progress
 from jaxssl.training.corpus import Data, HeldOut, hear, read_heard
 from jaxssl.training.settings import Training
+from jaxssl.training.two_fronts import heard_by
 
 Row = dict[str, Any]
 PRUNED = 1e-3  # share of an array's entries that must be zero for its zeros to be meant
@@ -171,7 +172,7 @@ class Bench:
         row |= self._time(name, fast)
         row |= {"packed_maps": sum(bool(found["packed"]) for found in fast.rows), "packed_error": fast.error}
         if self.probes is not None:
-            row |= self.probes.measure(name, subject.arch, subject.seen, self.model.stats)
+            row |= self.probes.measure(name, subject.arch, subject.seen, heard_by(subject.arch, self.model, self.data))
         row["bytes"] = self._save(name, subject, fast)
         self._record(row)
 
@@ -253,7 +254,8 @@ class Bench:
         origin = {"made_from": self.model.name, "by": f"{self.technique}: {name}", "command": shlex.join(sys.argv)}
         origin |= {"targets": self.model.targets} if self.model.targets else {}
         origin |= {"codewords": self.model.codewords} if self.model.codewords else {}
-        extra = {} if self.model.stats is None else {"stats.npy": stats_bytes(self.model.stats)}
+        stats = heard_by(subject.arch, self.model, self.data)
+        extra = {} if stats is None else {"stats.npy": stats_bytes(stats)}
         extra |= self.model.ctc if subject.arch.width == self.model.arch.width else {}
         encoded = encode(subject.seen)
         _compare(decode(encoded), subject.seen)

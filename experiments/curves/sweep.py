@@ -40,16 +40,18 @@ class Event:
         masks: entries that stay afterwards.
         edit: applied to parameters and moments alike: a cut; the identity where shapes stay.
         told: columns that the next point's row gets.
+        arch: what the edited parameters are; None: the arch of before, but for what their shapes tell.
     """
 
     masks: Masks
     edit: Callable[[Tree], Tree] = lambda tree: tree
     told: Mapping[str, Any] = field(default_factory=dict)
+    arch: Arch | None = None
 
     def after(self, subject: Subject) -> Subject:
         """Return the model as it is then."""
         params = self.edit(subject.params)
-        return Subject(describe(subject.arch, params), params, self.masks)
+        return Subject(self.arch or describe(subject.arch, params), params, self.masks)
 
 
 Act = Callable[[Subject, float, int], Event]  # the model, the level to prune to, the event's number from 0

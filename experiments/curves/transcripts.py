@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxssl.data.batches import Corpus
+from jaxssl.data.logmel import Stats
 from jaxssl.inference.encode import LONGEST, encode_all
 from jaxssl.inference.source import Model
 from jaxssl.models.arch import Arch
@@ -31,12 +32,14 @@ class Transcripts:
         corpus: the speech.
         chosen: numbers of its utterances.
         said: their symbols, as numbers.
+        mel: statistics by which log-Mel models hear the speech, where it is waveforms.
     """
 
     layer: CtcLayer
     corpus: Corpus
     chosen: tuple[int, ...]
     said: tuple[np.ndarray, ...]
+    mel: Stats | None = None
 
     def measure(self, arch: Arch, params: Params, *, dtype: Any) -> dict[str, float]:
         """Return `ctc_loss` (nats a character) and `character_error_rate`, with 95 % intervals over utterances.
@@ -77,7 +80,8 @@ class Transcripts:
     def _heard(self, arch: Arch, params: Params, dtype: Any) -> list[np.ndarray]:
         """Return the encoder's output of each utterance, (frames, width) float32."""
         inputs, heard = [self.corpus.inputs(i) for i in self.chosen], dict[int, np.ndarray]()
-        run = encode_all(arch, params, inputs, programs=2, waste=0.3, longest=LONGEST, dtype=dtype)
+        how = {"programs": 2, "waste": 0.3, "longest": LONGEST, "dtype": dtype}
+        run = encode_all(arch, params, inputs, stats=self.mel if arch.front.features else None, **how)
         with progress("writing down held-out speech", len(inputs)) as tick:
             for number, last in run:
                 heard[number] = last.astype(np.float32)
@@ -98,7 +102,8 @@ def open_transcripts(model: Model, data: Data | None) -> tuple[Transcripts | Non
         return None, f"{where}: no CTC loss, no character error rate; {_remedy(layer, data)}"
     places = np.unique(np.linspace(0, len(known) - 1, min(MOST, len(known))).round().astype(int))
     chosen = tuple(list(known)[place] for place in places.tolist())
-    return Transcripts(layer, corpus, chosen, tuple(known[i] for i in chosen)), f"{where}; {len(chosen)} are used"
+    found = Transcripts(layer, corpus, chosen, tuple(known[i] for i in chosen), data.mel)
+    return found, f"{where}; {len(chosen)} are used"
 
 
 def _remedy(layer: CtcLayer, data: Data) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jaxssl.data.logmel import Stats
 from jaxssl.data.masking import Spans
 from jaxssl.data.quality import entropy
 from jaxssl.data.study import read_study
+from jaxssl.inference.encode import mel_inputs
 from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params, apply
 from jaxssl.training.losses import MaskedPrediction, Sums, add, masked_by_row, means
@@ -28,7 +29,7 @@ from jaxssl.training.probe import interval
 from jaxssl.training.segment_guidance import GuidedPrediction
 from jaxssl.training.settings import Training
 from jaxssl.training.sharding import check_rows, global_batch, make_mesh, place, shardings
-from jaxssl.training.step import Loss, make_evaluation
+from jaxssl.training.step import Arrays, Loss, make_evaluation
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Data:
         per_second: inputs of the corpus in a second.
         texts: what is said in each utterance of the corpus of held-out speech; empty where it is not known.
         taught: the same of the corpus to train on.
+        mel: statistics by which log-Mel models hear a corpus of waveforms; None for a corpus of log-Mel.
     """
 
     train: tuple[Corpus, np.ndarray]
@@ -56,6 +58,7 @@ class Data:
     per_second: int
     texts: tuple[str, ...] = ()
     taught: tuple[str, ...] = ()
+    mel: Stats | None = None
 
 
 def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
@@ -86,23 +89,27 @@ def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | Non
             )
         stats = stats or here.stats
         feeds: list[Corpus] = [MelCorpus(c, t, front.stack, stats) for c, t in ((here, targets), (there, held_out))]
+        mel = None
     else:
         pace = {"stride": joined * front.hop, "reach": front.field + (joined - 1) * front.hop}
         feeds = [WaveCorpus(c.manifest, t, **pace) for c, t in ((here, targets), (there, held_out))]
-        stats = None
+        stats, mel = None, here.stats
     share, span = front.spans
     learned = np.arange(len(here)) if valid is not None else here.indices("train")
     kept = np.arange(len(there)) if valid is not None else here.indices("valid")
     counts = np.bincount(np.concatenate([targets[int(i)] for i in learned]), minlength=targets.clusters)
+    texts, taught = (tuple(said.text for said in c.manifest.utterances) for c in (there, here))
     return Data(
-        (feeds[0], learned),
-        (feeds[1], kept),
-        targets.clusters,
-        entropy(counts),
-        stats,
-        Spans(share, max(span // joined, 1)),
-        front.rate,
-        *(tuple(utterance.text for utterance in corpus.manifest.utterances) for corpus in (there, here)),
+        train=(feeds[0], learned),
+        valid=(feeds[1], kept),
+        clusters=targets.clusters,
+        entropy=entropy(counts),
+        stats=stats,
+        spans=Spans(share, max(span // joined, 1)),
+        per_second=front.rate,
+        texts=texts,
+        taught=taught,
+        mel=mel,
     )
 
 
@@ -129,7 +136,8 @@ def evaluate(arch: Arch, params: Params, data: Data, training: Training) -> dict
     mesh = make_mesh(fsdp=1)
     run = _evaluation(arch, pretraining_loss(arch, data), training.dtype)
     placed = place(params, shardings(params, mesh))
-    return means(total(run(placed, (), arrays(batch, mesh)) for batch in held_out(data, training)))
+    heard = hearing(arch, data)
+    return means(total(run(placed, (), heard(arrays(batch, mesh))) for batch in held_out(data, training)))
 
 
 @dataclass(frozen=True)
@@ -199,10 +207,10 @@ def hear(arch: Arch, params: Params, data: Data, training: Training) -> HeldOut:
         InputError: no held-out frame is hidden.
     """
     mesh, found = make_mesh(fsdp=1), list[np.ndarray]()
-    run = _by_row(arch, data.clusters, training.dtype)
+    run, heard = _by_row(arch, data.clusters, training.dtype), hearing(arch, data)
     placed = place(params, shardings(params, mesh))
     for batch in held_out(data, training):
-        found.append(np.stack([batch.index, *map(np.asarray, run(placed, arrays(batch, mesh)))]))
+        found.append(np.stack([batch.index, *map(np.asarray, run(placed, heard(arrays(batch, mesh))))]))
     index, *columns = np.concatenate(found, axis=1)
     kept = np.flatnonzero((index >= 0) & (columns[2] > 0))
     if not len(kept):
@@ -224,6 +232,29 @@ def _by_row(arch: Arch, clusters: int, dtype: str) -> Callable[[Any, Any], tuple
 @lru_cache(maxsize=4)  # a compressed model is evaluated before training and after it
 def _evaluation(arch: Arch, loss: Loss, dtype: str) -> Callable[[Any, Any, Any], Sums]:
     return make_evaluation(arch, loss, dtype=jnp.dtype(dtype))
+
+
+def hearing(arch: Arch, data: Data) -> Callable[[Arrays], Arrays]:
+    """Return what makes of a batch's inputs and lengths those that a model takes.
+
+    They are so already, but where a log-Mel model hears a corpus of waveforms, beside a model that takes these.
+    """
+    front, stats = arch.front, data.mel
+    if not isinstance(front, LogMel) or stats is None:
+        return lambda batch: batch
+
+    def heard(batch: Arrays) -> Arrays:
+        inputs, lengths = _log_mel(front, stats, batch["inputs"], batch["lengths"])
+        return {**batch, "inputs": inputs, "lengths": lengths}
+
+    return heard
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_mel(front: LogMel, stats: Stats, samples: Array, lengths: Array) -> tuple[Array, Array]:
+    inputs, frames = mel_inputs(front, samples, lengths, stats)
+    assert frames is not None  # for lengths were given
+    return inputs, frames.astype(jnp.int32)
 
 
 def loader(data: Data, training: Training) -> Loader:

@@ -27,7 +27,7 @@ from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import Params, Stack
 from jaxssl.runtime.cli import Preempted, console, updates
 from jaxssl.training import distributed, images
-from jaxssl.training.corpus import Data, arrays, evaluate, held_out, loader, pretraining_loss, total
+from jaxssl.training.corpus import Data, arrays, evaluate, hearing, held_out, loader, pretraining_loss, total
 from jaxssl.training.distillation import distilling, student
 from jaxssl.training.lesson import Give, Lesson
 from jaxssl.training.loop import Hook, every, termination, train
@@ -63,15 +63,16 @@ class Programs:
         step: one update.
         check: what the loss reports on held-out speech.
         lesson: how the model learns from a teacher; None: it has none.
-        give: adds to a batch what the teacher says of it; knows the batch by its position in the data.
+        give: makes a batch what the model hears, and adds what the teacher says of it; knows the batch by its position
+            in the data.
     """
 
     arch: Arch
     view: View
     step: Step
     check: Callable[[Any, Any, Any], Sums]
-    lesson: Lesson | None = None
-    give: Give = lambda batch, position: batch
+    lesson: Lesson | None
+    give: Give
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ class Run:
         step = _step(arch, goal, lesson is not None, view, *how, tuple(leaves), form)
         check = _check(arch, loss, view, dtype)
         if lesson is None:
-            return Programs(arch, view, step, check)
-        return Programs(arch, student(view), step, check, lesson, lesson.give(arch))
+            heard = hearing(arch, self.data)
+            return Programs(arch, view, step, check, None, lambda batch, position: heard(batch))
+        return Programs(arch, student(view), step, check, lesson, lesson.give(arch, self.data))
 
     def train(
         self,
@@ -302,7 +304,8 @@ def _validate(run: Run, programs: Programs) -> Hook:
     """Tell the loss on held-out speech, and draw what the model sees and where it looks."""
 
     def validate(number: int, state: State, sums: Sums) -> None:
-        batches = (arrays(batch, run.mesh) for batch in held_out(run.data, run.training))
+        heard = hearing(programs.arch, run.data)
+        batches = (heard(arrays(batch, run.mesh)) for batch in held_out(run.data, run.training))
         found = means(total(programs.check(state.params, state.held, batch) for batch in batches))
         run.tell(number, f"held out: loss {found['loss']:.3f}, masked accuracy {found['masked_accuracy']:.1%}")
         if run.journal:
@@ -383,12 +386,13 @@ def _line(number: int, values: dict[str, float], steps: int) -> str:
 def _draw(run: Run, number: int, arch: Arch, params: Params) -> None:
     """Show one held-out utterance as the model sees it, and where each layer with heads looks."""
     assert run.journal is not None
-    batch = held_out(run.data, replace(run.training, batch=1))[0]
-    length = int(batch.lengths[0])
+    batch = hearing(arch, run.data)(arrays(held_out(run.data, replace(run.training, batch=1))[0], run.mesh))
+    length = int(batch["lengths"][0])
+    inputs = batch["inputs"][:, :length]
     if arch.front.features:
-        shown = images.masked_features(batch.inputs[0, :length], batch.mask[0, :length])
+        shown = images.masked_features(np.asarray(inputs[0]), np.asarray(batch["mask"][0, :length]))
         run.journal.picture(number, "masked", shown)
     for i, layer in enumerate(arch.layers):
         if layer.heads:
-            maps = images.attention(arch, params, jnp.asarray(batch.inputs[:, :length]), i)
+            maps = images.attention(arch, params, inputs, i)
             run.journal.picture(number, f"attention/{i}", images.tile(maps))

@@ -5,7 +5,6 @@ the teacher runs once for all students of the same speech, batches and masks, an
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,16 +18,17 @@ import numpy as np
 from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.data.arrays import read_arrays
-from jaxssl.data.logmel import stats_bytes
+from jaxssl.data.logmel import WINDOW, stats_bytes
 from jaxssl.inference.source import Model
-from jaxssl.models.arch import Arch
+from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import Params
 from jaxssl.runtime import files
-from jaxssl.training.corpus import Data, predicted
+from jaxssl.training.corpus import Data, hearing, predicted
 from jaxssl.training.ctc_recovery import Script
 from jaxssl.training.distillation import LAST, TAUGHT, Distillation, Said, SoftLabels, Taught, Wanted, teach
 from jaxssl.training.settings import Training
 
+TEN_S = 10 * SAMPLE_RATE
 Give = Callable[[Any, Mapping[str, int]], Any]  # a batch on the devices, and its position in the data
 
 
@@ -68,9 +68,10 @@ class Lesson:
         """Draw what is trained beside the student; errors as `Distillation.heads`."""
         return self.loss(student).heads(student, self.arch, jax.random.key(seed))
 
-    def give(self, student: Arch) -> Give:
-        """Return what adds the teacher's answers to a batch."""
+    def give(self, student: Arch, data: Data) -> Give:
+        """Return what makes a batch what a student hears, and adds the teacher's answers to it."""
         wanted, training = self.loss(student).wanted, self.training
+        mine, theirs = hearing(student, data), hearing(self.arch, data)
         ask = teach(self.arch, wanted, dropout=self.dropout, dtype=jnp.dtype(training.dtype), stack=training.stack)
 
         def give(batch: Any, position: Mapping[str, int]) -> Any:
@@ -78,13 +79,13 @@ class Lesson:
             key = None if key is None else jax.random.fold_in(key, position["step"])
             said = None if self.script is None else self.script.of(batch["index"])
             if self.kept is None:
-                return {**batch, TAUGHT: replace(ask(self._placed, batch, key), script=said)}
+                return {**mine(batch), TAUGHT: replace(ask(self._placed, theirs(batch), key), script=said)}
             path = self.kept / self._digest(wanted, position) / f"{position['epoch']}-{position['step']}.npz"
             if (kept := _read(path, wanted)) is None:
-                _keep(path, ask(self._placed, batch, key))
+                _keep(path, ask(self._placed, theirs(batch), key))
                 kept = _read(path, wanted)
             assert kept is not None  # it has just been written
-            return {**batch, TAUGHT: replace(kept, script=said)}
+            return {**mine(batch), TAUGHT: replace(kept, script=said)}
 
         return give
 
@@ -112,15 +113,20 @@ def soft_labels(data: Data, *, temperature: float, alpha: float, masked: bool = 
 
 
 def check_teacher(teacher: Model, student: Model, data: Data, *, logits: bool) -> None:
-    """Refuse a teacher that cannot hear what the student hears, or names other clusters.
+    """Refuse a teacher whose frames are not the student's, or which names other clusters.
 
     Raises:
         InputError: what differs, and what to do.
     """
     one, two = teacher.arch, student.arch
-    if one.front.kind != two.front.kind or _pace(one) != _pace(two):
-        heard = [f"{arch.front.kind}, {_pace(arch)[0]} frames of {_pace(arch)[1]} in 10 s" for arch in (one, two)]
-        raise InputError(f"the teacher {teacher.name} hears {heard[0]}, the student {heard[1]}; they must be alike")
+    if _pace(one) != _pace(two):
+        heard = [f"{arch.front.kind}, {arch.frames(TEN_S)} frames of 10 s" for arch in (one, two)]
+        raise InputError(
+            f"the teacher {teacher.name} hears {heard[0]}, the student {student.name} {heard[1]}; their frames must be "
+            "of the same pieces of speech: take a student of the teacher's frame rate"
+        )
+    if one.front.features and two.front.features and one.front != two.front:
+        raise InputError(f"the teacher {teacher.name} hears {one.front}, the student {two.front}; they must be alike")
     stats = [None if model.stats is None else stats_bytes(model.stats) for model in (teacher, student)]
     if None not in stats and stats[0] != stats[1]:
         raise InputError(
@@ -131,9 +137,13 @@ def check_teacher(teacher: Model, student: Model, data: Data, *, logits: bool) -
         raise InputError(f"the teacher {teacher.name} tells {found} clusters apart, the speech has {data.clusters}")
 
 
-def _pace(arch: Arch) -> tuple[int, int]:
-    """Return the frames of ten seconds, and the size of an input."""
-    return arch.frames(160_000), math.prod(arch.front.shape(160_000)[1:])
+def _pace(arch: Arch) -> tuple[int, int, int]:
+    """Return frames of ten seconds, samples from one frame of the front to the next, and those that the first sees.
+
+    Stacked log-Mel frames count by their first window: the last one of an utterance is filled with zeros.
+    """
+    hop, field = arch.front.samples
+    return arch.frames(TEN_S), hop, WINDOW if arch.front.features else field
 
 
 def _keep(path: Path, taught: Taught) -> None:

@@ -5,6 +5,7 @@ before and after compression it has the same layer, fitted in seconds.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,11 @@ from jaxssl.models.layers import frame_mask
 from jaxssl.models.model import Params, apply
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import progress
-from jaxssl.training.corpus import Data, loader
+from jaxssl.training.corpus import Data, hearing, loader
 from jaxssl.training.label_source import fingerprint
 from jaxssl.training.probe import regress
 from jaxssl.training.settings import Training
+from jaxssl.training.step import Arrays
 
 FRAMES = 8192  # that a layer is fitted to at most: 100 classes of 768 numbers take ten seconds on two cores
 
@@ -50,7 +52,7 @@ def with_output_layer(model: Model, data: Data, training: Training, *, kept: Pat
     path = kept / f"{_digest(model, batches, training)}.npz"
     head = _read(path)
     if head is None:
-        frames, labels = _heard(model, batches, training)
+        frames, labels = _heard(model, batches, training, hearing(model.arch, data))
         with progress("fitting an output layer", 1) as tick:
             kernel, bias = regress(frames, labels, classes=data.clusters)
             tick()
@@ -86,13 +88,16 @@ def _digest(model: Model, batches: list[Batch], training: Training) -> str:
     return digest.hexdigest()[:12]
 
 
-def _heard(model: Model, batches: list[Batch], training: Training) -> tuple[np.ndarray, np.ndarray]:
+def _heard(
+    model: Model, batches: list[Batch], training: Training, taken: Callable[[Arrays], Arrays]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the frames that have labels, (frames, width) float32, and those, (frames,)."""
     frames, labels = list[np.ndarray](), list[np.ndarray]()
     run = partial(_last, model.arch, training.dtype, model.params)
     with progress("listening to fit", len(batches)) as tick:
         for batch in batches:
-            last, valid = map(np.asarray, run(batch.inputs, batch.lengths, batch.mask))
+            given = taken(vars(batch))
+            last, valid = map(np.asarray, run(given["inputs"], given["lengths"], batch.mask))
             known = valid & (batch.labels >= 0)
             frames.append(last[known])
             labels.append(batch.labels[known])
