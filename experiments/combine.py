@@ -37,9 +37,9 @@ from compress.errors import InputError
 from compress.lowrank import check_rank
 from compress.plan import Heads, Layers, LowRank, Rows, Step, Weights
 from compress.sparse import check_sparsity
-from experiments.curves.curve import Curve, Recovery
+from experiments.curves.curve import Curve, Recovery, check_heeded
 from experiments.curves.events import compressed
-from experiments.curves.job import Job, draw, open_job, open_model, recovering, trained
+from experiments.curves.job import Job, control_of, draw, open_job, open_model, recovering, trained
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
 from jaxssl.models.arch import Arch
@@ -140,6 +140,7 @@ def run(config: Config) -> None:
     """Carry out the experiment."""
     model, subject = open_model(config)
     stages = stages_of(config, subject.arch)
+    check_heeded(config, [stage.how for stage in stages], flag="--recover")
     check(stages, subject.arch)
     ends = tuple(accumulate(stage.steps for stage in stages))
     schedule = Schedule(Calendar((), ends[-1]), tuple(map(float, range(1, len(stages) + 1))))
@@ -147,6 +148,7 @@ def run(config: Config) -> None:
     job = open_job(config, model, subject, schedule, training, out=config.out)
     hows = dict.fromkeys(stage.how for stage in stages)
     lessons = {how: recovering(job, how, config.out, masked=config.masked) for how in hows}
+    job = replace(job, control=control_of(lessons.get("ctc")))
     numbered = [f"{number}-{stage}" for number, stage in enumerate(stages, start=1)]
 
     def points(bench: Bench) -> None:

@@ -38,9 +38,9 @@ import jax
 from compress.errors import InputError
 from compress.plan import Heads, Layers, LowRank, Rows, Step
 from compress.plan import run as run_plan
-from experiments.curves.curve import Curve
+from experiments.curves.curve import Curve, check_heeded
 from experiments.curves.evidence import sites_below
-from experiments.curves.job import Job, open_job, open_model, prune, writing
+from experiments.curves.job import Job, control_of, open_job, open_model, prune, writing
 from experiments.curves.points import Subject
 from experiments.curves.recovery import with_head
 from experiments.curves.schedule import Schedule
@@ -58,6 +58,7 @@ from jaxssl.training.corpus import Data
 from jaxssl.training.lesson import Choose, Lesson, check_teacher, soft_labels
 from jaxssl.training.two_fronts import for_both
 
+HEEDED = {"temperature": ("soft", "ctc"), "alpha": ("soft", "ctc"), "masked": ("soft",)}  # by --loss
 Loss = Literal["soft", "distilhubert", "fithubert", "armhubert", "starhubert", "dphubert"]
 
 
@@ -105,6 +106,7 @@ class Config(Curve):
 
 def run(config: Config) -> None:
     """Carry out the experiment."""
+    check_heeded(config, [config.loss], flag="--loss", by=HEEDED)
     model, subject = open_model(config)
     student = None if config.student is None else in_float(load_model(config.student, seed=config.seed))
     levels = levels_of(config, model.arch, student)
@@ -118,7 +120,8 @@ def run(config: Config) -> None:
         check_teacher(job.model, student, job.data, logits=False)
         job = replace(job, data=for_both(job.data, job.model, student))
         student = with_head(student, job.data, job.training, out=config.out.parent)
-    job = replace(job, lesson=lesson_of(config, job))
+    lesson = lesson_of(config, job)
+    job = replace(job, lesson=lesson, control=control_of(lesson))
     starts = [make(config, job.subject, plan) for plan in plans] if student is None else [_as_subject(student)]
     for start in starts:
         check_teacher(job.model, student or job.model, job.data, logits=config.loss == "soft")

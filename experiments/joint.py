@@ -3,6 +3,7 @@
     python -m experiments.joint
     python -m experiments.joint --target 0.3 0.5 0.7 --steps 200 --after 100
     python -m experiments.joint --model hubert-base --corpus PREPARED --target 0.75 --channels
+    python -m experiments.joint --loss soft --masked
     python -m experiments.joint --model MODEL --audio FOLDER
 
 MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
@@ -11,9 +12,10 @@ is asked what it writes of held-out speech that has transcripts.
 
 Every head and every feed-forward unit has a gate, and with --channels those of a waveform extractor's channels that can
 go without a trace. While the student learns the teacher's hidden layers (input, a third, two thirds and the end; L1
-minus the cosine), an augmented Lagrangian brings the expected share of parameters that go to the target, which rises
-from 0 over the first part of the updates. Then the units whose gates are least open are cut until the target is met,
-the gates of the others become part of the weights, and the slim model is distilled again (Peng et al. 2023).
+minus the cosine), or with --loss its clusters or what it writes, an augmented Lagrangian brings the expected share of
+parameters that go to the target, which rises from 0 over the first part of the updates. Then the units whose gates are
+least open are cut until the target is met, the gates of the others become part of the weights, and the slim model is
+distilled again (Peng et al. 2023).
 
 Each target is a run of its own from the teacher, and a point: saved, evaluated, probed, counted, timed in turns with
 the dense model. A run that was broken off goes on with the same command. The point's row says what share of the
@@ -28,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +38,8 @@ import numpy as np
 from compress.address import Axis, Tree
 from compress.edit import cut
 from compress.errors import InputError
-from experiments.curves.curve import Curve
-from experiments.curves.job import Job, draw, open_job, open_model, trained
+from experiments.curves.curve import Curve, Recovery, check_heeded
+from experiments.curves.job import Job, control_of, draw, open_job, open_model, recovering, trained
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
 from jaxssl.models import cost
@@ -46,16 +48,18 @@ from jaxssl.models.describe import describe
 from jaxssl.models.model import Params
 from jaxssl.models.sites import axes, channels
 from jaxssl.runtime.cli import console, main
-from jaxssl.runtime.ranges import Count, Inner, Part, Positive
+from jaxssl.runtime.ranges import Count, Inner, Part, Positive, Share
 from jaxssl.training import gates
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.distillation import joined, split
 from jaxssl.training.fit import Programs, Run, open_run
 from jaxssl.training.hidden_states import dphubert
-from jaxssl.training.lesson import Lesson, check_teacher
+from jaxssl.training.lesson import Lesson
 from jaxssl.training.settings import optimizer
 from jaxssl.training.sharding import fetch, shardings
 from jaxssl.training.step import State, compile_step, start
+
+HEEDED = {"temperature": ("soft", "ctc"), "alpha": ("soft", "ctc"), "masked": ("soft",)}  # by --loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,16 @@ class Config(Curve):
 
     target: Inner[tuple[float, ...]] = (0.25, 0.5, 0.75)
     """shares of the parameters that are to go, rising, one point each"""
+    loss: Literal["dphubert", "soft", "ctc"] = "dphubert"
+    """dphubert: the teacher's hidden layers; soft: its clusters, which keeps masked prediction; ctc, of a teacher with
+    a CTC layer: what is said, and what that layer makes of the teacher"""
+    temperature: Positive[float] = 1.0
+    """of --loss soft and ctc: divides the logits of both"""
+    alpha: Share[float] = 1.0
+    """of --loss soft: share of the teacher, the rest is the clusters' cross-entropy; of ctc: weight of the teacher
+    beside the CTC loss"""
+    masked: bool = False
+    """of --loss soft: both hear masked speech and masked frames count; default: all of it, and every frame"""
     channels: bool = False
     """let channels of a waveform extractor go as well"""
     steps: Count[int] = 105
@@ -80,20 +94,33 @@ class Config(Curve):
 
 def run(config: Config) -> None:
     """Carry out the experiment."""
+    check_heeded(config, [config.loss], flag="--loss", by=HEEDED)
     model, subject = open_model(config)
     check(config, subject)
     total = config.steps + config.after
     schedule = Schedule(Calendar((), total), config.target)
     training = config.settings(total, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    check_teacher(job.model, job.model, job.data, logits=False)
-    lesson = Lesson(job.model.arch, job.subject.seen, dphubert, training, kept=config.out.parent / "taught")
+    lesson = lesson_of(config, job)
+    job = replace(job, control=control_of(lesson))
 
     def points(bench: Bench) -> None:
         for target in config.target:
             _point(config, job, bench, lesson, target)
 
     draw(job, points, ends=(total,), out=config.out, technique="joint", label="distilled and pruned at once", now=0.0)
+
+
+def lesson_of(config: Config, job: Job) -> Lesson:
+    """Return how the student learns from the model, with gates and after they are cut."""
+    if config.loss == "dphubert":
+        kept = config.out.parent / "taught"
+        return Lesson(job.model.arch, job.subject.seen, dphubert, job.training, kept=kept)
+    how: Recovery = "ctc" if config.loss == "ctc" else "distil"
+    said = {"alpha": config.alpha, "temperature": config.temperature}
+    lesson = recovering(job, how, config.out, masked=config.masked, **said)
+    assert lesson is not None  # it is not by masked prediction
+    return lesson
 
 
 def check(config: Config, subject: Subject) -> None:

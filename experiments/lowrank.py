@@ -41,9 +41,11 @@ from typing import Any, Literal
 
 from compress.errors import InputError
 from experiments.curves.before import known_before
-from experiments.curves.curve import Curve, Recovery
+from experiments.curves.columns import Row
+from experiments.curves.curve import Curve, Recovery, check_heeded
 from experiments.curves.job import (
     Job,
+    control_of,
     open_bench,
     open_model,
     recovering,
@@ -52,7 +54,7 @@ from experiments.curves.job import (
     train_control,
     trained,
 )
-from experiments.curves.points import Bench, Row, Subject, sizes
+from experiments.curves.points import Bench, Subject, sizes
 from experiments.curves.recovery import ready
 from experiments.curves.schedule import Schedule
 from experiments.curves.targets import Budget, Target, check, parse
@@ -161,6 +163,7 @@ class Config(Curve):
 def run(config: Config) -> None:
     """Carry out the experiment and write its report."""
     targets = _targets(config)
+    check_heeded(config, [config.recover], flag="--recover")
     model, subject = open_model(config)
     chosen = choose(subject.arch, config.where)
     check(targets, subject.arch, chosen)
@@ -250,6 +253,7 @@ def _recover(config: Config, job: Job, bench: Bench, begun: Sequence[Begun]) -> 
     """Train the dense model on, as a control, then each factorised one as long; measure these."""
     steps = job.training.steps
     lesson = recovering(job, config.recover, config.out, masked=config.masked)
+    job = replace(job, control=control_of(lesson))
     if job.config.control:
         train_control(job, bench, (steps,))
     for each in begun:

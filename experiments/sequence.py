@@ -25,15 +25,15 @@ beginning.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
 from experiments.curves.before import known_before
-from experiments.curves.curve import Curve, Recovery
-from experiments.curves.job import Job, draw, open_job, open_model, recovering, trained
+from experiments.curves.curve import Curve, Recovery, check_heeded
+from experiments.curves.job import Job, control_of, draw, open_job, open_model, recovering, trained
 from experiments.curves.measures import MACS, TIME
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
@@ -112,6 +112,7 @@ class Variant:
 
 def run(config: Config) -> None:
     """Carry out the experiment."""
+    check_heeded(config, [config.recover], flag="--recover")
     model, subject = open_model(config)
     variants = variants_of(config, subject.arch)
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 4, 1))
@@ -120,6 +121,7 @@ def run(config: Config) -> None:
     schedule = Schedule(Calendar((), config.steps), tuple(float(variant.ratio) for variant in variants))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     lesson = recovering(job, config.recover, config.out, masked=config.masked) if config.steps else None
+    job = replace(job, control=control_of(lesson))
 
     def points(bench: Bench) -> None:
         for variant in variants:

@@ -1,9 +1,11 @@
 """Settings that every experiment shares which draws a curve of compressed models: model, speech, training, timing."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from compress.errors import InputError
 from experiments.curves.recovery import Asked
 from experiments.curves.schedule import Schedule, Timing
 from jaxssl.runtime.cli import On
@@ -85,6 +87,31 @@ class Curve:
             save_every=self.save_every,
             log_every=log_every,
         )
+
+
+HEEDED = {"teacher": ("distil",), "temperature": ("distil", "ctc"), "alpha": ("distil", "ctc"), "masked": ("distil",)}
+
+
+def check_heeded(config: Curve, hows: Iterable[str], *, flag: str, by: Mapping[str, Sequence[str]] = HEEDED) -> None:
+    """Refuse settings that none of the chosen ways to learn looks at.
+
+    Args:
+        config: the settings.
+        hows: the chosen ways.
+        flag: that chooses them.
+        by: the ways that look at a setting, by its name; settings that the command does not have count as not given.
+
+    Raises:
+        InputError: a setting is given in vain.
+    """
+    chosen, given = set(hows), {field.name: field.default for field in fields(config)}
+    for name, ways in by.items():
+        if name in given and getattr(config, name) != given[name] and not chosen & set(ways):
+            value = "" if getattr(config, name) is True else f" {getattr(config, name)}"
+            raise InputError(
+                f"--{name.replace('_', '-')}{value}: it is for {flag} {' and '.join(ways)}, and "
+                f"{', '.join(sorted(chosen))} is chosen; leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

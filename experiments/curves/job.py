@@ -17,15 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from compress.errors import InputError
-from experiments.curves.curve import Curve, Pruning, Recovery
+from experiments.curves.columns import show, where_the_rest_went
+from experiments.curves.curve import Curve, Pruning, Recovery, check_heeded
 from experiments.curves.points import (
     PRUNED,
     ROUNDED,
     Bench,
     Fast,
     Subject,
-    show,
-    where_the_rest_went,
     with_zeros,
 )
 from experiments.curves.recovery import ready, with_head
@@ -63,6 +62,7 @@ class Job:
         speech: some of it as audio, for calibration and for proofs.
         lesson: how models learn from a teacher; None: they are trained on masked prediction.
         reset: start the optimiser anew at each event.
+        control: how the dense model learns that points are compared with; None: masked prediction.
     """
 
     config: Curve
@@ -74,6 +74,7 @@ class Job:
     speech: Speech
     lesson: Lesson | None = None
     reset: bool = False
+    control: Lesson | None = None
 
 
 def open_model(config: Curve) -> tuple[Model, Subject]:
@@ -114,14 +115,13 @@ def subject_like(model: Model, subject: Subject) -> Subject:
 
 def open_pruning(config: Pruning, model: Model, subject: Subject, schedule: Schedule, *, out: Path) -> Job:
     """Open a job of weights, heads or rows, with the teacher that models recover by, if they are to."""
+    check_heeded(config, [config.recover], flag="--recover")
     teacher = load_model(config.teacher, seed=config.seed) if config.teacher else None
     job = open_job(config, model, subject, schedule, config.training(schedule), out=out)
     job = replace(job, reset=config.reset)
-    if config.recover == "ctc" and teacher is not None:
-        raise InputError(f"--teacher {config.teacher}: with --recover ctc the dense model teaches; leave it out")
     if config.recover != "distil":
         lesson = recovering(job, config.recover, out, alpha=config.alpha, temperature=config.temperature)
-        return replace(job, lesson=lesson)
+        return replace(job, lesson=lesson, control=control_of(lesson))
     if teacher is None:
         teacher = job.model
     else:
@@ -154,6 +154,14 @@ def recovering(
     check_teacher(job.model, job.model, job.data, logits=True)
     choose = soft_labels(job.data, temperature=temperature, alpha=alpha, masked=masked)
     return Lesson(job.model.arch, job.subject.seen, choose, job.training, kept=kept)
+
+
+def control_of(lesson: Lesson | None) -> Lesson | None:
+    """Return how the dense model learns that a lesson's models are compared with; None: by masked prediction.
+
+    Where they learn to write what is said, it learns so as well.
+    """
+    return None if lesson is None or lesson.script is None else lesson
 
 
 def writing(job: Job, *, alpha: float, temperature: float) -> tuple[Choose, Script]:
@@ -284,14 +292,19 @@ def train_control(job: Job, bench: Bench, ends: Sequence[int]) -> None:
     folder, subject = bench.out.parent / f"control-{_control_digest(job, ends)}", _dropping(job.subject)
     paths = {end: folder / "held-out" / f"{end}.npz" for end in ends}
     bench.controls.update({end: read_heard(path) for end, path in paths.items() if path.is_file()})
+    wrote = folder / "wrote.json"
+    bench.wrote.update({int(end): row for end, row in (files.read_object(wrote) if wrote.is_file() else {}).items()})
     if all(end in bench.controls for end in ends):
         return
     console.print("training the dense model as long, to compare with", markup=False)
     with open_run(folder, job.data, job.training) as run:
-        state, programs = begin(run, subject)
+        state, programs = begin(run, subject, job.control)
         for end in (end for end in ends if end not in bench.controls):
             state = run.train(programs, state, last=end)
-            bench.controls[end] = bench.hear(subject_of(programs.arch, state))
+            trained = subject_of(programs.arch, state)
+            bench.wrote[end] = {f"control_{name}": value for name, value in bench.written(trained).items()}
+            files.write_json(wrote, bench.wrote)
+            bench.controls[end] = bench.hear(trained)
             files.write_arrays(paths[end], vars(bench.controls[end]))
             files.write_json(folder / "quality.json", {step: c.summary() for step, c in bench.controls.items()})
 
@@ -302,6 +315,8 @@ def _control_digest(job: Job, ends: Sequence[int]) -> str:
     digest.update(repr((job.training, tuple(ends), speech)).encode())
     if job.data.per_second != job.model.arch.front.rate:  # beside a model that takes waveforms: other crops
         digest.update(b"log-Mel of waveforms")
+    if job.control is not None:
+        digest.update(repr(job.control.loss(job.subject.arch)).encode())
     for leaf in jax.tree.leaves((job.subject.params, _dropping(job.subject).masks)):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:8]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 from compress.errors import InputError
-from experiments.curves.curve import Curve, Recovery
-from experiments.curves.job import Job, conclude, draw, open_job, open_model, recovering, trained
+from experiments.curves.curve import Curve, Recovery, check_heeded
+from experiments.curves.job import Job, conclude, control_of, draw, open_job, open_model, recovering, trained
 from experiments.curves.options import FAMILIES
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
@@ -62,6 +62,7 @@ class Config(Curve):
 
 def run(config: Config) -> None:
     """Carry out the experiment."""
+    check_heeded(config, [config.recover], flag="--recover")
     model, subject = open_model(config)
     if subject.masks:
         raise InputError(f"{model.name}: weights that are zero stay zero, and no plan here keeps masks; plan first")
@@ -70,6 +71,7 @@ def run(config: Config) -> None:
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     lesson = recovering(job, config.recover, config.out, masked=config.masked)
+    job = replace(job, control=control_of(lesson))
     budgets, notes = budgets_of(config, job.subject.arch), list[str]()  # of the model with its output layer
 
     def points(bench: Bench) -> None:

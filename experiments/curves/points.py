@@ -25,9 +25,10 @@ import numpy as np
 from compress.address import flatten, unflatten
 from compress.encoding import decode, encode
 from compress.sparse import Masks, apply_masks, zero_masks
+from experiments.curves.columns import Row, show
 from experiments.curves.transcripts import Transcripts
 from experiments.probes.probing import Probes
-from experiments.reports import pictures, tables
+from experiments.reports import pictures
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.inference.latency import Load, Program, compile_forward, race, speedup
 from jaxssl.inference.source import Model
@@ -42,12 +43,10 @@ from jaxssl.training.corpus import Data, HeldOut, hear, read_heard
 from jaxssl.training.settings import Training
 from jaxssl.training.two_fronts import heard_by
 
-Row = dict[str, Any]
 PRUNED = 1e-3  # share of an array's entries that must be zero for its zeros to be meant
 # The same where int8 made zeros, too: of normal weights the share 0.8 · m / 254, m their largest in deviations.
 ROUNDED = 0.2
 REDRAWN = 20  # seconds between two pictures of a run: one takes half a second, a small model's point not much more
-FAIR = 0.8  # share of the promised speed-up below which the report says where the rest went
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ class Bench:
         label: of the curve, in pictures of several runs.
         fast: puts a point into the form that is timed.
         controls: what the dense model trained as long made of each held-out utterance, by update.
+        wrote: columns that say what its CTC layer wrote of them, by update.
         programs: compiled forward passes by shape.
         draw: makes curve.png, called as `pictures.draw_curve`, which None stands for.
         transcripts: held-out speech that the model's CTC layer writes down, where it has one.
@@ -127,6 +127,7 @@ class Bench:
     label: str = ""
     fast: Callable[[Subject], Fast] = lambda subject: Fast(subject.arch, subject.seen)
     controls: dict[int, HeldOut] = field(default_factory=dict)
+    wrote: dict[int, Row] = field(default_factory=dict)
     programs: dict[Arch, Program] = field(default_factory=dict)
     draw: Callable[..., None] | None = None
     transcripts: Transcripts | None = None
@@ -167,7 +168,7 @@ class Bench:
             return
         console.print(f"measuring {name}", markup=False)
         row = {"name": name, "level": level, "step": step, **sizes(subject)}
-        row |= {**self._predicted(name, subject, step), **self._written(subject), **told}
+        row |= {**self._predicted(name, subject, step), **self.written(subject), **self.wrote.get(step, {}), **told}
         fast = self.fast(subject)
         row |= self._time(name, fast)
         row |= {"packed_maps": sum(bool(found["packed"]) for found in fast.rows), "packed_error": fast.error}
@@ -195,7 +196,7 @@ class Bench:
         files.write_arrays(self._heard(name), vars(heard))
         return {**heard.summary(), **self._beside_dense(heard, step)}
 
-    def _written(self, subject: Subject) -> Row:
+    def written(self, subject: Subject) -> Row:
         """Return what the CTC layer that the model came with makes of a point, where it fits and texts are known."""
         if self.transcripts is None or subject.arch.width != self.model.arch.width:
             return {}
@@ -292,72 +293,6 @@ class Bench:
     def caption(self) -> str:
         """What a reader of the picture must know."""
         return "" if self.model.trained else self.model.notes[0]
-
-
-QUALITY = {
-    "name": "point",
-    "step": "updates",
-    "loss_difference:+.3f": "loss above dense, as long",
-    "loss_difference_low:+.3f": "from",
-    "loss_difference_high:+.3f": "to",
-    "loss_before:.3f": "loss before training",
-    "valid_loss:.3f": "held-out loss",
-    "valid_loss_low:.3f": "from",
-    "valid_loss_high:.3f": "to",
-    "control_loss:.3f": "dense, as long",
-    "accuracy_before:.1%": "masked accuracy before training",
-    "masked_accuracy:.1%": "masked accuracy",
-    "control_accuracy:.1%": "dense, as long",
-    "phone_accuracy:.3f": "phones",
-    "phone_low:.3f": "from",
-    "phone_high:.3f": "to",
-    "speaker_accuracy:.3f": "speakers",
-    "ctc_loss:.3f": "CTC loss",
-    "character_error_rate:.1%": "characters wrong",
-    "output_error:.4f": "output error",
-    "output_cosine:.4f": "cosine",
-}
-COSTS = {
-    "name": "point",
-    "parameters:,": "parameters",
-    "nonzero:,": "not zero",
-    "bytes:,": "bytes",
-    "frames_per_s:.1f": "frames/s",
-    "macs_g_per_s:.3f": "MACs G/s",
-    "nominal_macs_g_per_s:.3f": "nominal",
-    "real_time_factor:.4f": "real-time factor",
-    "speedup:.2f": "speed-up",
-    "speedup_low:.2f": "quartile 1",
-    "speedup_high:.2f": "quartile 3",
-    "promised_speedup:.2f": "promised by MACs",
-}
-
-
-def show(rows: Sequence[Row], title: str) -> None:
-    """Print points as two tables: what they know, and what they cost."""
-    known = {key for row in rows for key, value in row.items() if value is not None}
-    for what, columns in (("quality", QUALITY), ("cost", COSTS)):
-        shown = {column: name for column, name in columns.items() if column.partition(":")[0] in known}
-        tables.show(f"{title}: {what}", rows, shown)
-
-
-def where_the_rest_went(rows: Sequence[Row]) -> list[str]:
-    """Say for each point that gains less than 0.8 of what its MACs promise what took the time.
-
-    What no pruning touches (log-Mel or the extractor, projection, positions, norms) is timed as the same model without
-    any head or unit, in turns with the others.
-    """
-    lines = []
-    for row in rows:
-        if row["speedup"] >= FAIR * row["promised_speedup"]:
-            continue
-        saved, could = row["dense_ms"] - row["point_ms"], row["dense_ms"] - row["bare_ms"]
-        lines.append(
-            f"{row['name']}: {row['speedup']:.2f} × of the {row['promised_speedup']:.2f} × that its MACs promise: of "
-            f"{row['dense_ms']:.1f} ms, {row['bare_ms']:.1f} ms are what stays without any head or unit; of the "
-            f"{could:.1f} ms of layers, {saved:.1f} ms were saved"
-        )
-    return lines
 
 
 def sizes(subject: Subject) -> Row:

@@ -13,7 +13,7 @@ import soundfile
 import tyro
 
 from compress.errors import InputError
-from experiments import combine, distill, heads, int8, joint, lowrank, plan, rows, weights
+from experiments import combine, distill, heads, int8, joint, lowrank, plan, rows, sequence, weights
 from experiments.curves import evidence, job
 from experiments.curves.recovery import Asked, ready, speech_with_targets
 from experiments.curves.transcripts import open_transcripts
@@ -252,7 +252,7 @@ def test_labels_that_do_not_fit_are_refused_with_the_command_that_makes_such_as_
 def test_a_fine_tuned_model_of_another_program_becomes_a_curve(shared, audio, tmp_path):
     """From a folder of Hugging Face to small models that still have the CTC layer, with what it writes of speech."""
     place = shared / "encoders/hf_wav2vec2_base_ctc"
-    words = {"clusters": 4, "recover": "ctc", "keep": (32,), "schedule": "once", "every": 1, "control": False}
+    words = {"clusters": 4, "recover": "ctc", "keep": (32,), "schedule": "once", "every": 1}
     config = rows.Config(model=str(place), audio=(str(audio),), out=tmp_path / "rows", **QUICK, **words)
     rows.run(config)
     told = json.loads((tmp_path / "rows/report.json").read_text())
@@ -267,6 +267,42 @@ def test_a_fine_tuned_model_of_another_program_becomes_a_curve(shared, audio, tm
         assert point.arch.head == ClusterHead(4)
     assert small["units"] == [32, 32]
     assert small["step"] == 1
+    assert "control_ctc_loss" not in dense
+    assert small["control_ctc_loss"] not in (dense["ctc_loss"], small["ctc_loss"])  # it learned to write as long
+
+
+@pytest.mark.slow
+def test_gates_are_learned_by_what_is_written(shared, audio, tmp_path):
+    """Distilling and pruning at once through the CTC layer, and after the cut."""
+    place = shared / "encoders/hf_wav2vec2_base_ctc"
+    words = {"clusters": 4, "loss": "ctc", "target": (0.1,), "steps": 2, "after": 1, "gate_rate": 3.0, "ramp": 0.1}
+    joint.run(joint.Config(model=str(place), audio=(str(audio),), out=tmp_path / "joint", **QUICK, **words))
+    _, small = json.loads((tmp_path / "joint/report.json").read_text())["points"]
+    assert small["gone"] == pytest.approx(0.1, abs=0.02)
+    assert min(small["ctc_loss"], small["control_ctc_loss"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "words"),
+    [
+        (rows, {"masked": True}, "--masked: it is for --recover distil, and predict is chosen"),
+        (rows, {"masked": True, "recover": "ctc"}, "--masked: it is for --recover distil .* ctc is chosen"),
+        (heads, {"teacher": "melhubert-tiny"}, "--teacher melhubert-tiny: it is for --recover distil"),
+        (weights, {"alpha": 0.5}, "--alpha 0.5: it is for --recover distil and ctc, and"),
+        (lowrank, {"masked": True}, "--masked: it is for --recover distil"),
+        (plan, {"masked": True}, "--masked: it is for --recover distil"),
+        (sequence, {"masked": True}, "--masked: it is for --recover distil"),
+        (combine, {"masked": True, "plan": ("rows=12:ctc", "rows=8")}, "--masked: .* ctc, predict is chosen"),
+        (distill, {"loss": "dphubert", "temperature": 2.0}, "--temperature 2.0: it is for --loss soft and ctc"),
+        (distill, {"loss": "ctc", "masked": True}, "--masked: it is for --loss soft"),
+        (joint, {"alpha": 0.5}, "--alpha 0.5: it is for --loss soft and ctc, and dphubert is chosen"),
+    ],
+)
+def test_settings_that_nothing_looks_at_are_refused(models, tmp_path, command, changes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        command.run(command.Config(model=str(models / "codewords"), out=tmp_path / "run", **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from experiments.curves.points import QUALITY
+from experiments.curves.columns import QUALITY
 from experiments.reports import tables
 
 ABSENT = ("phone_", "speaker_")  # known only where probes were asked for
