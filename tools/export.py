@@ -17,8 +17,9 @@ MODEL is a model folder or the name of a model of the package. OUT gets a folder
     dphubert          model.pth for DPHuBERT's own code, where layers, heads and channels may differ
 
 Every form is read back from disk and run on speech (noise, without --audio) in a batch with padding. It must agree with
-our own output to 1e-4 of the largest value (int8's error is told, not limited), or nothing is written. Then all forms
-are timed in turns with ours on one utterance.
+our own output to 1e-4 of the largest value (int8's error is told, not limited), or it is not written. Then all forms
+are timed in turns with ours on one utterance. A form that cannot be the model is refused in a line; the others are
+written, and the exit code says that one is missing.
 
 A CTC layer that stands beside a model (ctc/) goes along: as `logits` in torch and onnx, for AutoModelForCTC and its
 tokenizer in both forms of Hugging Face; onnx-stream, stablehlo and dphubert are the encoder alone. transformers'
@@ -91,10 +92,14 @@ class Options:
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """Write every form, prove it, time it; return a row each.
+    """Write every form that can be the model, prove it, time it.
+
+    Returns:
+        A row each; those that were not written say why under `refused`.
 
     Raises:
-        InputError: there is no such model, a form cannot be it, its program is not installed, or its output differs.
+        InputError: there is no such model, a form's program is not installed, or no form can be the model: it differs,
+            or cannot be written.
         OSError: the folder cannot be written; nothing is left behind.
     """
     if options.out.exists():
@@ -111,18 +116,25 @@ def run(options: Options) -> list[dict[str, Any]]:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{options.out.name}.", dir=options.out.parent) as staging:
         runs, rows = {"jax": ours}, [{"form": "jax", "error": 0.0, "bytes": _bytes(given)}]
+        refused: list[dict[str, Any]] = []
         for name in dict.fromkeys(options.format):
             print(f"writing {name}", file=sys.stderr)
             folder = Path(staging) / "all" / name
             folder.mkdir(parents=True)
-            runs[name] = FORMATS[name](given, folder)
-            expected, frames = _expected(name, given, plain, samples, lengths)
-            error = difference(runs[name](samples, lengths), np.asarray(expected), np.asarray(frames))
-            if not error <= TOLERANCE and name != "onnx-int8":
-                raise InputError(f"{name}: differs from ours by {error:.1e}, more than {TOLERANCE:.0e}; not written")
+            try:
+                run = FORMATS[name](given, folder)
+                error = _proven(name, run, _expected(name, given, plain, samples, lengths), samples, lengths)
+            except InputError as reason:
+                print(f"not written: {reason}", file=sys.stderr)
+                shutil.rmtree(folder)
+                refused.append({"form": name, "refused": str(reason)})
+                continue
+            runs[name] = run
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             rows.append({"form": name, "error": error, "bytes": size})
-        rows = [{**row, **timing} for row, timing in zip(rows, _timed(runs, options), strict=True)]
+        if not rows[1:]:
+            raise InputError("; ".join(row["refused"] for row in refused))
+        rows = [{**row, **timing} for row, timing in zip(rows, _timed(runs, options), strict=True)] + refused
         told = {"model": options.model, "compared_on": [str(path) for path in options.audio] or "noise", "forms": rows}
         (Path(staging) / "all" / "export.json").write_text(json.dumps(told, indent=1))
         shutil.move(Path(staging) / "all", options.out)
@@ -144,6 +156,18 @@ def read(place: str) -> Given:
         raise InputError(f"{path}: missing; a log-Mel model is deployed with the statistics of its features")
     ctc = {f"ctc/{file.name}": file.read_bytes() for file in sorted((Path(place) / "ctc").glob("*"))}
     return Given(arch, params, load_stats(path) if path.is_file() else None, outputs(ctc) if ctc else None)
+
+
+def _proven(name: str, run: Run, expected: Expected, samples: np.ndarray, lengths: np.ndarray) -> float:
+    """Return how far a form's output is from ours.
+
+    Raises:
+        InputError: too far.
+    """
+    error = difference(run(samples, lengths), *map(np.asarray, expected))
+    if not error <= TOLERANCE and name != "onnx-int8":
+        raise InputError(f"{name}: differs from ours by {error:.1e}, more than {TOLERANCE:.0e}")
+    return error
 
 
 def difference(found: np.ndarray, expected: np.ndarray, frames: np.ndarray) -> float:
@@ -210,9 +234,18 @@ def _table(rows: Sequence[Mapping[str, Any]], seconds: float) -> list[str]:
 
 
 def show(rows: Sequence[Mapping[str, Any]], options: Options) -> None:
-    """Print what was written."""
-    print("\n".join(_table(rows, options.seconds)))
-    print(f"wrote {options.out}: {', '.join(row['form'] for row in rows[1:])}, export.json")
+    """Print what was written.
+
+    Raises:
+        InputError: a form that was asked for was not.
+    """
+    written = [row for row in rows if "refused" not in row]
+    print("\n".join(_table(written, options.seconds)))
+    print(f"wrote {options.out}: {', '.join(row['form'] for row in written[1:])}, export.json")
+    if refused := [row for row in rows if "refused" in row]:
+        raise InputError(
+            f"{len(refused)} of {len(rows) - 1} forms not written: {'; '.join(r['refused'] for r in refused)}"
+        )
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -46,6 +46,49 @@ class Variable:
         return self.raw().astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Quantised:
+    """Weights stored as integers, unread: each is the weight times its row's scale, or the array's, rounded."""
+
+    stored: Variable
+    scale: Variable
+
+    @property
+    def shape(self) -> Shape:
+        """Of the weights."""
+        return self.stored.shape
+
+    @property
+    def dtype(self) -> str:
+        """What they stand for."""
+        return "float32"
+
+    def read(self) -> np.ndarray:
+        """Read them as float32; a scale of zero makes what is no number."""
+        scale = self.scale.read()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.stored.read() / scale.reshape(-1, *[1] * (len(self.shape) - 1))
+
+
+def dequantised(path: Path, found: Mapping[str, Variable]) -> dict[str, Variable | Quantised]:
+    """Join integer weights with their scales, which stand beside them.
+
+    Raises:
+        InputError: integers have no scale, or one of another shape; the first is named.
+    """
+    ints = {name: each for name, each in found.items() if each.dtype.startswith("int")}
+    scales = {name: found.get(f"{name}_scale") for name in ints}
+    for name, scale in scales.items():
+        rows = ints[name].shape[:1]
+        if scale is None or scale.dtype.startswith("int") or scale.shape not in ((), (1,), rows):
+            what = "no scale" if scale is None else f"a scale of {scale.dtype} {scale.shape}"
+            kind = f"{ints[name].dtype} {ints[name].shape}"
+            raise InputError(f"{path}: {name} is {kind} with {what}; copy the file again")
+    joined = {name: Quantised(ints[name], scale) for name, scale in scales.items() if scale is not None}
+    used = {f"{name}_scale" for name in joined}
+    return {name: joined.get(name, each) for name, each in found.items() if name not in used}
+
+
 def load(path: Path) -> tuple[str, Mapping[str, Variable]]:
     """List a file's variables by name, aliases too, and return the specification's name with them.
 

@@ -103,7 +103,7 @@ def of_ctranslate2(folder: Path) -> Source:
     """Describe a folder of CTranslate2's, as faster-whisper takes them.
 
     Raises:
-        InputError: its weights are of another model, in int8, or contradict each other.
+        InputError: its weights are of another model, or contradict each other.
     """
     path = folder / "model.bin"
     spec, found = ctranslate2.load(path)
@@ -113,16 +113,15 @@ def of_ctranslate2(folder: Path) -> Source:
     heads = found.pop("encoder/num_heads", None)
     if heads is None:
         raise InputError(f"{path}: it does not say how many heads attend (encoder/num_heads); convert the model again")
-    if whole := [name for name, each in found.items() if name.startswith("encoder/") and each.dtype.startswith("int")]:
-        raise InputError(
-            f"{path}: {len(whole)} arrays of the encoder are integers, first {whole[0]}; convert the model again with "
-            "--quantization float16 or float32"
-        )
     tensors = {f"decoder.{name}": each for name, each in found.items() if not name.startswith("encoder/")}
-    inner = renamed({name: each for name, each in found.items() if name.startswith("encoder/")}, CTRANSLATE2)
+    mine = ctranslate2.dequantised(path, {name: each for name, each in found.items() if name.startswith("encoder/")})
+    inner = renamed(mine, CTRANSLATE2)
     tensors |= dict(pair for name, each in inner.items() for pair in _split(path, name, each))
     settings = Settings(path, {"encoder_attention_heads": int(heads.raw())}, measured(tensors))
-    return _source("CTranslate2 Whisper", settings, tensors, (path,))
+    source = _source("CTranslate2 Whisper", settings, tensors, (path,))
+    ints = sum(isinstance(each, ctranslate2.Quantised) for each in mine.values())
+    note = f"{ints} arrays are stored as integers and are float32 here, rounded as they were"
+    return replace(source, notes=(*source.notes, note)) if ints else source
 
 
 def measured(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -216,7 +215,7 @@ def _position(settings: Settings, stored: Tensor) -> Sinusoids:
     return position
 
 
-def _split(path: Path, name: str, tensor: ctranslate2.Variable) -> list[tuple[str, Any]]:
+def _split(path: Path, name: str, tensor: Tensor) -> list[tuple[str, Any]]:
     """Take queries, keys and values apart, which CTranslate2 keeps in one; the keys' bias is zeros."""
     if ".qkv_proj." not in name:
         return [(name, tensor)]

@@ -1,14 +1,17 @@
 """Whisper's encoders from Hugging Face, OpenAI and CTranslate2 give what transformers computes."""
 
 import json
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
+from jaxssl.convert.ctranslate2 import dequantised, load
 from jaxssl.convert.whisper import OPENAI, POSITIONS
 from jaxssl.models import cost
 from jaxssl.models.arch import Sinusoids
@@ -17,6 +20,7 @@ from jaxssl.models.zoo import PRESETS
 from tests.archs import forward
 from tests.golden import meets
 
+FC1 = "encoder/layer_0/ffn/linear_0/"  # of CTranslate2
 TINY = {
     "d_model": 24,
     "encoder_layers": 2,
@@ -207,13 +211,67 @@ def test_folders_of_ctranslate2(torch, whisper, tmp_path):
     for change, words, message in (
         ({}, {"version": 3}, "version 3 of CTranslate2's format, this program reads 6"),
         ({}, {"spec": "TransformerSpec"}, "a TransformerSpec of CTranslate2"),
-        ({"encoder/layer_0/ffn/linear_0/weight": np.zeros((20, 24), np.int8)}, {}, "1 arrays .* are integers.*float16"),
+        ({f"{FC1}weight": np.zeros((20, 24), np.int8)}, {}, "linear_0/weight is int8 .20, 24. with no scale"),
+        (
+            {f"{FC1}weight": np.zeros((20, 24), np.int8), f"{FC1}weight_scale": np.ones(24, np.float32)},
+            {},
+            "with a scale of float32 .24,.; copy",
+        ),
         ({"encoder/layer_1/self_attention/linear_0/bias": biased}, {}, "keys have a bias in encoder.layers.1"),
         ({"encoder/surplus": np.zeros(3, np.float16)}, {}, "unknown: encoder/surplus"),
     ):
         weights.write_bytes(ctranslate2_file(arrays | change, **words))
         with pytest.raises(InputError, match=message):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16"])
+def test_integers_of_ctranslate2_are_read(torch, whisper, tmp_path, kind):
+    """A scale for each row of int8, one for an array of int16; each weight is off by half a step at most."""
+    model = rounded(whisper())
+    arrays = ctranslate2_arrays(model)
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.bin"
+    weights.write_bytes(ctranslate2_file(arrays))
+    exact = flatten(read(tmp_path).params)
+    most = {}
+    for name, array in list(arrays.items()):
+        if not re.search(r"linear_\d/weight$|conv\d/weight$", name):
+            continue
+        rows = np.abs(array.astype(np.float32)).reshape(len(array), -1).max(1)
+        scale = 127 / rows if kind == "int8" else np.float32(2**10 / rows.max())
+        whole = array.astype(np.float32) * scale.reshape(-1, *[1] * (array.ndim - 1))
+        arrays |= {name: np.rint(whole).astype(kind), f"{name}_scale": scale}
+        most[array.shape] = max(most.get(array.shape, 0), 0.5 / scale.min())
+    weights.write_bytes(ctranslate2_file(arrays))
+    found = read(tmp_path)
+    assert any(f"{2 * 4 + 2} arrays are stored as integers" in note for note in found.notes)
+    off = {path: np.abs(np.asarray(leaf) - exact[path]).max() for path, leaf in flatten(found.params).items()}
+    assert {path for path, each in off.items() if each} == {p for p in off if p.endswith("kernel")}
+    assert max(off.values()) <= max(most.values()) * 1.001
+    arrays[f"{FC1}weight_scale"] = 0 * arrays[f"{FC1}weight_scale"]
+    weights.write_bytes(ctranslate2_file(arrays))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8_float16", "int16"])
+def test_integers_are_as_ctranslate2_itself_makes_them(tmp_path, kind):
+    """What its own quantiser makes of a map is read back to half a step."""
+    specs = pytest.importorskip("ctranslate2").specs.common_spec
+    layer, rng = specs.LinearSpec(), np.random.default_rng(0)
+    layer.weight, layer.bias = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 10), (6,)))
+    wanted = layer.weight.copy()
+    layer.validate()
+    layer.optimize(quantization=kind)
+    arrays = {name: each.numpy() for name, each in layer.variables().items()}
+    assert arrays["weight"].dtype == kind.partition("_")[0]
+    (tmp_path / "model.bin").write_bytes(ctranslate2_file({**arrays, "decoder/embeddings/weight": wanted}))
+    stored = dict(load(tmp_path / "model.bin")[1])
+    found = dequantised(tmp_path, {name: stored[name] for name in arrays})
+    assert set(found) == {"weight", "bias"}
+    most = np.abs(wanted).max() * (0.5 / (127 if kind.startswith("int8") else 2**10))
+    np.testing.assert_allclose(found["weight"].read(), wanted, rtol=0, atol=1.001 * most)
 
 
 def test_what_is_not_whispers_is_refused(torch, whisper, tmp_path):

@@ -66,8 +66,12 @@ def test_torch_and_stablehlo_agree(torch, saved, tmp_path, name):
 
 @pytest.mark.slow
 def test_a_length_adapter_goes_where_all_models_go(torch, saved, tmp_path):
-    _, rows = exported(saved, tmp_path, "convolution-stack", "stablehlo", "torch", "huggingface-code")
+    forms = ("onnx", "stablehlo", "torch", "huggingface-code")
+    out, rows = exported(saved, tmp_path, "convolution-stack", *forms)
+    assert "cannot follow a length adapter" in rows.pop("onnx")["refused"]  # the others are written
     assert all(row["error"] <= 1e-4 for row in rows.values())
+    assert not (out / "onnx").exists()
+    assert json.loads((out / "export.json").read_text())["forms"][-1]["form"] == "onnx"
     with pytest.raises(InputError, match="onnx: PyTorch's exporter cannot follow a length adapter"):
         exported(saved, tmp_path / "other", "convolution-stack", "onnx")
 
