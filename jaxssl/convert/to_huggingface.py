@@ -59,6 +59,9 @@ def folder(arch: Arch, params: Params) -> tuple[dict[str, Any], dict[str, Any], 
     config |= _positions(arch)
     if layer.adapter is not None:
         config["adapter_attn_dim"] = layer.adapter.size
+    if (short := arch.length_adapter) is not None:
+        config |= {"add_adapter": True, "output_hidden_size": short.width, "num_adapter_layers": short.layers}
+        config |= {"adapter_kernel_size": short.kernel, "adapter_stride": short.stride}
     if arch.relative is not None:
         config |= {"num_buckets": arch.relative.buckets, "max_bucket_distance": arch.relative.max_distance}
     features = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "sampling_rate": 16_000}
@@ -109,7 +112,7 @@ def _check(arch: Arch, family: str) -> Waveform:
         "its features have no norm": family != "hubert" and not front.feature_norm,
         "its adapters are in post-norm layers": not arch.norm_first and any(layer.adapter for layer in arch.layers),
         "it has adapters": family != "wav2vec2" and any(layer.adapter for layer in arch.layers),
-        "it has a length adapter": arch.length_adapter is not None,
+        "it has a length adapter": family == "hubert" and arch.length_adapter is not None,
         "it norms before its blocks": family == "data2vec-audio" and arch.norm_first,
         "its extractor has one norm only": family == "data2vec-audio" and front.norm != "layer",
         "it has no projection, or reduces time": arch.project is None or arch.shortens,

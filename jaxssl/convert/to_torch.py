@@ -29,7 +29,7 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
     Raises:
         InputError: the weights are prepared, or a block is one that the module has not.
     """
-    _check_blocks(arch)
+    check_blocks(arch)
     if arch.prepared:
         raise InputError(
             "the weights are prepared for running (jaxssl.inference.prepack); export the model before that"
@@ -46,25 +46,12 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
     return {name: np.ascontiguousarray(array, np.float32) for name, array in found.items()}
 
 
-def check_onnx(arch: Arch) -> None:
-    """Refuse what PyTorch's exporter to ONNX cannot follow for any length of speech.
+def check_blocks(arch: Arch) -> None:
+    """Refuse what the PyTorch module has not, and so no form that is made of it.
 
     Raises:
-        InputError: there is a length adapter, or log-Mel frames are grouped, whose ways of counting frames it takes for
-            impossible; a mixer is one that the module has not, or frames fire.
+        InputError: a mixer other than attention, a layer without a feed-forward block, or frames that fire.
     """
-    _check_blocks(arch)
-    if arch.length_adapter is not None:
-        raise InputError("onnx: PyTorch's exporter cannot follow a length adapter's frames; export torch or stablehlo")
-    if isinstance(arch.front, LogMel) and any((arch.shortening, *(layer.shortening for layer in arch.layers))):
-        raise InputError(
-            "onnx: PyTorch's exporter cannot follow groups of log-Mel frames, which are groups themselves; export "
-            "torch or stablehlo"
-        )
-
-
-def _check_blocks(arch: Arch) -> None:
-    """Refuse mixers and feed-forward blocks that the module has not, and what fires."""
     if arch.shortening is not None and not arch.shortening.regular:
         raise InputError(f"the PyTorch module has no {arch.shortening.kind}; export stablehlo")
     for i, layer in enumerate(arch.layers):

@@ -12,8 +12,8 @@ from compress.errors import InputError
 from jaxssl.convert.conversion import read
 from jaxssl.convert.to_ctc import Outputs, outputs
 from jaxssl.convert.to_huggingface import folder
-from jaxssl.models.arch import Adapter, ConvolutionStack, ScaledConvolution, Sinusoids
-from tests.archs import ARCHS, BASE, LARGE, MEL, forward, transformer_layer, weights
+from jaxssl.models.arch import Adapter, ConvolutionStack, LengthAdapter, RelativeBias, ScaledConvolution, Sinusoids
+from tests.archs import ARCHS, BASE, LARGE, MEL, forward, gated_layer, transformer_layer, weights
 from tools.pytorch import formats
 
 BASE = replace(BASE, head=None, layers=BASE.layers[:1])
@@ -33,6 +33,15 @@ MORE = {
     "Hubert without a norm of features": replace(BASE, front=replace(BASE.front, feature_norm=False)),
     "Wav2Vec2, several layers": replace(COUNTED, layers=COUNTED.layers * 2),
     "Data2VecAudio, odd taps": replace(COUNTED, norm_first=False, position=ConvolutionStack(2, 5, 2)),
+    "Wav2Vec2, a length adapter": replace(COUNTED, length_adapter=LengthAdapter(10, 2)),
+    "WavLM, a length adapter": replace(
+        LARGE,
+        head=None,
+        layers=(gated_layer(range(4), 24),) * 2,
+        relative=RelativeBias(4, 12, 20),
+        length_adapter=LengthAdapter(16, 1, 5, 3),
+    ),
+    "Data2VecAudio, a length adapter": replace(FAMILIES["Data2VecAudio"], length_adapter=LengthAdapter(12)),
     "Whisper, rounded": replace(WHISPER, position=Sinusoids("halves", "float16"), layers=WHISPER.layers * 2),
 }
 
@@ -49,8 +58,9 @@ def test_transformers_computes_the_same_and_it_comes_back(torch, transformers, t
     if name.startswith("Whisper"):
         ends = None  # all of it
     ours = forward(arch, params, fed, ends)
-    for row, count in enumerate(np.asarray(ours.lengths[-1])):
-        np.testing.assert_allclose(found[row, :count], ours.last[row, :count], atol=1e-4)
+    last, counts = map(np.asarray, ours.end)
+    for row, count in enumerate(counts):
+        np.testing.assert_allclose(found[row, :count], last[row, :count], atol=1e-4)
     _, told = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     missing = told.pop("missing_keys")
     assert len(missing) == 4 * name.startswith("Whisper")

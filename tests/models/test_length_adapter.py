@@ -74,7 +74,7 @@ def test_it_is_no_site():
 
 
 def test_exports_without_it_refuse():
-    arch = replace(LARGE, length_adapter=PART, head=None)
+    arch = replace(LARGE, length_adapter=PART, head=None)  # frames are counted as HuBERT's class does, which has none
     for write in (to_huggingface.folder, to_dphubert.state):
         with pytest.raises(InputError, match="it has a length adapter"):
             write(arch, weights(arch))

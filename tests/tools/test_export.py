@@ -13,7 +13,6 @@ import pytest
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
 from jaxssl.convert.to_ctc import Outputs
-from jaxssl.convert.to_torch import check_onnx
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import AveragePooling, StridedConvolution, TransposedConvolution
@@ -65,15 +64,18 @@ def test_torch_and_stablehlo_agree(torch, saved, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_a_length_adapter_goes_where_all_models_go(torch, saved, tmp_path):
-    forms = ("onnx", "stablehlo", "torch", "huggingface-code")
-    out, rows = exported(saved, tmp_path, "convolution-stack", *forms)
-    assert "cannot follow a length adapter" in rows.pop("onnx")["refused"]  # the others are written
+def test_forms_that_cannot_be_the_model_are_named_and_the_others_written(torch, saved, tmp_path):
+    out, rows = exported(saved, tmp_path, "convolution-stack", "dphubert", "stablehlo", "torch")
+    assert "DPHuBERT's code cannot be this model" in rows.pop("dphubert")["refused"]
     assert all(row["error"] <= 1e-4 for row in rows.values())
-    assert not (out / "onnx").exists()
-    assert json.loads((out / "export.json").read_text())["forms"][-1]["form"] == "onnx"
-    with pytest.raises(InputError, match="onnx: PyTorch's exporter cannot follow a length adapter"):
-        exported(saved, tmp_path / "other", "convolution-stack", "onnx")
+    assert not (out / "dphubert").exists()
+    told = json.loads((out / "export.json").read_text())["forms"]
+    assert told[-1]["form"] == "dphubert"
+    with pytest.raises(InputError, match="^1 of 3 forms not written: DPHuBERT"):  # after the table
+        export.show(told, export.Options("", out))
+    with pytest.raises(InputError, match="DPHuBERT's code cannot be this model"):
+        exported(saved, tmp_path / "other", "convolution-stack", "dphubert")
+    assert not (tmp_path / "other/out").exists()
 
 
 @pytest.mark.slow
@@ -109,8 +111,9 @@ def test_onnx_agrees_at_any_length(onnx, saved, tmp_path, name):
 HALVED = replace(BASE.layers[1], shortening=StridedConvolution(2))
 PARTS = {
     **{name: ARCHS[name] for name in ("whisper", "scaled-convolution", "sinusoid")},
-    "convolution-stack": replace(ARCHS["convolution-stack"], length_adapter=None),  # which ONNX has not
-    "shortened": replace(
+    "convolution-stack": ARCHS["convolution-stack"],
+    "shortened": ARCHS["shortened"],
+    "shortened-waves": replace(
         BASE, layers=(BASE.layers[0], HALVED), shortening=AveragePooling(3), upsampling=TransposedConvolution(6)
     ),
 }
@@ -129,12 +132,6 @@ def test_every_part_goes_out_in_every_form(onnx, cache, tmp_path, name):
         out.mkdir()
         error = export.difference(formats.FORMATS[form](given, out)(samples, lengths), ours, np.asarray(frames))
         assert error <= (0.6 if form == "onnx-int8" else 1e-4), form  # int8 of random weights
-
-
-def test_onnx_refuses_what_pytorchs_exporter_cannot_count():
-    with pytest.raises(InputError, match="onnx: .* cannot follow groups of log-Mel frames") as caught:
-        check_onnx(ARCHS["shortened"])
-    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

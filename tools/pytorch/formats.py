@@ -23,7 +23,7 @@ from jaxssl.convert import to_dphubert
 from jaxssl.convert import to_huggingface as hugging_face
 from jaxssl.convert.conversion import read
 from jaxssl.convert.to_ctc import Outputs, tokenizer, with_ctc
-from jaxssl.convert.to_torch import check_onnx, state
+from jaxssl.convert.to_torch import check_blocks, state
 from jaxssl.data.logmel import WINDOW, Stats
 from jaxssl.inference.encode import encode
 from jaxssl.models.arch import SAMPLE_RATE, Arch, Whisper
@@ -292,7 +292,7 @@ def export_onnx(given: Given, *, tuned: bool = True) -> Any:
 
     `tuned`: in what ONNX Runtime runs faster (`tools.pytorch.onnx_model`), else as the exporter makes it.
     """
-    check_onnx(given.arch)
+    check_blocks(given.arch)
     import torch
 
     from tools.pytorch.onnx_model import faster, unfused
@@ -313,8 +313,10 @@ def export_onnx(given: Given, *, tuned: bool = True) -> Any:
         _write_torch(given, Path(folder))
         plain = standalone.load(folder)
         model = Last(faster(plain) if tuned else plain).eval()
-    size = torch.export.Dim("batch")
-    count = torch.export.Dim("samples", min=_shortest(given.arch), max=given.arch.front.most)
+    dim, most = torch.export.Dim, given.arch.front.most
+    # Without a name the exporter writes no bounds of what is counted from samples: of frames that are divided twice, by
+    # a length adapter or in groups, it finds such as no number can meet.
+    count = dim.DYNAMIC if most is None else dim("samples", min=_shortest(given.arch), max=most)
     example = torch.zeros(2, 16_000), torch.tensor([16_000, 12_000])
     with _quiet():
         program = torch.onnx.export(
@@ -322,7 +324,7 @@ def export_onnx(given: Given, *, tuned: bool = True) -> Any:
             example,
             input_names=["samples", "lengths"],
             output_names=["last", "frames", *["logits"] * (given.ctc is not None)],
-            dynamic_shapes=({0: size, 1: count}, {0: size}),
+            dynamic_shapes=({0: dim.DYNAMIC, 1: count}, {0: dim.DYNAMIC}),
             opset_version=OPSET,
             verbose=False,
         )
