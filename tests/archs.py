@@ -200,10 +200,7 @@ ARCHS = {
 }
 
 EXPORTED = {  # what the PyTorch module has
-    name: arch
-    for name, arch in ARCHS.items()
-    if all(layer.mixer.place == "attention" for layer in arch.layers)
-    and (arch.shortening is None or arch.shortening.regular)
+    name: arch for name, arch in ARCHS.items() if arch.shortening is None or arch.shortening.regular
 }
 
 

@@ -10,14 +10,14 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.data.logmel import Stats, hamming, triangles
 from jaxssl.inference.specialise import dequantized, unpacked
-from jaxssl.models.arch import Arch, Attention, Front, LogMel, NoFeedForward, Whisper
+from jaxssl.models.arch import Arch, Front, LogMel, SummaryMixing, Whisper
 from jaxssl.models.fronts.whisper_frames import hann, slaney_triangles
 from jaxssl.models.model import Params
 
 LEFT = re.compile(r"head/.*|mask_embedding")  # what only training uses
 CONVOLUTION = re.compile(
     r"(?:front/convs|position/convs|length_adapter/layers)/\d+/(?:conv/)?kernel|(?:position|reduction|upsampling)/kernel"
-    r"|(?:layers/\d+/)?shortening/kernel"
+    r"|(?:layers/\d+/)?shortening/kernel|layers/\d+/mamba/(?:back_)?conv/kernel"
 )
 INNER = {"position.weight": "position.conv.weight", "position.bias": "position.conv.bias"}
 SHORT = {"kernel": "weight", "scale": "weight"}
@@ -50,19 +50,10 @@ def check_blocks(arch: Arch) -> None:
     """Refuse what the PyTorch module has not, and so no form that is made of it.
 
     Raises:
-        InputError: a mixer other than attention, a layer without a feed-forward block, or frames that fire.
+        InputError: frames that fire.
     """
     if arch.shortening is not None and not arch.shortening.regular:
         raise InputError(f"the PyTorch module has no {arch.shortening.kind}; export stablehlo")
-    for i, layer in enumerate(arch.layers):
-        if layer.mixer.place != Attention.place:
-            raise InputError(
-                f"layers/{i}: the PyTorch module has attention only, and no {layer.mixer.kind}; export stablehlo"
-            )
-        if isinstance(layer.ffn, NoFeedForward):
-            raise InputError(
-                f"layers/{i}: the PyTorch module has no layers without a feed-forward block; export stablehlo"
-            )
 
 
 def _constants(front: Front, stats: Stats | None) -> dict[str, np.ndarray]:
@@ -85,10 +76,13 @@ def _normalised(kernel: Array, gain: Array) -> np.ndarray:
 
 def _idle(arch: Arch, path: str) -> bool:
     """Tell whether an array belongs to a block without units, of which the bias alone counts."""
-    match = re.fullmatch(r"layers/(\d+)/(attention|ffn)/(\w+)/(\w+)", path)
+    match = re.fullmatch(r"layers/(\d+)/(attention|ffn|mixing)/(\w+)/(\w+)", path)
     if not match:
         return False
     layer, place, name, leaf = arch.layers[int(match[1])], *match.groups()[1:]
+    if isinstance(layer.mixer, SummaryMixing) and place == "mixing":
+        branch = "local" if "local" in name else "summary"
+        return not getattr(layer.mixer, branch) and (name, leaf) != ("merge_summary", "bias")
     empty = next(block.empty for block in layer.blocks if block.place == place)
     return empty and (name, leaf) not in (("out", "bias"), ("fc2", "bias"))
 
@@ -105,6 +99,11 @@ def _entry(path: str, leaf: ArrayLike, *, factorised: bool) -> tuple[str, np.nda
     if kind == "up":
         return f"{name}.weight", array.reshape(array.shape[0], -1).T
     if kind == "kernel":
-        joined = parent.endswith("attention.out")  # (heads, head_dim, width); the others are (in, *out)
+        if re.fullmatch(r"layers\.\d+\.mixing\.(local|summary)[12]", parent) and array.ndim == 3:
+            return name, array  # of a part of the frame each
+        # (heads, head_dim, width), (units, heads, width); the others are (in, *out)
+        joined = parent.endswith(("attention.out", "mixing.merge_local", "mixing.merge_summary"))
         return f"{parent}.weight", array.reshape((-1, array.shape[-1]) if joined else (array.shape[0], -1)).T
+    if kind == "log_decay" or re.fullmatch(r"layers\.\d+\.mixing\.(local|summary)[12]", parent):
+        return f"{parent}{'.up' * factorised}.{SHORT.get(kind, kind)}", array
     return f"{parent}{'.up' * factorised}.{SHORT.get(kind, kind)}", array.reshape(-1)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -12,12 +13,26 @@ from compress.errors import InputError
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.encode import encode
-from jaxssl.models.arch import LogMel
+from jaxssl.models.arch import FeedForward, Layer, LogMel, Mamba, NoFeedForward, SummaryMixing
 from jaxssl.models.arch_json import to_json
-from tests.archs import ARCHS, EXPORTED, LIMITED, SOFTENED, SUMMARY, weights
+from jaxssl.models.mixers.summaries import FAR
+from tests.archs import ARCHS, EXPORTED, LIMITED, MEL, SOFTENED, weights
 
 TOLERANCE = 1e-4
+MIXED = {
+    "decay": Layer(SummaryMixing(1, 4, 3, 3, 5, decay=0.8), FeedForward(9)),
+    "window": Layer(SummaryMixing(2, 4, 3, 3, 5, window=(2, 1)), FeedForward(9)),
+    "so far": Layer(SummaryMixing(1, 4, 3, 3, 5, window=(FAR, 0)), FeedForward(9)),
+    "lite": Layer(SummaryMixing(2, 0, 8, 0, 5, mode="lite", norm=True), FeedForward(9)),
+    "norms": Layer(SummaryMixing(2, 4, 3, 3, 5, norm=True), NoFeedForward()),
+    "no unit": Layer(SummaryMixing(1, 0, 0, 3, 0), FeedForward(9)),
+    "no hidden unit": Layer(SummaryMixing(1, 4, 3), FeedForward(9)),
+    "no channel": Layer(Mamba(0, state=5, rank=2), FeedForward(9)),
+    "halved": Layer(Mamba(7, state=5, rank=2, directions="inner", halved=True), FeedForward(9)),
+    "one side": Layer(Mamba(0, state=5, rank=2, directions="external", back=4), FeedForward(9)),
+}
 KNOWN = {**EXPORTED, "softened": SOFTENED, "limited": LIMITED}
+KNOWN |= {name: replace(MEL, layers=(layer,)) for name, layer in MIXED.items()}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +85,23 @@ def test_whisper_refuses_what_it_has_no_positions_for(torch, module):
             model(torch.zeros(1, arch.front.most + 1))
 
 
-def test_a_mixer_that_the_module_has_not_is_refused():
-    with pytest.raises(InputError, match="layers/0: the PyTorch module has attention only, and no summary_mixing"):
-        state(SUMMARY, weights(SUMMARY), None)
+@pytest.mark.parametrize("frames", [1, 63, 64, 65, 200, 4097])
+def test_a_scan_is_the_recurrence_at_any_length(torch, frames):
+    scan, draw = importlib.import_module("tools.pytorch.standalone.mixers").scan, np.random.default_rng(frames)
+    share, x = draw.uniform(0.5, 1, (2, frames, 3)), draw.normal(size=(2, frames, 3))
+    state, wanted = np.zeros((2, 3)), []
+    for t in range(frames):
+        state = share[:, t] * state + x[:, t]
+        wanted.append(state)
+    np.testing.assert_allclose(scan(torch.tensor(share), torch.tensor(x)), np.stack(wanted, 1), atol=1e-12)
+
+
+def test_a_scan_says_what_it_cannot_take(torch):
+    scan = importlib.import_module("tools.pytorch.standalone.mixers").scan
+    with pytest.raises(ValueError, match="65 frames are more than 64"):
+        scan(torch.ones(1, 65, 1), torch.ones(1, 65, 1), 1)
+
+
+def test_frames_that_fire_are_refused():
+    with pytest.raises(InputError, match="the PyTorch module has no integrate_and_fire; export stablehlo"):
+        state(ARCHS["firing"], weights(ARCHS["firing"]), None)

@@ -34,7 +34,7 @@ from tools.pytorch.one_file import one_file
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]  # samples (batch, samples), lengths (batch,) → encoder output
 STANDALONE = Path(__file__).parent / "standalone"
-MODULES = ("fronts", "blocks", "positions", "rates", "model")  # which go out as one file
+MODULES = ("fronts", "blocks", "mixers", "positions", "rates", "model")  # which go out as one file
 OPSET = 20
 PLATFORMS = ("cpu", "cuda", "tpu")
 

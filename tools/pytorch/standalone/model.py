@@ -6,13 +6,15 @@
     out["hidden"]  # input of the first layer, then each layer's output, every one (batch, frames, width)
     out["logits"]  # (batch, frames, symbols), of a model with a CTC layer; config.json lists the symbols
 
-Layers may have any number of heads and feed-forward units, none included, and maps of low rank. What stands beside an
+Layers may have any number of heads and feed-forward units, none included, maps of low rank, and mixers other than
+attention. What stands beside an
 utterance in a padded batch never changes its frames. `jaxssl`'s tools/export.py writes these folders.
 """
 
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from .blocks import Adapter, Attended, Attention, FeedForward, LengthAdapter, Relative, dense
 from .fronts import EPSILON, FRONTS, first
+from .mixers import MIXERS
 from .positions import POSITIONS
 from .rates import Shortening, Upsampling
 
@@ -31,29 +34,43 @@ def load(folder: str | Path) -> "Model":
     return model.eval()
 
 
+class Seen(NamedTuple):
+    """What mixers are told of the frames."""
+
+    bias: Tensor | None  # added to attention's scores: which frames are valid
+    relative: Tensor | None  # the same by relative positions
+    valid: Tensor | None  # (batch, frames, 1)
+
+
 class Layer(nn.Module):
-    """One Transformer layer, norms before the blocks (`norm_first`) or after the sums, an adapter behind both."""
+    """A mixer and a feed-forward block, norms before them (`norm_first`) or after the sums, an adapter behind both."""
 
     def __init__(self, config: dict, layer: dict):
         super().__init__()
         width, self.norm_first = config["width"], config["norm_first"]
-        self.attention, self.ffn = Attention(width, layer["mixer"]), FeedForward(width, layer["ffn"])
-        self.attention_norm, self.ffn_norm = nn.LayerNorm(width, EPSILON), nn.LayerNorm(width, EPSILON)
+        self.place, mixer = MIXERS.get(layer["mixer"]["kind"], ("attention", Attention))
+        setattr(self, self.place, mixer(width, layer["mixer"]))
+        setattr(self, f"{self.place}_norm", nn.LayerNorm(width, EPSILON))
+        self.feeds = layer["ffn"]["kind"] != "no_feed_forward"
+        if self.feeds:
+            self.ffn, self.ffn_norm = FeedForward(width, layer["ffn"]), nn.LayerNorm(width, EPSILON)
         self.adapter = Adapter(width, layer["adapter"]["size"]) if layer.get("adapter") else None
         short = layer.get("shortening")
         self.shortening = Shortening(width, short) if short else None  # which the model runs before the layer
 
-    def forward(
-        self, x: Tensor, bias: Tensor | None, before: Tensor | None, lend: bool, relative: Tensor | None
-    ) -> Attended:
-        if self.norm_first:
-            y, maps = self.attention(self.attention_norm(x), bias, before, lend, relative)
-            x = x + y + self.ffn(self.ffn_norm(x + y))
-        else:
-            y, maps = self.attention(x, bias, before, lend, relative)
-            x = self.attention_norm(x + y)
-            x = self.ffn_norm(x + self.ffn(x))
+    def forward(self, x: Tensor, seen: Seen, before: Tensor | None, lend: bool) -> Attended:
+        norm = getattr(self, f"{self.place}_norm")
+        y, maps = self.mix(norm(x) if self.norm_first else x, seen, before, lend)
+        x = x + y if self.norm_first else norm(x + y)
+        if self.feeds:
+            x = x + self.ffn(self.ffn_norm(x)) if self.norm_first else self.ffn_norm(x + self.ffn(x))
         return x if self.adapter is None else x + self.adapter(x), maps
+
+    def mix(self, x: Tensor, seen: Seen, before: Tensor | None, lend: bool) -> Attended:
+        mixer = getattr(self, self.place)
+        if self.place == "attention":
+            return mixer(x, seen.bias, before, lend, seen.relative)
+        return mixer(x, seen.valid), None
 
 
 class Model(nn.Module):
@@ -80,7 +97,8 @@ class Model(nn.Module):
         self.upsampling = Upsampling(width, up, grouped) if up else None
         # Samples from one frame of the output to the next.
         self.stride = self.front.hop * joined * (1 if up else grouped)
-        self.lends = [layer.attention.reuse for layer in self.layers[1:]] + [False] * bool(self.layers)
+        reuses = [layer["mixer"].get("reuse", False) for layer in config["layers"]]
+        self.lends = [*reuses[1:], False][: len(reuses)]
         self.ctc = (
             nn.Linear(short["width"] if short else width, config["ctc"]["outputs"]) if config.get("ctc") else None
         )
@@ -103,14 +121,14 @@ class Model(nn.Module):
         x = x if self.norm_first else self.norm(x)
         if self.reduction is not None:
             x, lengths = self.reduction(x, lengths)
-        bias, relative = self.seen(x, lengths)
+        seen = self.seen(x, lengths)
         hidden, maps = [x], None
         for i, (layer, lend) in enumerate(zip(self.layers, self.lends, strict=True)):
             if layer.shortening is not None:
                 x, lengths = layer.shortening(x, lengths)
-                bias, relative = self.seen(x, lengths)
+                seen = self.seen(x, lengths)
                 hidden = hidden if i else [x]
-            x, maps = layer(x, bias, maps, lend, relative)
+            x, maps = layer(x, seen, maps, lend)
             hidden.append(x)
         x = self.norm(x) if self.norm_first else x
         if self.upsampling is not None:
@@ -120,11 +138,12 @@ class Model(nn.Module):
         out = {"hidden": hidden, "last": x, "lengths": lengths}
         return out if self.ctc is None else {**out, "logits": self.ctc(out["last"])}
 
-    def seen(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return what is added to the scores of frames beyond `lengths`, and by relative positions."""
+    def seen(self, x: Tensor, lengths: Tensor | None) -> Seen:
+        """Tell mixers which frames there are."""
         relative = None if self.relative is None else self.relative(x.shape[1])
         if lengths is None:
-            return None, relative
-        unseen = ~first(lengths, x.shape[1])[:, None, None]
+            return Seen(None, relative, None)
+        valid = first(lengths, x.shape[1])
+        unseen = ~valid[:, None, None]
         bias = torch.zeros(unseen.shape, device=x.device).masked_fill(unseen, torch.finfo(torch.float32).min)
-        return bias, relative
+        return Seen(bias, relative, valid[..., None])
