@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from compress.errors import InputError
-from jaxssl.convert.config import Settings, Source, only_tensors, size
+from jaxssl.convert.config import Settings, Source, only_tensors, said_by, size
 from jaxssl.convert.fairseq import arch_of, measure
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
@@ -90,7 +90,7 @@ def _beside(path: Path) -> list[Path]:
     if not found:
         raise InputError(
             f"{path}: its configuration is not in the file and no .yaml is beside it; copy {path.stem}.yaml, which is "
-            "published with the checkpoint and has a 'distiller' block, beside it, or say --config FILE"
+            f"published with the checkpoint and has a 'distiller' block, beside it, or {said_by(path, '--config FILE')}"
         )
     return sorted(found, key=lambda each: each.stem != path.stem)
 
@@ -114,7 +114,8 @@ def _first_that_fits(path: Path, tensors: Mapping[str, Tensor], yamls: list[Path
     others = [each for found, each in fitting[1:] if found != arch]
     if others and chosen.stem != path.stem:
         raise InputError(
-            f"{path}: {chosen.name} and {others[0].name} beside it both fit its arrays and differ; say --config FILE"
+            f"{path}: {chosen.name} and {others[0].name} beside it both fit its arrays and differ; "
+            f"{said_by(path, '--config FILE')}"
         )
     reasons = [str(error) for error in passed] + [f"{each}: it fits too" for _, each in fitting[1:]]
     return arch, chosen, reasons

@@ -10,7 +10,7 @@ from typing import Any
 
 from compress.errors import InputError
 from jaxssl.convert import hf_positions
-from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tensors, size, strip
+from jaxssl.convert.config import Ctc, Settings, Source, layer_count, only_tensors, said_by, size, strip
 from jaxssl.convert.fairseq import HEADS, STRIDES
 from jaxssl.convert.huggingface import DEFAULT_CONVS, FAMILIES, LEFT, arch_of, measure
 from jaxssl.convert.naming import Tensor
@@ -92,7 +92,7 @@ def _guess(path: Path, tensors: Mapping[str, Tensor], heads: int | None) -> tupl
     if not heads and width not in HEADS:
         raise InputError(
             f"{path}: a state dict does not say how many heads attend, and no published model is {width} wide; "
-            "say --heads N"
+            f"{said_by(path, '--heads N')}"
         )
     layered = f"{EXTRACTOR}1.layer_norm.weight" in tensors
     pre_norm = layered and not measured["conv_pos_kernel_size"]  # data2vec is post-LN in every size
@@ -106,7 +106,7 @@ def _guess(path: Path, tensors: Mapping[str, Tensor], heads: int | None) -> tupl
         **columns,
         "adapter_attn_dim": measured["adapter_attn_dim"],
     }
-    said = "as --heads says" if heads else f"assumed of {width} wide models; --heads N if it is wrong"
+    said = "as --heads says" if heads else f"assumed of {width} wide models; convert_torch --heads N if it is wrong"
     notes = [
         f"no configuration: {measured['num_hidden_layers']} layers of {width} come from shapes; heads "
         f"{given['num_attention_heads']} ({said}), strides {columns['conv_stride']}, "

@@ -1,6 +1,7 @@
 """What every kind of source has in common: its description, and settings checked against the arrays' shapes."""
 
 import ast
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,11 @@ from jaxssl.models.part import Dialect
 T = TypeVar("T", int, float, str, bool)
 MOST = 2**31 - 1  # of any number of a model, as in `jaxssl.models.arch_json`
 LONGEST = 64  # convolutions that an extractor may have
+
+
+def said_by(path: Path, flag: str) -> str:
+    """Say which command takes what a checkpoint leaves out: others that read checkpoints do not ask for it."""
+    return f"say python -m tools.convert_torch {shlex.quote(str(path))} OUT {flag}, and take OUT as the model"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jaxssl.convert.config import (
     only_tensors,
     parse_convs,
     position_groups,
+    said_by,
     size,
     strip,
 )
@@ -312,7 +313,8 @@ def _guess(path: Path, parts: _Parts, tensors: Mapping[str, Tensor], heads: int 
     heads_used = heads or HEADS.get(width)
     if heads_used is None:
         raise InputError(
-            f"{path}: says nothing of its encoder, and arrays of width {width} not its heads; add --heads N"
+            f"{path}: says nothing of its encoder, and arrays of width {width} not its heads; "
+            f"{said_by(path, '--heads N')}"
         )
     dropouts = {
         name: outer.get(name) for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_input")
@@ -325,7 +327,7 @@ def _guess(path: Path, parts: _Parts, tensors: Mapping[str, Tensor], heads: int 
         "layer_norm_first": pre_norm,
         "normalize": normalize,
     }
-    said = "as --heads says" if heads else "assumed; --heads N if it is wrong"
+    said = "as --heads says" if heads else "assumed; convert_torch --heads N if it is wrong"
     notes = [
         "the file does not hold its encoder's configuration; layers, widths, kernels, channels, biases, extractor norm "
         f"and positions come from shapes ({measured['encoder_layers']} layers of {width})",

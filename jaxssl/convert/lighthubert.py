@@ -88,7 +88,7 @@ def describe(path: Path, state: Mapping[str, Any], *, subnet: str | None = None)
     chosen = _sizes(path, subnet, largest, groups) if subnet else _maximal(largest)
     note = f"subnet: {len(chosen.heads)} layers of {chosen.width}"
     if not subnet:
-        note += ", the largest; --subnet names another"
+        note += ", the largest; convert_torch --subnet names another"
     return Source(
         kind=KIND,
         arch=_arch(largest, chosen),

@@ -248,7 +248,7 @@ def test_ctc_without_its_encoders_configuration(torch, tmp_path, plain):
     assert "heads 4 (as --heads says)" in notes
     assert "from the fine-tuning task" in notes
     assert "without its symbols" in notes
-    with pytest.raises(InputError, match=r"width 16 not its heads; add --heads N"):
+    with pytest.raises(InputError, match=r"width 16 not its heads; say python -m tools.convert_torch .* OUT --heads N"):
         read(path)
 
 
