@@ -1,5 +1,9 @@
-"""Our waveform models as the `.pth` that DPHuBERT's own code reads: any heads, units and channels in every layer."""
+"""Our waveform models as the `.pth` that DPHuBERT's own code reads: any heads, units and channels in every layer.
 
+Models with gated relative positions, as WavLM's, are what that code calls DPWavLM.
+"""
+
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +13,16 @@ from compress.errors import InputError
 from jaxssl.convert.dphubert import MODES, SCALE
 from jaxssl.convert.naming import named
 from jaxssl.inference.specialise import dequantized, unpacked
-from jaxssl.models.arch import Arch, Attention, Layer, PositionalConvolution, Waveform
+from jaxssl.models.arch import (
+    Arch,
+    Attention,
+    GatedAttention,
+    Layer,
+    PositionalConvolution,
+    RelativeBias,
+    Waveform,
+)
+from jaxssl.models.mixers.gated_attention import ENTRIES
 from jaxssl.models.model import Params
 from jaxssl.models.part import BlockT
 from jaxssl.models.sites import matrices
@@ -34,12 +47,14 @@ def state(arch: Arch, params: Params) -> tuple[dict[str, np.ndarray], dict[str, 
         InputError: that code cannot be such a model; the message names the first reason.
     """
     arch, params = dequantized(*unpacked(arch, params))
-    front, position = _check(arch)
+    front, position = _check(arch, params)
     pairs = [_kept(arch.width, layer, params["layers"][str(i)]) for i, layer in enumerate(arch.layers)]
     layers = tuple(layer for layer, _ in pairs)
     body = {name: part for name, part in params.items() if name not in LEFT}
     found = named(arch, {**body, "layers": {str(i): arrays for i, (_, arrays) in enumerate(pairs)}}, "huggingface")
     found.setdefault(SCALE, np.ones(front.size, np.float32))
+    if arch.relative is not None:
+        found |= _constants(arch.relative.heads, layers, found)
     return {_renamed(name): array for name, array in found.items()}, _config(arch, front, position, layers)
 
 
@@ -64,7 +79,21 @@ def _block(width: int, block: BlockT, arrays: Params) -> BlockT:
         name: {"kernel": kernel, "bias": bias if name == units.into else np.zeros(outputs, np.float32)}
         for name, (kernel, outputs) in zeros.items()
     }
+    if isinstance(one, GatedAttention):
+        gate = {"kernel": np.zeros((one.head_dim, ENTRIES), np.float32), "bias": np.zeros(ENTRIES, np.float32)}
+        arrays[block.place]["gate"] = {**gate, "constant": np.ones(one.heads, np.float32)}
     return one
+
+
+def _constants(heads: int, layers: tuple[Layer, ...], found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return each gate's constants of all heads that there were, as that code has them; those of gone ones are 1."""
+    whole = {}
+    for i, layer in enumerate(layers):
+        if isinstance(layer.mixer, GatedAttention) and layer.mixer.heads:
+            name = f"encoder.layers.{i}.attention.gru_rel_pos_const"
+            whole[name] = np.ones((1, heads, 1, 1), np.float32)
+            whole[name][:, list(layer.mixer.remaining)] = found[name]
+    return whole
 
 
 def _renamed(name: str) -> str:
@@ -90,8 +119,7 @@ def _config(arch: Arch, front: Waveform, position: PositionalConvolution, layers
         "encoder_num_layers": len(layers),
         "encoder_use_attention": [not layer.mixer.empty for layer in layers],
         "encoder_use_feed_forward": [not layer.ffn.empty for layer in layers],
-        "encoder_num_heads": [layer.attention.heads or 1 for layer in layers],
-        "encoder_head_dim": layers[0].attention.head_dim,
+        **_heads(arch.relative, layers),
         "encoder_attention_dropout": dropout.attention,
         "encoder_ff_interm_features": [layer.ffn.size or 1 for layer in layers],
         "encoder_ff_interm_dropout": dropout.activation,
@@ -104,7 +132,28 @@ def _config(arch: Arch, front: Waveform, position: PositionalConvolution, layers
     }
 
 
-def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
+def _heads(relative: RelativeBias | None, layers: tuple[Layer, ...]) -> dict[str, Any]:
+    """Return how many heads there are, and their size; of gated ones their numbers, and the table's sizes."""
+    if relative is None:
+        heads = [layer.attention.heads or 1 for layer in layers]
+        return {"encoder_num_heads": heads, "encoder_head_dim": layers[0].attention.head_dim}
+    left = [list(layer.mixer.remaining) if isinstance(layer.mixer, GatedAttention) else [] for layer in layers]
+    return {
+        "encoder_total_num_heads": [relative.heads] * len(layers),
+        "encoder_remaining_heads": [numbers or list(range(relative.heads)) for numbers in left],
+        "encoder_num_buckets": relative.buckets,
+        "encoder_max_distance": relative.max_distance,
+    }
+
+
+def _lost(arch: Arch, params: Params) -> bool:
+    """Tell whether relative positions have no place, for the first layer's attention adds nothing and is gone."""
+    if arch.relative is None or not arch.layers or not arch.layers[0].mixer.empty:
+        return False
+    return not np.asarray(params["layers"]["0"]["attention"]["out"]["bias"]).any()
+
+
+def _check(arch: Arch, params: Params) -> tuple[Waveform, PositionalConvolution]:
     front, position = arch.front, arch.position
     if not isinstance(front, Waveform):
         raise _refusal("it takes log-Mel frames")
@@ -113,8 +162,9 @@ def _check(arch: Arch) -> tuple[Waveform, PositionalConvolution]:
     reasons = {
         "it has no layers": not arch.layers,
         "its features have no norm": not front.feature_norm,
-        "its mixers are not plain attention": any(not isinstance(layer.mixer, Attention) for layer in arch.layers),
+        "its mixers are not attention": any(layer.mixer.place != Attention.place for layer in arch.layers),
         "its keys have no bias": not all(layer.attention.key_bias for layer in arch.layers),
+        "its first layer has no attention, which holds the relative positions": _lost(arch, params),
         "attention maps are reused": any(layer.mixer.carries for layer in arch.layers),
         "its attention has a limited context": any(layer.attention.context != (None, None) for layer in arch.layers),
         "its positions are causal": position.causal,

@@ -9,9 +9,9 @@ import pytest
 from compress.errors import InputError
 from jaxssl.convert import to_dphubert
 from jaxssl.convert.conversion import read
-from jaxssl.models.arch import Rank
+from jaxssl.models.arch import Rank, RelativeBias
 from jaxssl.models.model import shapes
-from tests.archs import ARCHS, BASE, LARGE, forward, noise, transformer_layer, weights
+from tests.archs import ARCHS, BASE, LARGE, forward, gated_layer, noise, transformer_layer, weights
 from tools.pytorch import formats
 
 IRREGULAR = replace(
@@ -30,6 +30,39 @@ def test_its_own_file_comes_back_name_by_name(torch, shared, tmp_path):
     differing = {name for name, value in config.items() if value != theirs["config"][name]}
     assert differing == {"encoder_num_heads", "encoder_ff_interm_features"}  # of what is gone
     assert config["encoder_num_heads"] == [3, 1, 4, 1]
+
+
+def test_its_own_wavlm_comes_back_name_by_name(torch, shared, tmp_path):
+    path = shared / "encoders/dpwavlm/dpwavlm.pth"
+    theirs, ours = torch.load(path, weights_only=True), read(path)
+    arrays, config = to_dphubert.state(ours.arch, ours.params)
+    assert arrays.keys() == theirs["state_dict"].keys()
+    for name, array in arrays.items():
+        wanted = theirs["state_dict"][name].numpy()
+        if name.endswith("gru_rel_pos_const"):  # those of heads that are gone are nobody's
+            remaining = theirs["config"]["encoder_remaining_heads"][int(name.split(".")[3])]
+            array, wanted = array[:, remaining], wanted[:, remaining]
+        np.testing.assert_array_equal(array, wanted, err_msg=name)
+    assert config.keys() == theirs["config"].keys()
+    differing = {name for name, value in config.items() if value != theirs["config"][name]}
+    assert differing == {"encoder_ff_interm_features"}  # of what is gone
+
+
+def test_gated_attention_that_adds_its_bias_alone_stays(torch, tmp_path):
+    """A layer without heads and with a bias keeps one head of zeros; positions need the first layer's attention."""
+    layers = (gated_layer((), 24), gated_layer((1, 3), 7), gated_layer((), 5))
+    arch = replace(LARGE, head=None, layers=layers, relative=RelativeBias(4, 12, 20))
+    params, samples = weights(arch), noise(arch, 0)
+    lengths = np.array([700, samples.shape[1]])
+    found = formats.dphubert(formats.Given(arch, params, None), tmp_path)(samples, lengths)
+    ours = forward(arch, params, samples, jnp.asarray(lengths))
+    for row, count in enumerate(np.asarray(ours.lengths[-1])):
+        np.testing.assert_allclose(found[row, :count], ours.last[row, :count], atol=1e-5)
+    back = read(tmp_path / "model.pth").arch
+    assert [layer.mixer.remaining for layer in back.layers] == [(0,), (1, 3), (0,)]
+    params["layers"]["0"]["attention"]["out"]["bias"] *= 0
+    with pytest.raises(InputError, match="its first layer has no attention, which holds the relative positions"):
+        to_dphubert.state(arch, params)
 
 
 @pytest.mark.parametrize("arch", [IRREGULAR, replace(LARGE, layers=IRREGULAR.layers)], ids=["post-norm", "pre-norm"])

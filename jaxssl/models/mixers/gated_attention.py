@@ -99,7 +99,7 @@ class RelativeBias:
             table: (buckets, heads).
             frames: how many; may be symbolic.
         """
-        values = table[jnp.asarray(self.rows())].T  # by k − q + max_distance
+        values = jnp.asarray(table)[self.rows()].T  # by k − q + max_distance
 
         def at(apart: Array) -> Array:
             return values[:, jnp.clip(apart, -self.max_distance, self.max_distance) + self.max_distance]
