@@ -21,9 +21,9 @@ turns with the dense one in windows of 30 s. A way is KIND=VALUE:
     input=10                 windows of 10 s instead of 30; a longer utterance is heard in the whole window
 
 joined by + in their order, and @N trains N updates afterwards: the encoder's output is to be the dense one's, on
-windows of --unlabelled speech; no decoder and no text takes part. --recover N does so for every way that can, as a
-point of its own beside the one without. A run that was broken off goes on with the same command, point by point,
-and with other --ways it gets further points.
+windows of --unlabelled speech, shorter ones where the input is; no decoder and no text takes part. --recover N does so
+for every way that can, as a point of its own beside the one without. A run that was broken off goes on with the same
+command, point by point, and with other --ways it gets further points.
 
     curve.png     WER against measured time, a curve for each kind
     curve.csv     the points; report.json has all of it, for programs
@@ -45,7 +45,7 @@ import numpy as np
 
 from compress.errors import InputError
 from experiments.transcripts.decoder import normaliser, open_decoder, optional, published
-from experiments.transcripts.hearing import whole, window
+from experiments.transcripts.hearing import Silence, whole, window
 from experiments.transcripts.relearning import Recovery
 from experiments.transcripts.spoken import gather, windows
 from experiments.transcripts.trial import Trial, show
@@ -87,6 +87,9 @@ class Config:
     """more speech to write down, whose texts are known"""
     unlabelled: There[tuple[str, ...]] = ()
     """other speech, which compression listens to and recovery learns on; default: the embedded corpus"""
+    silence: Silence = "waveform"
+    """what stands behind an utterance in its window: zeros behind its samples, as OpenAI's program and transformers
+    have it and Whisper was trained, or behind its log-Mel, as faster-whisper has it"""
     limit: Count[int] = 60
     """utterances of --audio, and as many of --transcripts, spread evenly over each"""
     ways: Ways[tuple[str, ...]] = WAYS
@@ -94,7 +97,7 @@ class Config:
     recover: Natural[int] = 0
     """updates of recovery of a second point of every way that can and does not say itself; 0: none"""
     windows: Count[int] = 64
-    """windows of 30 s to recover on"""
+    """windows to recover on, each as long as the way's own: 30 s, or those of input=10"""
     batch: Count[int] = 2
     """windows of an update"""
     learning_rate: Positive[float] = 2e-4
@@ -119,10 +122,18 @@ def run(config: Config) -> None:
     claim(config.out, config, free=FREE)
     seconds = most / model.arch.front.rate
     spoken, notes = gather(config.audio, config.transcripts, limit=config.limit, longest=seconds)
-    recovering = any(way.updates for way in ways)
-    count = max(CALIBRATION, config.windows if recovering else 0)
-    heard = windows(config.unlabelled, seconds=seconds, limit=count, but=spoken)
-    recovery = Recovery(model.arch, model.params, heard, config.batch, config.learning_rate, config.seed)
+    heard = windows(config.unlabelled, seconds=seconds, limit=CALIBRATION, but=spoken)
+    recoveries = {
+        length: Recovery(
+            model.arch,
+            model.params,
+            windows(config.unlabelled, seconds=length or seconds, limit=config.windows, but=spoken),
+            config.batch,
+            config.learning_rate,
+            config.seed,
+        )
+        for length in {way.seconds for way in ways if way.updates}
+    }
     own(config.out, config, free=FREE)
     trial = Trial(
         config.out,
@@ -134,13 +145,14 @@ def run(config: Config) -> None:
         spoken,
         window(model.arch, None),
         config.rounds,
+        config.silence,
     )
     if not trial.has("dense"):
         trial.point("dense", model.arch, model.params, trial.whole, {"label": "dense", "level": 0, "updates": 0})
-    fitting = Fitting(model.arch, model.params, _batches(heard[:CALIBRATION]))
+    fitting = Fitting(model.arch, model.params, _batches(heard))
     for way in ways:
         if not trial.has(way.name):
-            _point(trial, fitting, recovery, way)
+            _point(trial, fitting, recoveries.get(way.seconds), way)
     _report(trial, (*model.notes, *notes))
 
 
@@ -180,10 +192,10 @@ def _model(config: Config) -> Model:
     )
 
 
-def _point(trial: Trial, fitting: Fitting, recovery: Recovery, way: Way) -> None:
+def _point(trial: Trial, fitting: Fitting, recovery: Recovery | None, way: Way) -> None:
     arch, params = compressed(fitting, way)
     told: dict[str, Any] = {"label": way.label, "level": way.level, "updates": way.updates}
-    if way.updates:
+    if recovery is not None and way.updates:
         params, told["recovered_error"] = recovery.learned(arch, params, way.updates)
     trial.point(way.name, arch, params, window(arch, way.seconds), told)
 

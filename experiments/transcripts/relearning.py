@@ -1,7 +1,7 @@
 """Recovery without a decoder and without texts: the compressed encoder learns the dense one's output on any speech."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax import Array
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Output, Params
 from jaxssl.runtime.cli import updates
-from jaxssl.training.distillation import LAST, TAUGHT, Taught, Wanted, check_frames, distilling, once, teach
+from jaxssl.training.distillation import LAST, TAUGHT, Said, Taught, Wanted, check_frames, distilling, once, teach
 from jaxssl.training.loop import train
 from jaxssl.training.losses import Sums, means, ratio
 from jaxssl.training.optimizer import Optimizer
@@ -56,6 +56,7 @@ class Recovery:
         batch: windows of an update.
         learning_rate: of Adam at first; it falls to 0 along a half cosine.
         seed: of the order.
+        said: the dense model's output of each window that was heard, (frames, width), which all students learn.
     """
 
     arch: Arch
@@ -64,6 +65,7 @@ class Recovery:
     batch: int
     learning_rate: float
     seed: int
+    said: dict[int, np.ndarray] = field(default_factory=dict)
 
     def learned(self, arch: Arch, params: Params, steps: int) -> tuple[Params, float]:
         """Train a compressed model for some updates; return it, and the loss of the last ones, a tenth of all."""
@@ -93,8 +95,12 @@ class Recovery:
                 "labels": empty,
                 "mask": empty.astype(bool),
             }
-            batch[TAUGHT] = ask(teacher, batch, None)
-            yield [batch]
+            if any(row not in self.said for row in rows.tolist()):
+                plain = ask(teacher, batch, None).plain
+                assert plain is not None
+                self.said.update(zip(rows.tolist(), np.asarray(plain.hidden[LAST]), strict=True))
+            last = jnp.asarray(np.stack([self.said[row] for row in rows.tolist()]))
+            yield [{**batch, TAUGHT: Taught(Said(None, {LAST: last}), None)}]
 
 
 def order(count: int, batch: int, steps: int, *, seed: int) -> Iterator[np.ndarray]:

@@ -22,7 +22,7 @@ from experiments.curves.measures import Row
 from experiments.reports import tables
 from experiments.transcripts import word_curve
 from experiments.transcripts.decoder import Decoder, together
-from experiments.transcripts.hearing import Listener, Window, hear_all, listener
+from experiments.transcripts.hearing import Listener, Silence, Window, hear_all, listener
 from experiments.transcripts.spoken import Spoken
 from experiments.transcripts.words import Words, rates
 from jaxssl.inference.latency import Timing, race, speedup
@@ -74,6 +74,7 @@ class Trial:
         spoken: the utterances.
         whole: the dense model's window.
         rounds: timed runs of each program.
+        silence: what stands behind an utterance in its window.
         listeners: the dense model compiled, by samples.
     """
 
@@ -86,6 +87,7 @@ class Trial:
     spoken: Sequence[Spoken]
     whole: Window
     rounds: int
+    silence: Silence = "waveform"
     listeners: dict[int, Listener] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -164,9 +166,9 @@ class Trial:
         """Compile a model for a window; the dense one, whose very arrays these are then, once."""
         mine, dense = jax.tree.leaves(params), jax.tree.leaves(self.params)
         if len(mine) != len(dense) or any(one is not other for one, other in zip(mine, dense, strict=True)):
-            return listener(arch, params, size)
+            return listener(arch, params, size, self.silence)
         if size not in self.listeners:
-            self.listeners[size] = listener(self.arch, self.params, size)
+            self.listeners[size] = listener(self.arch, self.params, size, self.silence)
         return self.listeners[size]
 
     def _save(self, name: str, arch: Arch, params: Params) -> None:

@@ -87,8 +87,11 @@ class Way:
 
     @property
     def label(self) -> str:
-        """Of the curve that the point is on."""
-        return LABELS[self.steps[0].kind] if len(self.steps) == 1 else "several together"
+        """Of the curve that the point is on: its technique, and the window where that is shorter too."""
+        others = [step for step in self.steps if step.kind != "input"] or list(self.steps)
+        if len(others) > 1:
+            return "several together"
+        return LABELS[others[0].kind] + (f", {self.seconds:g} s" if others[0].kind != "input" and self.seconds else "")
 
     @property
     def level(self) -> float:
