@@ -22,10 +22,10 @@ turns with the dense one in windows of 30 s. A way is KIND=VALUE:
     input=10                 windows of 10 s instead of 30; a longer utterance is heard in the whole window
     plan=0.5                 of half the dense time: the window and the shared ranks whose output is nearest to dense
 
-joined by + in their order, and @N trains N updates afterwards: the encoder's output is to be the dense one's, on
-windows of --unlabelled speech, shorter ones where the input is; no decoder and no text takes part. --recover N does so
-for every way that can, as a point of its own beside the one without. A run that was broken off goes on with the same
-command, point by point, and with other --ways it gets further points.
+joined by + in their order, and @N trains N updates afterwards: what the encoder makes of --unlabelled speech in windows
+as short as it hears is to be what the dense one makes of it in 30 s; no decoder and no text takes part. --recover N
+does so for every way that can, as a point of its own beside the one without. A run that was broken off goes on with the
+same command, point by point, and with other --ways it gets further points.
 
     curve.png     WER against measured time, a curve for each kind
     curve.csv     the points; report.json has all of it, for programs
@@ -60,7 +60,7 @@ from jaxssl.inference.source import Model, in_float, load_model
 from jaxssl.inference.specialise import unpacked
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, main
-from jaxssl.runtime.ranges import Count, Natural, Positive, Seed, There
+from jaxssl.runtime.ranges import Count, Natural, Positive, Seconds, Seed, There
 from jaxssl.training.settings import claim, own
 
 WAYS = (
@@ -99,6 +99,8 @@ class Config:
     have it and Whisper was trained, or behind its log-Mel, as faster-whisper has it"""
     limit: Count[int] = 60
     """utterances of --audio, and as many of --transcripts, spread evenly over each"""
+    longest: Seconds[float | None] = None
+    """seconds of an utterance that is written down at most; default: what the encoder hears at once, 30"""
     ways: Ways[tuple[str, ...]] = WAYS
     """how the encoder is compressed, one point each: KIND=VALUE, joined by +, @UPDATES of recovery"""
     recover: Natural[int] = 0
@@ -128,14 +130,17 @@ def run(config: Config) -> None:
         window(model.arch, way.seconds)
     claim(config.out, config, free=FREE)
     seconds = most / model.arch.front.rate
-    spoken, notes = gather(config.audio, config.transcripts, limit=config.limit, longest=seconds)
+    longest = config.longest or seconds
+    if longest > seconds:
+        raise InputError(f"--longest {longest:g}: the encoder has positions for {seconds:g} s at most")
+    spoken, notes = gather(config.audio, config.transcripts, limit=config.limit, longest=longest)
     heard = windows(config.unlabelled, seconds=seconds, limit=2 * CALIBRATION, but=spoken)
     shortest = min(length or seconds for length in SECONDS) * FILLED
 
     @cache
     def recovery(length: float | None) -> Recovery:
         rows = windows(config.unlabelled, seconds=length or seconds, limit=config.windows, but=spoken)
-        return Recovery(model.arch, model.params, rows, config.batch, config.learning_rate, config.seed)
+        return Recovery(model.arch, model.params, rows, config.batch, config.learning_rate, config.seed, most)
 
     for way in ways:
         if way.updates:
@@ -212,7 +217,7 @@ def _point(
         told["plan"] = chosen.name
         console.print(f"{way.name}: {chosen.name}", markup=False)
     arch, params = compressed(fitting, chosen)
-    if way.updates and chosen.trainable:
+    if way.updates:
         params, told["recovered_error"] = recovery(chosen.seconds).learned(arch, params, way.updates)
     trial.point(way.name, arch, params, window(arch, chosen.seconds), told)
 

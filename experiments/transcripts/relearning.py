@@ -1,4 +1,8 @@
-"""Recovery without a decoder and without texts: the compressed encoder learns the dense one's output on any speech."""
+"""Recovery without a decoder and without texts: the compressed encoder learns the dense one's output on any speech.
+
+The dense encoder hears every window whole, silence behind the speech, as it was trained; a student that hears a shorter
+one learns the frames that both have, and so also what the cut window changed.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -52,10 +56,11 @@ class Recovery:
     Attributes:
         arch: of the dense model, which teaches.
         params: its parameters.
-        windows: (windows, samples) float32 of speech.
+        windows: (windows, samples) float32 of speech, as long as the student hears it.
         batch: windows of an update.
         learning_rate: of Adam at first; it falls to 0 along a half cosine.
         seed: of the order.
+        whole: samples that the dense model hears at once, silence behind the speech.
         said: the dense model's output of each window that was heard, (frames, width), which all students learn.
     """
 
@@ -65,6 +70,7 @@ class Recovery:
     batch: int
     learning_rate: float
     seed: int
+    whole: int
     said: dict[int, np.ndarray] = field(default_factory=dict)
 
     def learned(self, arch: Arch, params: Params, steps: int) -> tuple[Params, float]:
@@ -96,9 +102,12 @@ class Recovery:
                 "mask": empty.astype(bool),
             }
             if any(row not in self.said for row in rows.tolist()):
-                plain = ask(teacher, batch, None).plain
+                more = self.whole - inputs.shape[1]
+                longer = {"inputs": jnp.pad(inputs, ((0, 0), (0, more))), "lengths": batch["lengths"] + more}
+                plain = ask(teacher, batch | longer, None).plain
                 assert plain is not None
-                self.said.update(zip(rows.tolist(), np.asarray(plain.hidden[LAST]), strict=True))
+                heard = np.asarray(plain.hidden[LAST])[:, : self.arch.front.frames(inputs.shape[1])]
+                self.said.update(zip(rows.tolist(), heard, strict=True))
             last = jnp.asarray(np.stack([self.said[row] for row in rows.tolist()]))
             batch[TAUGHT] = Taught(Said(None, {LAST: last}), None)
             yield [batch]

@@ -113,8 +113,8 @@ class Way:
 
     @property
     def trainable(self) -> bool:
-        """Whether recovery can follow: it changes the weights, and they are floats."""
-        return not {step.kind for step in self.steps} <= {"input"} and all(step.kind != "int8" for step in self.steps)
+        """Whether recovery can follow: the weights are floats."""
+        return all(step.kind != "int8" for step in self.steps)
 
 
 def parse(word: str) -> Way:

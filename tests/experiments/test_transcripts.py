@@ -1,7 +1,7 @@
 """Whisper encoders compressed and judged by words: rates, loops, ways, windows, low rank by outputs, recovery."""
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from experiments.transcripts.ways import Fitting, check, compressed, parse
 from experiments.transcripts.words import loops, rates
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import Sinusoids
+from jaxssl.models.arch import Dropout, Sinusoids
 from jaxssl.models.fronts.whisper_frames import whisper_mel
 from jaxssl.models.inner_maps import map_inputs
 from jaxssl.models.sites import matrices
@@ -62,8 +62,8 @@ def test_ways():
     way = parse("rows=12+outputs=0.9+input=0.5@20")
     assert (way.name, way.updates, way.seconds) == ("rows-12+outputs-0.9+input-0.5@20", 20, 0.5)
     assert parse("int8").name == "int8"
-    assert not parse("input=3").trainable
-    wrong = ("rows", "int8=4", "rows=1.5", "heads=-1", "shared=1", "svd=0", "svd=2+outputs=0.9", "int8@5", "input=3@5")
+    assert not parse("int8+input=3").trainable
+    wrong = ("rows", "int8=4", "rows=1.5", "heads=-1", "shared=1", "svd=0", "svd=2+outputs=0.9", "int8@5")
     for word in (
         *wrong,
         "rows=2@0",
@@ -192,7 +192,7 @@ def test_the_error_of_an_output():
 @pytest.mark.slow
 def test_recovery_brings_the_output_back(fitting):
     rows = np.stack([np.asarray(samples[0]) for samples, _ in fitting.batches])
-    recovery = Recovery(ARCH, fitting.params, rows, 2, 0.05, 0)
+    recovery = Recovery(ARCH, fitting.params, rows, 2, 0.05, 0, rows.shape[1])
     worse = put(fitting.params, "norm/scale", get(fitting.params, "norm/scale") * 0.5)
 
     def error(params):
@@ -203,6 +203,24 @@ def test_recovery_brings_the_output_back(fitting):
     assert error(worse) == pytest.approx(0.25, abs=1e-3)
     assert error(after) < 0.1
     assert told < 0.1
+
+
+@pytest.mark.slow
+def test_a_short_window_learns_what_the_whole_one_gives(fitting):
+    rows = np.stack([np.asarray(samples[0]) for samples, _ in fitting.batches])
+    short, whole = rows[:, : 20 * HOP], rows.shape[1]
+    sure = replace(ARCH, dropout=Dropout(**{each.name: 0.0 for each in fields(Dropout)}))
+    recovery = Recovery(sure, fitting.params, short, 1, 1e-3, 0, whole)
+
+    def error(params):
+        heard = forward(ARCH, params, short).last
+        said = forward(ARCH, fitting.params, np.pad(short, ((0, 0), (0, whole - 20 * HOP)))).last[:, :20]
+        return float(jnp.square(heard - said).sum() / jnp.square(said).sum())
+
+    after, _ = recovery.learned(sure, fitting.params, 30)
+    assert error(after) < 0.5 * error(fitting.params)
+    assert sorted(recovery.said) == [0, 1, 2]
+    assert recovery.said[0].shape == (20, ARCH.width)
 
 
 def speech_in(folder):
