@@ -25,7 +25,7 @@ turns with the dense one in windows of 30 s. A way is KIND=VALUE:
 joined by + in their order, and @N trains N updates afterwards: what the encoder makes of --unlabelled speech in windows
 as short as it hears is to be what the dense one makes of it in 30 s; no decoder and no text takes part. --recover N
 does so for every way that can, as a point of its own beside the one without. A run that was broken off goes on with the
-same command, point by point, and with other --ways it gets further points.
+same command, point by point, and with other --ways it gets further points; with --retime its points are timed again.
 
     curve.png     WER against measured time, a curve for each kind
     curve.csv     the points; report.json has all of it, for programs
@@ -75,7 +75,7 @@ WAYS = (
     *(f"input={seconds}" for seconds in (25, 20, 15, 10, 5)),
     *(f"plan={time}" for time in (0.8, 0.6, 0.5, 0.4, 0.3)),
 )
-FREE = ("ways", "recover")  # a run may be asked for further points
+FREE = ("ways", "recover", "rounds", "retime")  # a run may be asked for further points, and for times anew
 CALIBRATION = 8  # windows that compression listens to
 
 
@@ -113,6 +113,8 @@ class Config:
     """of Adam at first; it falls to 0"""
     rounds: Count[int] = 9
     """timed runs of each model, in turns with the dense one"""
+    retime: bool = False
+    """time the finished points of a run again, and nothing else: when they were measured beside other work"""
     seed: Seed[int] = 0
     """of the order in recovery"""
     out: Path = Path("runs/whisper")
@@ -124,7 +126,7 @@ def run(config: Config) -> None:
     ranges.check(config)
     words, decoder = normaliser(), open_decoder(_decoder(config))
     model = _model(config)
-    most, ways = whole(model.arch), ways_of(config)
+    most, ways = whole(model.arch), [] if config.retime else ways_of(config)
     for way in ways:
         check(way, model.arch)
         window(model.arch, way.seconds)
@@ -158,6 +160,9 @@ def run(config: Config) -> None:
         config.rounds,
         config.silence,
     )
+    if config.retime:
+        trial.retime()
+        return _report(trial, (*model.notes, *notes))
     if not trial.has("dense"):
         trial.point("dense", model.arch, model.params, trial.whole, {"label": "dense", "level": 0, "updates": 0})
     fitting = Fitting(model.arch, model.params, _batches(heard[::2]))

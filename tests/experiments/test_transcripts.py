@@ -28,6 +28,7 @@ from tests.archs import ARCHS, MEL, forward, fresh, noise, transformer_layer
 
 ARCH = replace(ARCHS["whisper"], layers=(transformer_layer(4, 24, key_bias=False),), position=Sinusoids("halves"))
 HOP = ARCH.front.hop
+TIMES = ("speedup", "speedup_low", "speedup_high", "point_ms", "dense_ms")
 
 
 def words(*lines):
@@ -293,6 +294,8 @@ def test_a_run_and_its_further_points(tmp_path, monkeypatch):
     monkeypatch.setattr(
         whisper, "gather", lambda *a, **k: (spoken.gather(*a, **k)[0][1:], [])
     )  # one stays to listen to
+    with pytest.raises(InputError, match="0 points, not all with window_s; measure them"):
+        whisper.run(whisper.Config(retime=True, **settings))
     whisper.run(whisper.Config(ways=("rows=12", "input=0.5"), **settings))
     first = files.read_json(tmp_path / "run/points.json")
     assert [row["name"] for row in first] == ["dense", "rows-12", "input-0.5"]
@@ -306,8 +309,12 @@ def test_a_run_and_its_further_points(tmp_path, monkeypatch):
     assert (tmp_path / "run/curve.png").stat().st_size > 10_000
     again, _ = checkpoint.load(tmp_path / "run/models/rows-12@3")
     assert again.layers[0].ffn.size == 12
-    with pytest.raises(InputError, match="a run with --rounds 2 is there, this one has 3"):
-        whisper.run(whisper.Config(ways=("rows=12",), **settings | {"rounds": 3}))
+    whisper.run(whisper.Config(retime=True, **settings | {"rounds": 3}))
+    timed = files.read_json(tmp_path / "run/report.json")["points"]
+    assert [row | dict.fromkeys(TIMES, 0) for row in timed] == [row | dict.fromkeys(TIMES, 0) for row in rows]
+    assert [row["point_ms"] for row in timed] != [row["point_ms"] for row in rows]
+    with pytest.raises(InputError, match="a run with --batch 2 is there, this one has 3"):
+        whisper.run(whisper.Config(ways=("rows=12",), **settings | {"batch": 3}))
 
 
 @pytest.mark.slow
