@@ -50,7 +50,7 @@ import numpy as np
 from compress.errors import InputError
 from experiments.transcripts.decoder import normaliser, open_decoder, optional, published
 from experiments.transcripts.hearing import Silence, whole, window
-from experiments.transcripts.planner import SECONDS, Planner
+from experiments.transcripts.planner import PARTS, Planner
 from experiments.transcripts.relearning import Recovery
 from experiments.transcripts.spoken import FILLED, gather, windows
 from experiments.transcripts.trial import Trial, show
@@ -137,7 +137,7 @@ def run(config: Config) -> None:
         raise InputError(f"--longest {longest:g}: the encoder has positions for {seconds:g} s at most")
     spoken, notes = gather(config.audio, config.transcripts, limit=config.limit, longest=longest)
     heard = windows(config.unlabelled, seconds=seconds, limit=2 * CALIBRATION, but=spoken)
-    shortest = min(length or seconds for length in SECONDS) * FILLED
+    shortest = min(PARTS) * seconds * FILLED
 
     @cache
     def recovery(length: float | None) -> Recovery:

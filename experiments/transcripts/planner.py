@@ -25,7 +25,7 @@ from jaxssl.runtime import files
 from jaxssl.runtime.cli import progress
 
 SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)  # of the maps' weights; 1 leaves them as they are
-SECONDS = (None, 20.0, 15.0, 10.0)  # of a window; None: the whole one
+PARTS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # of the whole window
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,12 @@ class Planner:
         dense = listener(arch, self.fitting.params, whole.whole)
         said = [dense.hear(row) for row in self.rows]
         found = []
-        with progress("timing plans", len(SHARES) * len(SECONDS)) as tick:
+        with progress("timing plans", len(SHARES) * len(PARTS)) as tick:
             for share in SHARES:
                 model = compressed(self.fitting, Way((Step("shared", share),))) if share < 1 else self._dense
                 full = self._measured(model, whole.whole, dense, said)
-                for seconds in SECONDS:
+                for part in PARTS:
+                    seconds = None if part == 1 else part * whole.whole / arch.front.rate
                     mine = window(arch, seconds)
                     short = full if mine == whole else self._measured(model, mine.samples, dense, said)
                     found.append({"share": share, "seconds": seconds, **self._told(mine, full, short)})

@@ -120,7 +120,7 @@ def test_a_plan_is_the_nearest_that_is_fast_enough(fitting, tmp_path):
 def test_plans_are_timed_and_compared(fitting, tmp_path, monkeypatch):
     """By a clock that counts samples: what fits a short window is heard there, the others in the whole one."""
     monkeypatch.setattr(planner, "SHARES", (1.0, 0.5))
-    monkeypatch.setattr(planner, "SECONDS", (None, 0.6))
+    monkeypatch.setattr(planner, "PARTS", (1.0, 0.5))
     real = planner.listener
 
     def listener(arch, params, samples):

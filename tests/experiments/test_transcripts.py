@@ -309,6 +309,12 @@ def test_a_run_and_its_further_points(tmp_path, monkeypatch):
     assert (tmp_path / "run/curve.png").stat().st_size > 10_000
     again, _ = checkpoint.load(tmp_path / "run/models/rows-12@3")
     assert again.layers[0].ffn.size == 12
+    monkeypatch.setattr(whisper.Planner, "choose", lambda self, time: parse("rows=12") if time > 0.4 else None)
+    whisper.run(whisper.Config(ways=("plan=0.5", "plan=0.3"), **settings))
+    *rows, planned = files.read_json(tmp_path / "run/report.json")["points"]
+    assert (planned["name"], planned["plan"], planned["label"]) == ("plan-0.5", "rows-12", "automatic plan")
+    assert planned["agreement"] == rows[1]["agreement"]
+    rows = [*rows, planned]
     whisper.run(whisper.Config(retime=True, **settings | {"rounds": 3}))
     timed = files.read_json(tmp_path / "run/report.json")["points"]
     assert [row | dict.fromkeys(TIMES, 0) for row in timed] == [row | dict.fromkeys(TIMES, 0) for row in rows]
