@@ -57,7 +57,7 @@ from experiments.transcripts.trial import Trial, show
 from experiments.transcripts.ways import Fitting, Way, Ways, check, compressed, parse
 from jaxssl.inference.latency import machine
 from jaxssl.inference.source import Model, in_float, load_model
-from jaxssl.inference.specialise import unpacked
+from jaxssl.inference.specialise import quantized, unpacked
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, main
 from jaxssl.runtime.ranges import Count, Natural, Positive, Seconds, Seed, There
@@ -221,9 +221,11 @@ def _point(
     if chosen is not way:
         told["plan"] = chosen.name
         console.print(f"{way.name}: {chosen.name}", markup=False)
-    arch, params = compressed(fitting, chosen)
+    arch, params = compressed(fitting, chosen.floats)
     if way.updates:
         params, told["recovered_error"] = recovery(chosen.seconds).learned(arch, params, way.updates)
+    if chosen.floats != chosen:
+        arch, params = quantized(arch, params)
     trial.point(way.name, arch, params, window(arch, chosen.seconds), told)
 
 

@@ -113,8 +113,13 @@ class Way:
 
     @property
     def trainable(self) -> bool:
-        """Whether recovery can follow: the weights are floats."""
-        return all(step.kind != "int8" for step in self.steps)
+        """Whether recovery has anything to do: something is done to the floats, which it trains before int8."""
+        return any(step.kind != "int8" for step in self.steps)
+
+    @property
+    def floats(self) -> "Way":
+        """Everything but int8, which comes last and cannot be trained."""
+        return replace(self, steps=tuple(step for step in self.steps if step.kind != "int8"))
 
 
 def parse(word: str) -> Way:

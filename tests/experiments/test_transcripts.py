@@ -63,7 +63,8 @@ def test_ways():
     way = parse("rows=12+outputs=0.9+input=0.5@20")
     assert (way.name, way.updates, way.seconds) == ("rows-12+outputs-0.9+input-0.5@20", 20, 0.5)
     assert parse("int8").name == "int8"
-    assert not parse("int8+input=3").trainable
+    assert not parse("int8").trainable
+    assert parse("rows=2+int8+input=3@4").floats == parse("rows=2+input=3@4")
     wrong = ("rows", "int8=4", "rows=1.5", "heads=-1", "shared=1", "svd=0", "svd=2+outputs=0.9", "int8@5")
     for word in (
         *wrong,
@@ -310,11 +311,12 @@ def test_a_run_and_its_further_points(tmp_path, monkeypatch):
     again, _ = checkpoint.load(tmp_path / "run/models/rows-12@3")
     assert again.layers[0].ffn.size == 12
     monkeypatch.setattr(whisper.Planner, "choose", lambda self, time: parse("rows=12") if time > 0.4 else None)
-    whisper.run(whisper.Config(ways=("plan=0.5", "plan=0.3"), **settings))
-    *rows, planned = files.read_json(tmp_path / "run/report.json")["points"]
+    whisper.run(whisper.Config(ways=("plan=0.5", "plan=0.3", "rows=6+int8@3"), **settings))
+    *rows, planned, small = files.read_json(tmp_path / "run/report.json")["points"]
     assert (planned["name"], planned["plan"], planned["label"]) == ("plan-0.5", "rows-12", "automatic plan")
     assert planned["agreement"] == rows[1]["agreement"]
-    rows = [*rows, planned]
+    assert checkpoint.load(tmp_path / "run/models/rows-6+int8@3")[0].layers[0].ffn.fc1.int8
+    rows = [*rows, planned, small]
     whisper.run(whisper.Config(retime=True, **settings | {"rounds": 3}))
     timed = files.read_json(tmp_path / "run/report.json")["points"]
     assert [row | dict.fromkeys(TIMES, 0) for row in timed] == [row | dict.fromkeys(TIMES, 0) for row in rows]
