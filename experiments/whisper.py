@@ -109,8 +109,8 @@ class Config:
     """windows to recover on, each as long as the way's own: 30 s, or those of input=10"""
     batch: Count[int] = 2
     """windows of an update"""
-    learning_rate: Positive[float] = 2e-4
-    """of Adam at first; it falls to 0"""
+    learning_rate: Positive[float] = 1e-4
+    """of Adam after a tenth of the updates; it rises to that and falls to 0"""
     rounds: Count[int] = 9
     """timed runs of each model, in turns with the dense one"""
     retime: bool = False

@@ -58,7 +58,7 @@ class Recovery:
         params: its parameters.
         windows: (windows, samples) float32 of speech, as long as the student hears it.
         batch: windows of an update.
-        learning_rate: of Adam at first; it falls to 0 along a half cosine.
+        learning_rate: of Adam after a tenth of the updates; it rises to that and falls to 0 along a half cosine.
         seed: of the order.
         whole: samples that the dense model hears at once, silence behind the speech.
         said: the dense model's output of each window that was heard, (frames, width), which all students learn.
@@ -76,7 +76,8 @@ class Recovery:
     def learned(self, arch: Arch, params: Params, steps: int) -> tuple[Params, float]:
         """Train a compressed model for some updates; return it, and the loss of the last ones, a tenth of all."""
         loss = Outputs()
-        rate = Optimizer(learning_rate=self.learning_rate, decay="cosine", steps=steps, clip=1.0)
+        warmup = -(-steps // 10)  # without it the first steps took away more than sixty gave back
+        rate = Optimizer(learning_rate=self.learning_rate, warmup=warmup, decay="cosine", steps=steps, clip=1.0)
         step = compile_step(distilling(arch, loss, stack="unroll"), optimizer := rate.build())
         state, heard = start(params, optimizer, seed=self.seed), list[float]()
         with updates("recovering", steps) as tell:
