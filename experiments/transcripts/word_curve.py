@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.curves.measures import Row, measured, relative_time
+from experiments.curves.measures import Row, measured, number, relative_time
 from experiments.reports import canvas
 from experiments.reports.canvas import COLOURS, MARKERS
 from experiments.reports.direct_labels import Label
@@ -56,8 +56,8 @@ def _panel(panel: Any, rows: Sequence[Row], key: str, *, recovered: bool) -> lis
     panel.margins(x=0.1)
     labels = list(dict.fromkeys(row["label"] for row in rows if row["name"] != "dense"))
     direct: list[Label] = []
-    for number, label in enumerate(labels):
-        turn, place = divmod(number, len(COLOURS))  # a colour that comes again has another marker
+    for i, label in enumerate(labels):
+        turn, place = divmod(i, len(COLOURS))  # a colour that comes again has another marker
         colour, marker = COLOURS[place], MARKERS[(place + turn) % len(MARKERS)]
         mine = [row for row in rows if row.get("label") == label]
         after = [row for row in mine if row.get("updates")]
@@ -85,12 +85,12 @@ def _panel(panel: Any, rows: Sequence[Row], key: str, *, recovered: bool) -> lis
 def _line(
     panel: Any, rows: Sequence[Row], key: str, colour: str, marker: str, *, pale: bool = False
 ) -> list[tuple[float, float]]:
-    """Draw the points of a curve in the order of their time; return those that the panel shows."""
+    """Draw the points of a curve in the order of their MACs; return those that the panel shows."""
     read = measured(key)
-    both = [(x, y) for row in rows if (x := relative_time(row)) and (y := read(row))]
+    largest = sorted(rows, key=lambda row: -(number(row, "macs_g") or 0.0))
+    both = [(x, y) for row in largest if (x := relative_time(row)) and (y := read(row))]
     if not both:
         return []
-    both.sort(key=lambda pair: -pair[0][0])
     xs, xerr = canvas.bars([x for x, _ in both])
     ys, yerr = canvas.bars([y for _, y in both])
     if pale:
