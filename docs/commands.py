@@ -35,6 +35,7 @@ GROUPS = {
         "experiments.latency",
         "experiments.streaming",
         "experiments.blocks",
+        "experiments.agreement",
         "benchmarks.forward",
         "benchmarks.training",
     ),

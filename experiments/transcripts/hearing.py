@@ -7,6 +7,7 @@ of attention with its square. An utterance that is longer than the window is hea
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,14 @@ import numpy as np
 
 from compress.errors import InputError
 from experiments.transcripts.spoken import Spoken
-from jaxssl.inference.encode import encode
 from jaxssl.inference.latency import Load, Program
 from jaxssl.inference.prepack import prepared
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.arch import Whisper as Front
-from jaxssl.models.model import Params
+from jaxssl.models.model import Params, apply
 
 TOGETHER = 8  # utterances that go to the decoder at once
+Silence = Literal["waveform", "features"]  # zeros behind an utterance's samples, or behind its log-Mel
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Listener:
     """An encoder compiled for one length of window, to hear with and to be timed.
 
     Attributes:
-        hear: encodes (samples,) float32 of that length: (frames, width).
+        hear: encodes (samples,) float32 of at most that length: (frames, width).
         program: the same, on noise.
     """
 
@@ -86,24 +87,37 @@ class Listener:
     program: Program
 
 
-def listener(arch: Arch, params: Params, samples: int) -> Listener:
-    """Compile an encoder once for a window; weights are in the form that runs fastest here."""
+def listener(arch: Arch, params: Params, samples: int, silence: Silence = "waveform") -> Listener:
+    """Compile an encoder once for a window; weights are in the form that runs fastest here.
+
+    Args:
+        arch: of the encoder.
+        params: its parameters.
+        samples: of the window.
+        silence: what stands behind a shorter utterance: zeros behind the waveform, of which log-Mel makes quiet
+            frames, as OpenAI's program and transformers have it and Whisper was trained; or zeros behind the log-Mel,
+            as faster-whisper has it.
+    """
     arch, params = prepared(arch, params)
     noise = jnp.asarray(np.random.default_rng(0).standard_normal((1, samples), np.float32))
 
-    def forward(params: Params, samples: jax.Array) -> jax.Array:
-        return encode(arch, params, samples).end[0]
+    def forward(params: Params, samples: jax.Array, lengths: jax.Array) -> jax.Array:
+        if silence == "features":
+            return apply(arch, params, samples, lengths, padding="faster_whisper").end[0]
+        return apply(arch, params, samples).end[0]
 
+    full = jnp.asarray([samples])
     begin = time.perf_counter()
-    compiled = jax.jit(forward).lower(params, noise).compile()
+    compiled = jax.jit(forward, keep_unused=True).lower(params, noise, full).compile()
     compile_s = time.perf_counter() - begin
     params = jax.device_put(params)
 
     def hear(row: np.ndarray) -> np.ndarray:
-        return np.asarray(compiled(params, jnp.asarray(row[None])), np.float32)[0]
+        padded = jnp.asarray(np.pad(row, (0, samples - len(row)))[None])
+        return np.asarray(compiled(params, padded, jnp.asarray([len(row)])), np.float32)[0]
 
     def run() -> None:
-        jax.block_until_ready(compiled(params, noise))
+        jax.block_until_ready(compiled(params, noise, full))
 
     begin = time.perf_counter()
     run()
@@ -118,8 +132,4 @@ def hear_all(
         mine = [i for i, one in enumerate(spoken) if window.of(len(one.samples)) == size]
         for start in range(0, len(mine), TOGETHER):
             numbers = mine[start : start + TOGETHER]
-            yield numbers, np.stack([each.hear(_padded(spoken[i].samples, size)) for i in numbers])
-
-
-def _padded(samples: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(samples, (0, size - len(samples)))
+            yield numbers, np.stack([each.hear(spoken[i].samples) for i in numbers])

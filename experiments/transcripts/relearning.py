@@ -1,7 +1,11 @@
-"""Recovery without a decoder and without texts: the compressed encoder learns the dense one's output on any speech."""
+"""Recovery without a decoder and without texts: the compressed encoder learns the dense one's output on any speech.
+
+The dense encoder hears every window whole, silence behind the speech, as it was trained; a student that hears a shorter
+one learns the frames that both have, and so also what the cut window changed.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,7 +16,7 @@ from jax import Array
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Output, Params
 from jaxssl.runtime.cli import updates
-from jaxssl.training.distillation import LAST, TAUGHT, Taught, Wanted, check_frames, distilling, once, teach
+from jaxssl.training.distillation import LAST, TAUGHT, Said, Taught, Wanted, check_frames, distilling, once, teach
 from jaxssl.training.loop import train
 from jaxssl.training.losses import Sums, means, ratio
 from jaxssl.training.optimizer import Optimizer
@@ -52,10 +56,12 @@ class Recovery:
     Attributes:
         arch: of the dense model, which teaches.
         params: its parameters.
-        windows: (windows, samples) float32 of speech.
+        windows: (windows, samples) float32 of speech, as long as the student hears it.
         batch: windows of an update.
-        learning_rate: of Adam at first; it falls to 0 along a half cosine.
+        learning_rate: of Adam after a tenth of the updates; it rises to that and falls to 0 along a half cosine.
         seed: of the order.
+        whole: samples that the dense model hears at once, silence behind the speech.
+        said: the dense model's output of each window that was heard, (frames, width), which all students learn.
     """
 
     arch: Arch
@@ -64,11 +70,14 @@ class Recovery:
     batch: int
     learning_rate: float
     seed: int
+    whole: int
+    said: dict[int, np.ndarray] = field(default_factory=dict)
 
     def learned(self, arch: Arch, params: Params, steps: int) -> tuple[Params, float]:
         """Train a compressed model for some updates; return it, and the loss of the last ones, a tenth of all."""
         loss = Outputs()
-        rate = Optimizer(learning_rate=self.learning_rate, decay="cosine", steps=steps, clip=1.0)
+        warmup = -(-steps // 10)  # without it the first steps took away more than sixty gave back
+        rate = Optimizer(learning_rate=self.learning_rate, warmup=warmup, decay="cosine", steps=steps, clip=1.0)
         step = compile_step(distilling(arch, loss, stack="unroll"), optimizer := rate.build())
         state, heard = start(params, optimizer, seed=self.seed), list[float]()
         with updates("recovering", steps) as tell:
@@ -93,7 +102,15 @@ class Recovery:
                 "labels": empty,
                 "mask": empty.astype(bool),
             }
-            batch[TAUGHT] = ask(teacher, batch, None)
+            if any(row not in self.said for row in rows.tolist()):
+                more = self.whole - inputs.shape[1]
+                longer = {"inputs": jnp.pad(inputs, ((0, 0), (0, more))), "lengths": batch["lengths"] + more}
+                plain = ask(teacher, batch | longer, None).plain
+                assert plain is not None
+                heard = np.asarray(plain.hidden[LAST])[:, : self.arch.front.frames(inputs.shape[1])]
+                self.said.update(zip(rows.tolist(), heard, strict=True))
+            last = jnp.asarray(np.stack([self.said[row] for row in rows.tolist()]))
+            batch[TAUGHT] = Taught(Said(None, {LAST: last}), None)
             yield [batch]
 
 

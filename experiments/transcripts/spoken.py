@@ -11,6 +11,7 @@ from jaxssl.data.audio import SAMPLE_RATE, read
 from jaxssl.data.manifest import Utterance
 from jaxssl.runtime.cli import follow
 
+LEAST = 0.25  # seconds of an utterance's last piece
 FILLED = 2 / 3  # share of a window that speech fills, so that a model is also fitted to the silence behind it
 
 
@@ -66,6 +67,9 @@ def gather(
 def windows(places: Sequence[str], *, seconds: float, limit: int, but: Sequence[Spoken] = ()) -> np.ndarray:
     """Fill windows with speech, one utterance after the other up to two thirds, then silence.
 
+    An utterance that is longer than two thirds of a window goes into several; what is left at its end, if that is less
+    than a quarter of a second, is left out.
+
     Args:
         places: of speech; none: the embedded corpus.
         seconds: of a window.
@@ -81,17 +85,24 @@ def windows(places: Sequence[str], *, seconds: float, limit: int, but: Sequence[
     listed = corpora.read(places).utterances if places else embedded.make().utterances
     size = round(seconds * SAMPLE_RATE)
     room, taken = round(size * FILLED), {each.id for each in but}
-    fits = [u for u in listed if u.samples <= room and u.id not in taken]
-    if not fits:
-        raise InputError(f"--unlabelled: none of {len(listed)} utterances fits {room / SAMPLE_RATE:g} s; name others")
-    wanted = limit * room / max(float(np.mean([u.samples for u in fits])), 1)
+    others = [u for u in listed if u.id not in taken]
+    if not others:
+        raise InputError(f"--unlabelled: all {len(listed)} utterances are among those written down; name others")
+    wanted = limit * room / max(float(np.mean([u.samples for u in others])), 1)
     rows, now = list[np.ndarray](), list[np.ndarray]()
-    for utterance in _evenly(fits, round(wanted) + limit):
-        samples = read(utterance.path).samples[:room]
-        if sum(map(len, now)) + len(samples) > room:
-            rows, now = [*rows, _row(now, size)], []
-        now.append(samples)
+    for utterance in _evenly(others, round(wanted) + limit):
+        for samples in _pieces(read(utterance.path).samples, room):
+            if sum(map(len, now)) + len(samples) > room:
+                rows, now = [*rows, _row(now, size)], []
+            now.append(samples)
+        if len(rows) >= limit:
+            break
     return np.stack([*rows, _row(now, size)][:limit])
+
+
+def _pieces(samples: np.ndarray, most: int) -> list[np.ndarray]:
+    parts = [samples[start : start + most] for start in range(0, len(samples), most)]
+    return [part for part in parts if part is parts[0] or len(part) >= LEAST * SAMPLE_RATE]
 
 
 def _spread(listed: Sequence[Utterance], longest: float, limit: int, notes: list[str]) -> list[Utterance]:

@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from compress.errors import InputError
 from experiments.curves.measures import Row
 from experiments.reports import tables
-from experiments.transcripts import word_curve
+from experiments.transcripts import hearing, word_curve
 from experiments.transcripts.decoder import Decoder, together
-from experiments.transcripts.hearing import Listener, Window, hear_all, listener
+from experiments.transcripts.hearing import Listener, Silence, Window, hear_all, listener
 from experiments.transcripts.spoken import Spoken
 from experiments.transcripts.words import Words, rates
 from jaxssl.inference.latency import Timing, race, speedup
@@ -74,6 +75,7 @@ class Trial:
         spoken: the utterances.
         whole: the dense model's window.
         rounds: timed runs of each program.
+        silence: what stands behind an utterance in its window.
         listeners: the dense model compiled, by samples.
     """
 
@@ -86,6 +88,7 @@ class Trial:
     spoken: Sequence[Spoken]
     whole: Window
     rounds: int
+    silence: Silence = "waveform"
     listeners: dict[int, Listener] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -102,17 +105,38 @@ class Trial:
         console.print(f"measuring {name}", markup=False)
         parts = window.sizes(self.spoken)
         listeners = {size: self._listener(arch, params, size) for size in parts}
+        told = {**told, "window_s": window.samples / arch.front.rate}
         texts = self._written(name, listeners, window)
         mine = together(texts, self.words)
         dense = mine if name == "dense" else together(self._read("dense"), self.words)
         said: list[Words | None] = [tuple(self.words(each.text)) if each.text else None for each in self.spoken]
         row = {"name": name, **told, **rates(said, dense, mine), **self._costs(arch, listeners, parts)}
         self._save(name, arch, params)
-        rows = [*self.rows(), row]
+        self._keep([*self.rows(), row])
+        show([row], self.title)
+
+    def retime(self) -> None:
+        """Time all finished points again, as on a machine that has nothing else to do now.
+
+        Raises:
+            InputError: there are none, or they are of a version that did not say how long a window is.
+        """
+        if not (found := self.rows()) or any("window_s" not in row for row in found):
+            raise InputError(f"{self.out}: {len(found)} points, not all with window_s; measure them, then --retime")
+        rows = []
+        for row in found:
+            console.print(f"timing {row['name']}", markup=False)
+            arch, params = (self.arch, self.params) if row["name"] == "dense" else self.load(row["name"])
+            parts = hearing.window(arch, row["window_s"]).sizes(self.spoken)
+            rows.append(
+                {**row, **self._costs(arch, {size: self._listener(arch, params, size) for size in parts}, parts)}
+            )
+        self._keep(rows)
+
+    def _keep(self, rows: Sequence[Row]) -> None:
         files.write_json(self.out / "points.json", rows)
         files.write_csv(self.out / "curve.csv", rows)
         word_curve.draw(self.out / "curve.png", rows, title=self.title)
-        show(rows[-1:], self.title)
 
     def load(self, name: str) -> tuple[Arch, Params]:
         """Load the model of a finished point."""
@@ -164,9 +188,9 @@ class Trial:
         """Compile a model for a window; the dense one, whose very arrays these are then, once."""
         mine, dense = jax.tree.leaves(params), jax.tree.leaves(self.params)
         if len(mine) != len(dense) or any(one is not other for one, other in zip(mine, dense, strict=True)):
-            return listener(arch, params, size)
+            return listener(arch, params, size, self.silence)
         if size not in self.listeners:
-            self.listeners[size] = listener(self.arch, self.params, size)
+            self.listeners[size] = listener(self.arch, self.params, size, self.silence)
         return self.listeners[size]
 
     def _save(self, name: str, arch: Arch, params: Params) -> None:

@@ -26,7 +26,7 @@ from compress.lowrank import (
 )
 from compress.plan import Heads, Rows
 from experiments.curves.evidence import evidence, sites_below
-from experiments.transcripts import by_outputs
+from experiments.transcripts import by_outputs, short_heads
 from jaxssl.analysis.calibration import averages, moments
 from jaxssl.data.padding import Padded
 from jaxssl.inference.source import Speech
@@ -37,7 +37,8 @@ from jaxssl.models.model import Params
 from jaxssl.models.sites import matrices
 from jaxssl.runtime.ranges import Written
 
-Kind = Literal["svd", "activation", "outputs", "shared", "heads", "rows", "int8", "input"]
+Kind = Literal["svd", "activation", "outputs", "shared", "heads", "short", "rows", "int8", "input", "plan"]
+NUMBERS = {"heads": "heads", "rows": "rows", "short": "dimensions a head"}  # what a whole number is of
 LOW_RANK = ("svd", "activation", "outputs")
 LABELS: dict[Kind, str] = {
     "svd": "low rank, plain SVD",
@@ -45,14 +46,16 @@ LABELS: dict[Kind, str] = {
     "outputs": "low rank, by outputs (LiteASR)",
     "shared": "low rank, ranks shared out",
     "heads": "heads",
+    "short": "shorter heads",
     "rows": "rows",
     "int8": "int8",
     "input": "shorter input",
+    "plan": "automatic plan",
 }
 FORM = (
     "KIND=VALUE as svd=128, activation=0.99 (a rank, or a share of the squared singular values), outputs=0.99, "
-    "shared=0.5 (of the maps' weights), heads=4, rows=768 (of each layer), int8, or input=10 (seconds); several joined "
-    "by +, then @UPDATES of recovery if wanted"
+    "shared=0.5 (of the maps' weights), heads=4, short=48 (dimensions of a head), rows=768 (of each layer), int8, or "
+    "input=10 (seconds), several joined by +, or plan=0.5 (of the dense time); then @UPDATES of recovery if wanted"
 )
 T = TypeVar("T")
 
@@ -87,8 +90,11 @@ class Way:
 
     @property
     def label(self) -> str:
-        """Of the curve that the point is on."""
-        return LABELS[self.steps[0].kind] if len(self.steps) == 1 else "several together"
+        """Of the curve that the point is on: its technique, and the window where that is shorter too."""
+        others = [step for step in self.steps if step.kind != "input"] or list(self.steps)
+        if len(others) > 1:
+            return "several together"
+        return LABELS[others[0].kind] + (f", {self.seconds:g} s" if others[0].kind != "input" and self.seconds else "")
 
     @property
     def level(self) -> float:
@@ -101,9 +107,19 @@ class Way:
         return next((step.value for step in self.steps if step.kind == "input"), None)
 
     @property
+    def budget(self) -> float | None:
+        """Share of the dense time that an automatic plan may take; None: it is no such plan."""
+        return self.steps[0].value if self.steps[0].kind == "plan" else None
+
+    @property
     def trainable(self) -> bool:
-        """Whether recovery can follow: it changes the weights, and they are floats."""
-        return not {step.kind for step in self.steps} <= {"input"} and all(step.kind != "int8" for step in self.steps)
+        """Whether recovery has anything to do: something is done to the floats, which it trains before int8."""
+        return any(step.kind != "int8" for step in self.steps)
+
+    @property
+    def floats(self) -> "Way":
+        """Everything but int8, which comes last and cannot be trained."""
+        return replace(self, steps=tuple(step for step in self.steps if step.kind != "int8"))
 
 
 def parse(word: str) -> Way:
@@ -115,6 +131,11 @@ def parse(word: str) -> Way:
         raise ValueError(word)
     if sum(step.kind in (*LOW_RANK, "shared") for step in steps) > 1:
         raise ValueError(word)
+    if len(steps) > 1 and any(step.kind == "plan" for step in steps):
+        raise ValueError(word)
+    thin = [number for number, step in enumerate(steps) if step.kind in (*LOW_RANK, "shared")]
+    if any(step.kind == "short" for step in steps[min(thin, default=len(steps)) :]):
+        raise ValueError(word)  # it takes maps in one piece
     if any(step.kind == "int8" for step in [each for each in steps if each.kind != "input"][:-1]):
         raise ValueError(word)  # what is int8 takes no further step
     return way
@@ -129,9 +150,9 @@ def _step(word: str) -> Step:
     if known is None or bool(equals) == (known == "int8"):
         raise ValueError(word)
     value = float(text) if equals else 8.0
-    whole = known in ("heads", "rows") or (known in LOW_RANK and value >= 1)
-    least = 0 if known in ("heads", "rows") else math.ulp(0)
-    if not least <= value < 1e6 or (whole and value != int(value)) or (known == "shared" and value >= 1):
+    whole = known in NUMBERS or (known in LOW_RANK and value >= 1)
+    least = {"heads": 0, "rows": 0, "short": 1}.get(known, math.ulp(0))
+    if not least <= value < 1e6 or (whole and value != int(value)) or (known in ("shared", "plan") and value >= 1):
         raise ValueError(word)
     return Step(known, value)
 
@@ -178,7 +199,7 @@ class Fitting:
 
 
 def compressed(dense: Fitting, way: Way) -> tuple[Arch, Params]:
-    """Compress a model, without training.
+    """Compress a model, without training; what an automatic plan does, `planner` says.
 
     Raises:
         InputError: more is to stay than there is, or a budget is too small.
@@ -197,12 +218,18 @@ def check(way: Way, arch: Arch) -> None:
         InputError: more is to stay than any layer has.
     """
     for step in way.steps:
-        most = max(layer.heads if step.kind == "heads" else layer.ffn.size for layer in arch.layers)
-        if step.kind in ("heads", "rows") and step.value > most:
-            raise InputError(f"{way.name}: a layer has {most} {step.kind}; keep 0 to {most}")
+        if step.kind in NUMBERS and step.value > (most := _most(step.kind, arch)):
+            least = "1" if step.kind == "short" else "0"
+            raise InputError(f"{way.name}: a layer has {most} {NUMBERS[step.kind]}; keep {least} to {most}")
         for matrix in matrices(arch):
             if step.kind in LOW_RANK and step.value >= 1 and matrix.path.startswith("layers/") and matrix.max_rank:
                 check_rank(replace(matrix, rank=None), int(step.value))
+
+
+def _most(kind: Kind, arch: Arch) -> int:
+    """Return how many heads, dimensions of a head or units the largest layer has."""
+    sizes = {"heads": lambda one: one.heads, "short": lambda one: one.mixer.head_dim, "rows": lambda one: one.ffn.size}
+    return max(map(sizes[kind], arch.layers))
 
 
 def _apply(now: Fitting, step: Step) -> tuple[Arch, Params]:
@@ -218,6 +245,9 @@ def _apply(now: Fitting, step: Step) -> tuple[Arch, Params]:
             found = now.found["activation"]
             budget = step.value * sum(each.matrix.size for each in found.values())
             params = factorise_maps(now.params, found, allocate(list(found.values()), budget))
+        case "short":
+            places = [f"layers/{i}/attention" for i, layer in enumerate(now.arch.layers) if layer.heads]
+            params = short_heads.shorten(now.params, places, now.moments, now.means, int(step.value))
         case "heads" | "rows":
             make: Callable[..., Heads | Rows] = Heads if step.kind == "heads" else Rows
             told = evidence(now.arch, Speech(now.batches, now.batches, ()), None)

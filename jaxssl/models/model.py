@@ -305,7 +305,8 @@ def apply(
             used as the float32 numbers they are.
         padding: "independent": what stands beside an utterance never changes its output. "fairseq" and
             "transformers" reproduce what these do in a padded batch: Base's group norm runs over the padding, and
-            fairseq's HuBERT also counts frames by dividing the padded length.
+            fairseq's HuBERT also counts frames by dividing the padded length. "faster_whisper" puts zeros behind a
+            Whisper model's log-Mel, and hears them.
         stack: how consecutive equal layers run: each written out; as one scanned program, whose backward pass
             computes what is cheap again; or scanned and all computed again in the backward pass ("remat"), which
             needs the least memory. The values are the same.

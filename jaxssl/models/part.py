@@ -21,7 +21,7 @@ Arrays = Mapping[str, Any]
 Dialect = Literal["fairseq", "huggingface"]
 Names = Mapping[Dialect, tuple[Rule, ...]]
 Side = Literal["in", "out"]
-Padding = Literal["independent", "fairseq", "transformers"]
+Padding = Literal["independent", "fairseq", "transformers", "faster_whisper"]
 
 
 @dataclass(frozen=True)

