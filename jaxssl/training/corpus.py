@@ -45,6 +45,8 @@ class Data:
         per_second: inputs of the corpus in a second.
         texts: what is said in each utterance of the corpus of held-out speech; empty where it is not known.
         taught: the same of the corpus to train on.
+        audio: file of each utterance of the corpus of held-out speech; of the study's corpora that of its features.
+        taught_audio: the same of the corpus to train on.
     """
 
     train: tuple[Corpus, np.ndarray]
@@ -56,6 +58,8 @@ class Data:
     per_second: int
     texts: tuple[str, ...] = ()
     taught: tuple[str, ...] = ()
+    audio: tuple[Path, ...] = ()
+    taught_audio: tuple[Path, ...] = ()
 
 
 def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
@@ -103,6 +107,7 @@ def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | Non
         Spans(share, max(span // joined, 1)),
         front.rate,
         *(tuple(utterance.text for utterance in corpus.manifest.utterances) for corpus in (there, here)),
+        *(tuple(utterance.path for utterance in corpus.manifest.utterances) for corpus in (there, here)),
     )
 
 
@@ -198,6 +203,11 @@ def hear(arch: Arch, params: Params, data: Data, training: Training) -> HeldOut:
     Raises:
         InputError: no held-out frame is hidden.
     """
+    return hear_each(arch, params, data, training)[1]
+
+
+def hear_each(arch: Arch, params: Params, data: Data, training: Training) -> tuple[np.ndarray, HeldOut]:
+    """Return the numbers of the held-out utterances in their corpus, and what `hear` does."""
     mesh, found = make_mesh(fsdp=1), list[np.ndarray]()
     run = _by_row(arch, data.clusters, training.dtype)
     placed = place(params, shardings(params, mesh))
@@ -208,7 +218,7 @@ def hear(arch: Arch, params: Params, data: Data, training: Training) -> HeldOut:
     if not len(kept):
         raise InputError(f"none of {len(index)} held-out utterances has a hidden frame with a label; give longer ones")
     order = kept[np.argsort(index[kept])]
-    return HeldOut(*(column[order].astype(np.float64) for column in columns))
+    return index[order].astype(np.int64), HeldOut(*(column[order].astype(np.float64) for column in columns))
 
 
 @lru_cache(maxsize=4)

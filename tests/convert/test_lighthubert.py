@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from jaxssl.convert import lighthubert
 from jaxssl.convert.conversion import read
 from jaxssl.models.fronts.waveform import standardise
+from jaxssl.models.supernet import layers_kept
 from tests.archs import forward
 from tests.golden import meets
 
@@ -61,7 +61,7 @@ def test_a_subnet_from_a_file(shared, tmp_path):
 
 @pytest.mark.parametrize(("count", "kept"), [(12, range(12)), (11, range(11)), (6, (0, 1, 4, 5, 8, 9))])
 def test_shallow_subnets_lack_the_last_layers_of_every_block(count, kept):
-    assert lighthubert._layers_kept(count, 12) == list(kept)
+    assert layers_kept(count, 12) == list(kept)
 
 
 @pytest.mark.parametrize(
