@@ -1,4 +1,4 @@
-"""Let utterances leave a model early, behind a fixed layer or as soon as it is sure, and draw what that costs and saves.
+"""Let utterances leave a model early, behind a fixed layer or once it is sure, and draw what that costs and saves.
 
     python -m experiments.exits
     python -m experiments.exits --at 2 3 4 6 --threshold 0.8 1.2 1.6 2.0
@@ -6,10 +6,10 @@
 
 Nothing of the model is trained. Behind each layer of --at, and behind the last, an output layer of clusters is fitted
 to frozen frames of labelled speech, those that are hidden; the model's own is not used, so that all exits have learned
-from the same speech. A fixed exit is the model's first layers with that output layer: a model like any other, saved, timed
-and probed. Beside them utterances leave one by one (DAISY, arXiv 2406.05464): the model runs in pieces, a program each,
-and an utterance leaves behind the first layer whose prediction of clusters has less entropy than --threshold, in nats,
-averaged over its frames. A threshold of 0 is the whole model, a very large one the first exit.
+from the same speech. A fixed exit is the model's first layers with that output layer: a model like any other, saved,
+timed and probed. Beside them utterances leave one by one (DAISY, arXiv 2406.05464): the model runs in pieces, a program
+each, and an utterance leaves behind the first layer whose prediction of clusters has less entropy than --threshold, in
+nats, averaged over its frames. A threshold of 0 is the whole model, a very large one the first exit.
 
 An utterance decides by its first --seconds as they sound, nothing hidden; its loss is that of the exit it takes, where
 frames are hidden. All exits and thresholds are timed on the same held-out utterances, one after the other, in turns

@@ -33,7 +33,9 @@ class EncoderLayer(nnx.Module):
     def __call__(self, x: Array, valid: Array | None, rngs: Keys | None, before: Any = None) -> tuple[Array, Any]:
         """Map `x: (batch, time, width)` to the same shape; take and return what mixers lend each other."""
         y, carry = self.whole(x, valid, rngs, before)
-        return (jnp.where(self.kept[...], y, x) if hasattr(self, "kept") else y), carry  # of a subnet that leaves it out
+        return (
+            jnp.where(self.kept[...], y, x) if hasattr(self, "kept") else y
+        ), carry  # of a subnet that leaves it out
 
     def whole(self, x: Array, valid: Array | None, rngs: Keys | None, before: Any) -> tuple[Array, Any]:
         """Run the layer, which no subnet leaves out."""

@@ -4,7 +4,7 @@ A subnet has the first `width` channels, the first heads and units of each layer
 training it is masked in the supernet's shapes, so that one program serves all subnets, whose sizes are arrays; in
 deployment it is cut out, a model like any other. For every subnet both compute the same:
 
-    masked(arch, params, sizes(arch, subnet), x).last[..., :subnet.width] == apply(*sliced(arch, params, subnet), x).last
+    masked(arch, params, sizes(arch, subnet), x).last[..., :width] == apply(*sliced(arch, params, subnet), x).last
 
 Which parts are taken is LightHuBERT's rule, so that its files give the same subnets: units are a stretch of `width` for
 each whole multiple of it, not a prefix; the positional kernel is cut after it was normalised, so that its groups hear
@@ -118,14 +118,24 @@ def units_kept(units: int, width: int, most: int, widest: int) -> list[int]:
     return list(range(most)) if units == most else [unit for stretch in stretches for unit in stretch]
 
 
+def groups_of(arch: Arch) -> int:
+    """Return the groups of the positional convolution, of which a subnet's width is a multiple.
+
+    Raises:
+        InputError: positions are others.
+    """
+    if not isinstance(arch.position, PositionalConvolution):
+        raise InputError(f"positions of kind {arch.position.kind}: subnets need those of HuBERT (convolution)")
+    return arch.position.groups
+
+
 def check_supernet(arch: Arch) -> None:
     """Refuse models that have no such subnets.
 
     Raises:
         InputError: the message says which part has none.
     """
-    if not isinstance(arch.position, PositionalConvolution):
-        raise InputError(f"positions of kind {arch.position.kind}: subnets need those of HuBERT (convolution)")
+    groups_of(arch)
     odd = (arch.shortens, arch.upsampling, arch.relative, arch.length_adapter, arch.prepared)
     if any(odd) or arch.project != FULL or not arch.layers:
         raise InputError(
@@ -149,7 +159,7 @@ def check_subnet(arch: Arch, subnet: Subnet) -> None:
     Raises:
         InputError: the message has both sizes.
     """
-    most, depth, groups = largest(arch), len(subnet.heads), arch.position.groups
+    most, depth, groups = largest(arch), len(subnet.heads), groups_of(arch)
     least = len(most.heads) - len(dropped(len(most.heads)))
     if len(subnet.units) != depth or not least <= depth <= len(most.heads):
         raise InputError(
@@ -188,8 +198,8 @@ def sliced(arch: Arch, params: Params, subnet: Subnet) -> tuple[Arch, Params]:
             units = np.array(units_kept(subnet.units[new], subnet.width, ffn, arch.width))
             known = {"width": width, "heads": np.arange(subnet.heads[new]), "units": units}
             found[f"layers/{new}/{name}"] = _taken(leaf, LAYER.get(name), known)
-    kernel = np.asarray(params["position"]["kernel"])
-    part = kernel[:, : subnet.width // arch.position.groups, : subnet.width]
+    kernel: np.ndarray = np.asarray(params["position"]["kernel"])
+    part = kernel[:, : subnet.width // groups_of(arch), : subnet.width]
     norms = [np.sqrt(np.square(each, dtype=np.float64).sum((1, 2))) for each in (part, kernel)]
     gain = np.asarray(params["position"]["gain"]) * (norms[0] / norms[1])
     found |= {"position/kernel": jnp.asarray(part), "position/gain": jnp.asarray(gain, jnp.float32)}

@@ -106,8 +106,10 @@ def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | Non
         stats,
         Spans(share, max(span // joined, 1)),
         front.rate,
-        *(tuple(utterance.text for utterance in corpus.manifest.utterances) for corpus in (there, here)),
-        *(tuple(utterance.path for utterance in corpus.manifest.utterances) for corpus in (there, here)),
+        texts=tuple(utterance.text for utterance in there.manifest.utterances),
+        taught=tuple(utterance.text for utterance in here.manifest.utterances),
+        audio=tuple(utterance.path for utterance in there.manifest.utterances),
+        taught_audio=tuple(utterance.path for utterance in here.manifest.utterances),
     )
 
 

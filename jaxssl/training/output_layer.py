@@ -119,9 +119,7 @@ def _meant(batch: Batch, hidden: bool) -> np.ndarray:
     return known & np.asarray(batch.mask) if hidden else known
 
 
-def _heard(
-    model: Model, batches: list[Batch], training: Training, hidden: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _heard(model: Model, batches: list[Batch], training: Training, hidden: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the frames that are meant, (frames, width) float32, and their labels, (frames,)."""
     frames, labels = list[np.ndarray](), list[np.ndarray]()
     run = partial(_last, model.arch, training.dtype, model.params)

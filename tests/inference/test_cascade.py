@@ -1,6 +1,5 @@
 """A model in pieces is the model, and the model cut off behind each exit."""
 
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
