@@ -17,6 +17,7 @@ from jaxssl.convert.windows import Part
 from jaxssl.models import supernet
 from jaxssl.models.arch import Arch, Attention, FeedForward, Layer
 from jaxssl.models.names import Shape
+from jaxssl.models.subnets import PUBLISHED
 from jaxssl.models.supernet import Subnet
 from jaxssl.runtime import files
 
@@ -66,8 +67,8 @@ def describe(path: Path, state: Mapping[str, Any], *, subnet: str | None = None)
     Args:
         path: the file.
         state: what it holds.
-        subnet: JSON, or a file of it, with `embed_dim`, `heads_num`, `ffn_embed` as its code has them; default: the
-            largest.
+        subnet: JSON, or a file of it, with `embed_dim`, `heads_num`, `ffn_embed` as its code has them; or the name of a
+            published one (`jaxssl.models.subnets.PUBLISHED`); default: the largest.
 
     Raises:
         InputError: the configuration contradicts the arrays, or there is no such subnet.
@@ -104,7 +105,7 @@ def _sizes(path: Path, text: str, largest: Arch, groups: int) -> Subnet:
     Raises:
         InputError: it is no subnet, or not one of this supernet.
     """
-    values, most, dim = _json(text), supernet.largest(largest), largest.layers[0].attention.head_dim
+    values, most, dim = _named(text) or _json(text), supernet.largest(largest), largest.layers[0].attention.head_dim
     width, heads, units = values.get("embed_dim"), values.get("heads_num"), values.get("ffn_embed")
     if not (type(width) is int and width > 0 and _naturals(heads) and _naturals(units)):
         raise InputError(
@@ -131,6 +132,12 @@ def _sizes(path: Path, text: str, largest: Arch, groups: int) -> Subnet:
     return Subnet(width, tuple(heads), tuple(units))
 
 
+def _named(text: str) -> dict[str, Any] | None:
+    """Return the published subnet of a name, as its code has it; None where it is no such name."""
+    found = PUBLISHED.get(text)
+    return found and {"embed_dim": found.width, "heads_num": [*found.heads], "ffn_embed": [*found.units]}
+
+
 def _json(text: str) -> dict[str, Any]:
     try:
         if text.lstrip().startswith("{"):
@@ -138,7 +145,8 @@ def _json(text: str) -> dict[str, Any]:
         return files.read_object(Path(text))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--subnet {text[:60]}: neither JSON nor a file of it ({error}); give embed_dim, heads_num and ffn_embed"
+            f"--subnet {text[:60]}: neither JSON nor a file of it ({error}); give embed_dim, heads_num and ffn_embed, or "
+            f"{' or '.join(PUBLISHED)}"
         ) from error
 
 
