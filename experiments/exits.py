@@ -167,6 +167,8 @@ def _leaving(
     heard = {exit: bench.heard(point) for point, exit in {**fixed, "dense": clock.cascade.exits[-1]}.items()}
     row = {"name": name, "level": threshold, "step": 0, **sizes(clock.cascade, exits), "method": SURE}
     row |= {**bench.compared(name, mixed(heard, exits), 0), **clock(name)}
+    dense = bench.rows()[0]
+    row["bytes"] = dense["bytes"] + 4 * (row["parameters"] - dense["parameters"])  # of the other output layers
     bench.record(row)
 
 

@@ -135,7 +135,9 @@ def _sizes(path: Path, text: str, largest: Arch, groups: int) -> Subnet:
 def _named(text: str) -> dict[str, Any] | None:
     """Return the published subnet of a name, as its code has it; None where it is no such name."""
     found = PUBLISHED.get(text)
-    return found and {"embed_dim": found.width, "heads_num": [*found.heads], "ffn_embed": [*found.units]}
+    if found is None:
+        return None
+    return {"embed_dim": found.width, "heads_num": [*found.heads], "ffn_embed": [*found.units]}
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -145,8 +147,8 @@ def _json(text: str) -> dict[str, Any]:
         return files.read_object(Path(text))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--subnet {text[:60]}: neither JSON nor a file of it ({error}); give embed_dim, heads_num and ffn_embed, or "
-            f"{' or '.join(PUBLISHED)}"
+            f"--subnet {text[:60]}: neither JSON nor a file of it ({error}); give embed_dim, heads_num and ffn_embed, "
+            f"or {' or '.join(PUBLISHED)}"
         ) from error
 
 

@@ -9,7 +9,9 @@ import pytest
 from compress.errors import InputError
 from experiments import exits
 from experiments.curves.leaving import mixed, read_speech, taken, thresholds_of
+from experiments.curves.retime import retime
 from experiments.curves.runs import read_curves
+from jaxssl.inference.latency import Load
 from jaxssl.models import checkpoint
 from jaxssl.training.corpus import HeldOut
 from tests.experiments import small
@@ -50,6 +52,8 @@ def test_a_threshold_of_0_is_the_whole_model_and_a_large_one_the_first_exit(plac
     arch, _ = checkpoint.load(out / "models/layer-1-fixed")
     assert (len(arch.layers), arch.head.clusters) == (1, 6)
     assert [curve.label for curve in read_curves(out)] == ["early exit, fixed", "early exit, entropy"]
+    _, again = retime(read_curves(out), Load(0.5), dtype="float32", rounds=1)
+    assert [row["speedup"] for row in again.points[1:]] == [never["speedup"], always["speedup"]]  # of no one program
     told = (out / "curve.csv").read_bytes()
     exits.run(asked)  # finished: nothing is done again
     assert (out / "curve.csv").read_bytes() == told
