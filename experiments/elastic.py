@@ -17,13 +17,14 @@ Beside each stands the same cut out of the dense model and trained alone, for as
 each with one subnet where the supernet's has three or more; --no-alone leaves these out.
 
 MODEL is any model folder or checkpoint that docs/families.md lists whose layers are plain attention and all alike;
-with --steps 0 it is taken to be a supernet already. --audio FOLDER is any speech. A run that was broken off goes on
-with the same command.
+with --steps 0 it is taken to be a supernet already, such as LightHuBERT's, and where it has no output layer each
+subnet gets one of its own (--budget then goes by the largest subnet's). --audio FOLDER is any speech. A run that was
+broken off goes on with the same command.
 
 EXPECTED
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,7 @@ from jaxssl.training.calendar import Calendar
 from jaxssl.training.distillation import joined, split
 from jaxssl.training.fit import open_run
 from jaxssl.training.lesson import Lesson
+from jaxssl.training.output_layer import with_output_layer
 from jaxssl.training.sandwich import supernet_programs
 from jaxssl.training.settings import optimizer
 from jaxssl.training.sharding import fetch
@@ -138,17 +140,19 @@ def run(config: Config) -> None:
     if config.steps:
         job = replace(job, subject=ordered(job, space))
     console.print(f"a supernet of {space.count:,} subnets", markup=False)
+    fit = None if config.steps or subject.arch.head else partial(_fitted, job, config.out.parent / "output-layers")
 
     def points(bench: Bench) -> None:
         arch, params = job.subject.arch, supernet(config, job, lesson, space)
         for name, subnet in subnets.items():
-            _point(bench, f"{name}-{SUPERNET}", Subject(*sliced(arch, params, subnet), {}), config.steps, SUPERNET, {})
+            cut = Subject(*sliced(arch, params, subnet), {})
+            _point(bench, f"{name}-{SUPERNET}", fit(cut) if fit else cut, config.steps, SUPERNET, {})
         found = dict(subnets)
         if budgets:
             judge = Judge(job, params, batches=config.batches, path=config.out / "losses.json")
             chooser = Chooser(arch, params, space, judge, bench)
             for budget in budgets:
-                found |= _budgeted(config, bench, chooser, budget)
+                found |= _budgeted(config, bench, chooser, budget, fit)
         for name, subnet in found.items() if config.alone and config.steps else ():
             _alone(config, job, bench, lesson, name, subnet)
 
@@ -208,7 +212,17 @@ def supernet(config: Config, job: Job, lesson: Lesson, space: Space) -> Params:
     return found
 
 
-def _budgeted(config: Config, bench: Bench, chooser: Chooser, budget: Budget) -> Mapping[str, Subnet]:
+def _fitted(job: Job, kept: Path, subject: Subject) -> Subject:
+    """Fit an output layer to a subnet of a supernet that came without one: that of the largest is not its own."""
+    params = {name: part for name, part in subject.params.items() if name != "head"}
+    bare = replace(job.model, arch=replace(subject.arch, head=None), params=params, notes=())
+    model = with_output_layer(bare, job.data, job.training, kept=kept)
+    return Subject(model.arch, model.params, {})
+
+
+def _budgeted(
+    config: Config, bench: Bench, chooser: Chooser, budget: Budget, fit: Callable[[Subject], Subject] | None
+) -> Mapping[str, Subnet]:
     """Choose a subnet for a budget, and measure it; nothing where none is as fast."""
     name = f"auto-{budget.text}"
     subnet = chooser.choose(budget)
@@ -218,7 +232,7 @@ def _budgeted(config: Config, bench: Bench, chooser: Chooser, budget: Budget) ->
     console.print(f"{name}: {named(subnet, chooser.arch)}", markup=False)
     cut = Subject(*sliced(chooser.arch, chooser.params, subnet), {})
     told = {"budget": budget.text, "subnet": named(subnet, chooser.arch)}
-    _point(bench, f"{name}-{SUPERNET}", cut, config.steps, SUPERNET, told)
+    _point(bench, f"{name}-{SUPERNET}", fit(cut) if fit else cut, config.steps, SUPERNET, told)
     return {name: subnet}
 
 
