@@ -68,7 +68,7 @@ def test_gradients_are_those_of_the_subnet_and_none_of_what_it_lacks():
     params, inputs, chosen = weights(arch), noise(arch, 0), sizes(arch, subnet)
     small, cut = sliced(arch, params, subnet)
     there = jax.jit(jax.grad(lambda p: jnp.square(masked(arch, p, chosen, inputs, stack="scan").logits).mean()))(params)
-    here = jax.jit(jax.grad(lambda p: jnp.square(forward(small, p, inputs).logits).mean()))(cut)
+    here = jax.jit(jax.grad(lambda p: jnp.square(forward(small, p, inputs, stack="scan").logits).mean()))(cut)
     mine, theirs = flatten(there), flatten(here)
     kept = layers_kept(3, 6)
     for path in ("project/kernel", "norm/scale", "head/project/kernel"):

@@ -44,7 +44,9 @@ def test_an_update_is_the_mean_of_what_each_subnet_learns_alone(batch):
     alone = []
     for subnet in subnets:
         arch, cut = sliced(ARCH, params, subnet)
-        alone.append(jax.jit(jax.value_and_grad(distilling(arch, loss), has_aux=True))(cut, (), inputs, None))
+        alone.append(
+            jax.jit(jax.value_and_grad(distilling(arch, loss, stack="scan"), has_aux=True))(cut, (), inputs, None)
+        )
     losses = [float(each[0][0]) for each in alone]
     np.testing.assert_allclose(float(value), np.mean(losses), rtol=1e-5)
     np.testing.assert_allclose([float(sums[name][0]) for name in ("largest", "smallest")], losses, rtol=1e-5)
