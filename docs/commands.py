@@ -25,6 +25,8 @@ GROUPS = {
         "experiments.int8",
         "experiments.distill",
         "experiments.sequence",
+        "experiments.exits",
+        "experiments.elastic",
         "experiments.joint",
         "experiments.combine",
         "experiments.plan",

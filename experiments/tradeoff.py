@@ -300,7 +300,10 @@ def differences(curves: Sequence[Curve]) -> list[str]:
             notes.append(f"the runs were timed with different {key}: {', '.join(values)}")
     losses = [loss for row in dense if (loss := number(row, "loss_before", "valid_loss")) is not None]
     if not differ and losses and max(losses) - min(losses) > SAME:
-        notes.append(f"the dense model's loss is {min(losses):.3f} to {max(losses):.3f}: measured on different speech")
+        notes.append(
+            f"the dense model's loss is {min(losses):.3f} to {max(losses):.3f}: measured on different speech, or by "
+            "another output layer"
+        )
     steps = dict.fromkeys(f"{last:g}" for c in curves if (last := number(c.rows[-1], "step", "steps")) is not None)
     if len(steps) > 1:
         notes.append(f"the runs' last points were trained for different numbers of updates: {', '.join(steps)}")

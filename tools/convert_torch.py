@@ -40,7 +40,8 @@ class Options:
         stats: MelHuBERT's mean and deviation of each Mel bin (.npy, 2 × 40), to keep with the model.
         heads: attention heads, for state dicts and fine-tuned fairseq files, which do not say.
         config: the .yaml of an ARMHuBERT, STaRHuBERT or FitHuBERT; default: the one beside the checkpoint that fits it.
-        subnet: of a LightHuBERT, as JSON or a file of it (embed_dim, heads_num, ffn_embed); default: the largest.
+        subnet: of a LightHuBERT, as JSON or a file of it (embed_dim, heads_num, ffn_embed), or lighthubert-small or
+            lighthubert-base; default: the largest.
         verify: audio to run through the source's own framework and ours; the differences are printed.
     """
 

@@ -17,6 +17,8 @@ What happens at a point of it, in the words of `compress.plan`:
     planning    runs that plan for a budget
     search      which options every block takes for it
     options     what the options are, and what each costs
+    choosing    the choice of a subnet for a budget
+    leaving     utterances that leave a model early, and what that saves
 
 What is measured, and read again:
 
@@ -24,5 +26,6 @@ What is measured, and read again:
     measures    what a point's row says
     runs        rows of whole runs, whoever wrote them
     retime      models of several runs timed again, together
+    bare        what stays of a model whatever is pruned
     survivors   which heads each point kept
 """

@@ -24,6 +24,7 @@ from experiments.curves.points import (
     ROUNDED,
     Bench,
     Fast,
+    Row,
     Subject,
     with_zeros,
 )
@@ -231,14 +232,15 @@ def draw(
     fast: Callable[[Subject], Fast] | None = None,
     notes: Sequence[str] = (),
     picture: Callable[..., None] | None = None,
+    clock: Callable[[str], Row] | None = None,
 ) -> None:
     """Measure the dense model, train the control, let `points` measure the others, and report.
 
-    `ends` are the updates that the points are trained with, rising, and `picture` draws curve.png as `Bench.draw` does;
-    the other arguments are as `prune`'s.
+    `ends` are the updates that the points are trained with, rising, `picture` draws curve.png as `Bench.draw` does and
+    `clock` times a point as `Bench.clock` does; the other arguments are as `prune`'s.
     """
     bench = open_bench(job.config, job.model, job.data, job.training, out=out, technique=technique, label=label)
-    bench = replace(bench, fast=fast or bench.fast, draw=picture)
+    bench = replace(bench, fast=fast or bench.fast, draw=picture, clock=clock)
     if any(ends):
         check_batches(job.data, job.training)
     own(out, job.config, free=())

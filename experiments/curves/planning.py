@@ -66,13 +66,13 @@ def run(config: Config) -> None:
     model, subject = open_model(config)
     if subject.masks:
         raise InputError(f"{model.name}: weights that are zero stay zero, and no plan here keeps masks; plan first")
-    budgets = budgets_of(config, subject.arch)
+    budgets = budgets_of(config.budget, subject.arch)
     schedule = Schedule(Calendar((), config.steps), tuple(budget.share for budget in budgets))
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 5, 1))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     lesson = recovering(job, config.recover, config.out, masked=config.masked)
     job = replace(job, control=control_of(lesson))
-    budgets, notes = budgets_of(config, job.subject.arch), list[str]()  # of the model with its output layer
+    budgets, notes = budgets_of(config.budget, job.subject.arch), list[str]()  # of the model with its output layer
 
     def points(bench: Bench) -> None:
         search = Search.begin(job, bench, batches=config.batches)
@@ -135,7 +135,7 @@ def like(folder: Path | None, budget: Sequence[str], out: Path) -> Config:
     return found
 
 
-def budgets_of(config: Config, arch: Arch) -> list[Budget]:
+def budgets_of(asked: Sequence[str], arch: Arch) -> list[Budget]:
     """Read the budgets; an rtf as a share of the dense model's time, or absolute.
 
     Raises:
@@ -143,7 +143,7 @@ def budgets_of(config: Config, arch: Arch) -> list[Budget]:
     """
     dense = {"macs": cost.macs_per_second(arch).total, "params": float(cost.parameters(arch))}
     found = []
-    for text in config.budget:
+    for text in asked:
         measure, _, number = text.partition("=")
         value, kind = float(number.removesuffix("%")), cast(Any, measure)
         if number.endswith("%"):

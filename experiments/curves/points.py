@@ -14,17 +14,17 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from compress.address import flatten, unflatten
+from compress.address import flatten
 from compress.encoding import decode, encode
 from compress.sparse import Masks, apply_masks, zero_masks
+from experiments.curves.bare import bare, bare_arch
 from experiments.curves.columns import Row, show
 from experiments.curves.transcripts import Transcripts
 from experiments.probes.probing import Probes
@@ -34,8 +34,7 @@ from jaxssl.inference.latency import Load, Program, compile_forward, race, speed
 from jaxssl.inference.source import Model
 from jaxssl.models import checkpoint, cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
-from jaxssl.models.model import Params, shapes
-from jaxssl.models.part import emptied
+from jaxssl.models.model import Params
 from jaxssl.models.sites import matrices
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console, progress
@@ -113,6 +112,7 @@ class Bench:
         programs: compiled forward passes by shape.
         draw: makes curve.png, called as `pictures.draw_curve`, which None stands for.
         transcripts: held-out speech that the model's CTC layer writes down, where it has one.
+        clock: times a point of some name, in place of a race of all on noise.
     """
 
     out: Path
@@ -131,6 +131,7 @@ class Bench:
     programs: dict[Arch, Program] = field(default_factory=dict)
     draw: Callable[..., None] | None = None
     transcripts: Transcripts | None = None
+    clock: Callable[[str], Row] | None = None
 
     def quality(self, subject: Subject) -> dict[str, float]:
         """Return `valid_loss` (nats, masked frames) and `masked_accuracy` on held-out speech, with intervals."""
@@ -170,12 +171,12 @@ class Bench:
         row = {"name": name, "level": level, "step": step, **sizes(subject)}
         row |= {**self._predicted(name, subject, step), **self.written(subject), **self.wrote.get(step, {}), **told}
         fast = self.fast(subject)
-        row |= self._time(name, fast)
+        row |= self._time(name, fast) if self.clock is None else self.clock(name)
         row |= {"packed_maps": sum(bool(found["packed"]) for found in fast.rows), "packed_error": fast.error}
         if self.probes is not None:
             row |= self.probes.measure(name, subject.arch, subject.seen, heard_by(subject.arch, self.model, self.data))
         row["bytes"] = self._save(name, subject, fast)
-        self._record(row)
+        self.record(row)
 
     def read(self, name: str) -> Subject:
         """Load the model of a finished point."""
@@ -192,7 +193,10 @@ class Bench:
         """Keep what a model makes of each held-out utterance, and return its quality, where there are labels."""
         if self.data is None:
             return {}
-        heard = self.hear(subject)
+        return self.compared(name, self.hear(subject), step)
+
+    def compared(self, name: str, heard: HeldOut, step: int) -> Row:
+        """Keep what a point made of each held-out utterance; return its quality, beside the dense model's."""
         files.write_arrays(self._heard(name), vars(heard))
         return {**heard.summary(), **self._beside_dense(heard, step)}
 
@@ -216,7 +220,7 @@ class Bench:
     def _time(self, name: str, fast: Fast) -> Row:
         """Time the dense model, what stays of it without heads and units, and this one, in turns."""
         dense = self.model.arch, self.model.params
-        programs = {"dense": self.program(*dense), "bare": self.program(*_bare(*dense))}
+        programs = {"dense": self.program(*dense), "bare": self.program(*bare(*dense))}
         if name != "dense":
             programs["point"] = self._own_program(fast)
         with progress("timing side by side", self.rounds + 2) as tick:
@@ -236,7 +240,7 @@ class Bench:
 
     def _own_program(self, fast: Fast) -> Program:
         """Compile a point, unless the one before had its shape, as maps of one rank have, however they were found."""
-        beside = (self.model.arch, _bare_arch(self.model.arch))
+        beside = (self.model.arch, bare_arch(self.model.arch))
         if fast.arch in beside:  # the dense shape with other weights: zeros, or fewer bits
             return compile_forward(fast.arch, fast.params, self.load, dtype=self.dtype)
         for arch in [arch for arch in self.programs if arch not in (*beside, fast.arch)]:
@@ -269,7 +273,8 @@ class Bench:
             checkpoint.save(packed, fast.arch, fast.params, provenance=origin, extra=extra, overwrite=True)
         return len(encoded)
 
-    def _record(self, row: Row) -> None:
+    def record(self, row: Row) -> None:
+        """Add a point to those that are finished, and show it."""
         rows = [*self.rows(), row]
         files.write_json(self.out / "points.json", rows)
         files.write_csv(self.out / "curve.csv", rows)
@@ -306,23 +311,6 @@ def sizes(subject: Subject) -> Row:
         "heads": [layer.heads for layer in subject.arch.layers],
         "units": [layer.ffn.size for layer in subject.arch.layers],
     }
-
-
-@lru_cache(maxsize=4)
-def _bare_arch(arch: Arch) -> Arch:
-    return replace(
-        arch, layers=tuple(replace(layer, mixer=emptied(layer.mixer), ffn=emptied(layer.ffn)) for layer in arch.layers)
-    )
-
-
-def _bare(arch: Arch, params: Params) -> tuple[Arch, Params]:
-    """Return the model without any head or unit: what stays whatever is pruned."""
-    bare, flat = _bare_arch(arch), flatten(params)
-    arrays = {
-        path: flat[path] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
-        for path, leaf in flatten(shapes(bare)).items()
-    }
-    return bare, unflatten(arrays)
 
 
 def _compare(one: Params, two: Params) -> None:

@@ -58,7 +58,8 @@ class Bench:
 def retime(curves: Sequence[Curve], load: Load, *, dtype: str, rounds: int) -> list[Curve]:
     """Time every point of every run beside its dense model and all others, in turns.
 
-    A point that was packed for its device is timed packed, as in its own run.
+    A point that was packed for its device is timed packed, as in its own run. One whose utterances leave early is no
+    one program, and keeps the share of the dense time that its own run measured.
 
     Args:
         curves: the runs; every point's model must be in its folder.
@@ -73,7 +74,9 @@ def retime(curves: Sequence[Curve], load: Load, *, dtype: str, rounds: int) -> l
     Raises:
         InputError: a point's model is not there.
     """
-    places = {(c.label, str(row["name"])): _place(c, str(row["name"])) for c in curves for row in c.points}
+    places = {
+        (c.label, str(row["name"])): _place(c, str(row["name"])) for c in curves for row in c.points if not _leaves(row)
+    }
     bench = Bench(load, jnp.dtype(dtype))
     with progress("loading and compiling", len(places) + len(curves)) as tick:
         dense = {c.label: _added(bench, _dense(c), tick) for c in curves}
@@ -81,6 +84,8 @@ def retime(curves: Sequence[Curve], load: Load, *, dtype: str, rounds: int) -> l
     timings = bench.race(rounds)
 
     def timed(curve: Curve, row: Row) -> Row:
+        if _leaves(row):
+            return row
         baseline = dense[curve.label]
         arch = archs.get((curve.label, str(row["name"])), baseline)
         kept = {key: value for key, value in row.items() if key != "bare_ms"}
@@ -88,6 +93,11 @@ def retime(curves: Sequence[Curve], load: Load, *, dtype: str, rounds: int) -> l
 
     now = machine(bench.dtype)
     return [replace(c, rows=tuple(timed(c, row) for row in c.rows), machine=now) for c in curves]
+
+
+def _leaves(row: Row) -> bool:
+    """Tell whether a point's utterances leave behind several layers (`experiments.exits`)."""
+    return "exits" in row
 
 
 def _added(bench: Bench, place: tuple[str | None, int], tick: Callable[[], None]) -> Arch:

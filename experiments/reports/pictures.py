@@ -41,6 +41,8 @@ LEVELS = {
     "int8": "bits of a weight",
     "joint": "share of the parameters that was to go",
     "sequence": "frames that become one",
+    "exits": "layer behind which utterances leave, or entropy below which they do",
+    "elastic": "MACs as a share of the dense model's",
 }
 CAPTION = "time: 1 / speed-up over the dense model, timed in turns, bars are quartiles; of quality 95 % bootstrap"
 AS_LONG = "dense, trained as long"

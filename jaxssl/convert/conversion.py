@@ -57,7 +57,7 @@ def read(
         path: a file, or a Hugging Face folder.
         heads: attention heads, for a state dict or a fine-tuned fairseq file, which do not say.
         config: the .yaml of an ARMHuBERT, STaRHuBERT or FitHuBERT, where it is not beside the file.
-        subnet: which subnet of a LightHuBERT, as JSON or the path of such a file; default: the largest.
+        subnet: which subnet of a LightHuBERT, as JSON, the path of such a file or its name; default: the largest.
 
     Raises:
         InputError: it is unknown, damaged, hostile, of an unsupported model, or its names and shapes do not fit.

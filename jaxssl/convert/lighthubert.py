@@ -14,8 +14,11 @@ from jaxssl.convert.fairseq import arch_of, measure
 from jaxssl.convert.naming import Tensor
 from jaxssl.convert.stand_ins import entries
 from jaxssl.convert.windows import Part
+from jaxssl.models import supernet
 from jaxssl.models.arch import Arch, Attention, FeedForward, Layer
 from jaxssl.models.names import Shape
+from jaxssl.models.subnets import PUBLISHED
+from jaxssl.models.supernet import Subnet
 from jaxssl.runtime import files
 
 KIND = "LightHuBERT"
@@ -24,7 +27,6 @@ HEADS = r"layer_pred_heads\..*"  # what predicts its teacher's layers
 KERNEL = "encoder.pos_conv.0."
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
 GLOBAL = "global"
-DROPPED = (11, 7, 3, 10, 6, 2)  # layers of the supernet that shallower subnets do without, in this order
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,6 @@ class Gain:
         return np.asarray(self.gain.read() * (norms[0] / norms[1]), np.float32)
 
 
-@dataclass(frozen=True)
-class Subnet:
-    """The sizes of a subnet; heads and units are those of each layer kept."""
-
-    width: int
-    heads: tuple[int, ...]
-    units: tuple[int, ...]
-
-
 def known(state: Mapping[str, Any]) -> bool:
     """Tell whether a checkpoint of fairseq's form is a LightHuBERT."""
     model = entries(entries(state.get("cfg")).get("model"))
@@ -74,8 +67,8 @@ def describe(path: Path, state: Mapping[str, Any], *, subnet: str | None = None)
     Args:
         path: the file.
         state: what it holds.
-        subnet: JSON, or a file of it, with `embed_dim`, `heads_num`, `ffn_embed` as its code has them; default: the
-            largest.
+        subnet: JSON, or a file of it, with `embed_dim`, `heads_num`, `ffn_embed` as its code has them; or the name of a
+            published one (`jaxssl.models.subnets.PUBLISHED`); default: the largest.
 
     Raises:
         InputError: the configuration contradicts the arrays, or there is no such subnet.
@@ -85,7 +78,7 @@ def describe(path: Path, state: Mapping[str, Any], *, subnet: str | None = None)
     settings = Settings(path, {**entries(config.get("task")), **entries(config.get("model"))}, measure(tensors))
     settings.require({"pos_conv_depth": (1,), "encoder_layers": (12,)})
     largest, groups = arch_of(settings, tensors, None), settings.positive("conv_pos_groups")
-    chosen = _sizes(path, subnet, largest, groups) if subnet else _maximal(largest)
+    chosen = _sizes(path, subnet, largest, groups) if subnet else supernet.largest(largest)
     note = f"subnet: {len(chosen.heads)} layers of {chosen.width}"
     if not subnet:
         note += ", the largest; convert_torch --subnet names another"
@@ -100,11 +93,6 @@ def describe(path: Path, state: Mapping[str, Any], *, subnet: str | None = None)
     )
 
 
-def _maximal(largest: Arch) -> Subnet:
-    heads = tuple(layer.attention.heads for layer in largest.layers)
-    return Subnet(largest.width, heads, tuple(layer.ffn.size for layer in largest.layers))
-
-
 def _arch(largest: Arch, subnet: Subnet) -> Arch:
     dim = largest.layers[0].attention.head_dim
     layers = (Layer(Attention(n, dim), FeedForward(units)) for n, units in zip(subnet.heads, subnet.units, strict=True))
@@ -117,14 +105,14 @@ def _sizes(path: Path, text: str, largest: Arch, groups: int) -> Subnet:
     Raises:
         InputError: it is no subnet, or not one of this supernet.
     """
-    values, most, dim = _json(text), _maximal(largest), largest.layers[0].attention.head_dim
+    values, most, dim = _named(text) or _json(text), supernet.largest(largest), largest.layers[0].attention.head_dim
     width, heads, units = values.get("embed_dim"), values.get("heads_num"), values.get("ffn_embed")
     if not (type(width) is int and width > 0 and _naturals(heads) and _naturals(units)):
         raise InputError(
             f"--subnet: embed_dim {width}, heads_num {heads}, ffn_embed {units}; give a number and two lists of numbers"
         )
     depth = values.get("layer_num", len(heads))
-    least = len(most.heads) - len(DROPPED)
+    least = len(most.heads) - len(supernet.dropped(len(most.heads)))
     if not len(heads) == len(units) == depth or not least <= depth <= len(most.heads):
         raise InputError(
             f"--subnet: {len(heads)} heads_num, {len(units)} ffn_embed, layer_num {depth}; subnets of {path} have "
@@ -144,6 +132,14 @@ def _sizes(path: Path, text: str, largest: Arch, groups: int) -> Subnet:
     return Subnet(width, tuple(heads), tuple(units))
 
 
+def _named(text: str) -> dict[str, Any] | None:
+    """Return the published subnet of a name, as its code has it; None where it is no such name."""
+    found = PUBLISHED.get(text)
+    if found is None:
+        return None
+    return {"embed_dim": found.width, "heads_num": [*found.heads], "ffn_embed": [*found.units]}
+
+
 def _json(text: str) -> dict[str, Any]:
     try:
         if text.lstrip().startswith("{"):
@@ -151,7 +147,8 @@ def _json(text: str) -> dict[str, Any]:
         return files.read_object(Path(text))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--subnet {text[:60]}: neither JSON nor a file of it ({error}); give embed_dim, heads_num and ffn_embed"
+            f"--subnet {text[:60]}: neither JSON nor a file of it ({error}); give embed_dim, heads_num and ffn_embed, "
+            f"or {' or '.join(PUBLISHED)}"
         ) from error
 
 
@@ -163,7 +160,7 @@ def _cut(tensors: Mapping[str, Tensor], subnet: Subnet, largest: Arch, groups: i
     """Take a subnet's part of every array, its layers counted from 0."""
     width = range(subnet.width)
     kept: dict[str, Tensor] = {}
-    places = {old: new for new, old in enumerate(_layers_kept(len(subnet.heads), len(largest.layers)))}
+    places = {old: new for new, old in enumerate(supernet.layers_kept(len(subnet.heads), len(largest.layers)))}
     for name, tensor in tensors.items():
         match = LAYER.fullmatch(name)
         if not match:
@@ -171,23 +168,12 @@ def _cut(tensors: Mapping[str, Tensor], subnet: Subnet, largest: Arch, groups: i
         elif (index := places.get(int(match[1]))) is not None:
             layer = largest.layers[int(match[1])]
             heads = range(subnet.heads[index] * layer.attention.head_dim)
-            units = _units_kept(subnet.units[index], subnet.width, layer.ffn.size, largest.width)
+            units = supernet.units_kept(subnet.units[index], subnet.width, layer.ffn.size, largest.width)
             kept[f"encoder.layers.{index}.{match[2]}"] = _inner(match[2], tensor, width, heads, units)
     gain, whole, part = kept.get(f"{KERNEL}weight_g"), tensors.get(f"{KERNEL}weight_v"), kept.get(f"{KERNEL}weight_v")
     if gain is None or whole is None or part is None:
         return kept  # and what is missing is told with the other names
     return kept | {f"{KERNEL}weight_g": Gain(gain, whole, part)}
-
-
-def _layers_kept(count: int, most: int) -> list[int]:
-    """Name the layers that a subnet of `count` layers has: the last of every block of four go first."""
-    return sorted(set(range(most)) - set(DROPPED[: most - count]))
-
-
-def _units_kept(units: int, width: int, most: int, widest: int) -> list[int]:
-    """Name a subnet's hidden units: the supernet has one stretch of `widest` for each multiple of its width."""
-    stretches = [range(i * widest, i * widest + min(width, units - i * width)) for i in range(-(-units // width))]
-    return list(range(most)) if units == most else [unit for stretch in stretches for unit in stretch]
 
 
 def _outer(name: str, tensor: Tensor, width: range, groups: int) -> Tensor:

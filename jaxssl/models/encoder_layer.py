@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -31,6 +32,13 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, x: Array, valid: Array | None, rngs: Keys | None, before: Any = None) -> tuple[Array, Any]:
         """Map `x: (batch, time, width)` to the same shape; take and return what mixers lend each other."""
+        y, carry = self.whole(x, valid, rngs, before)
+        return (
+            jnp.where(self.kept[...], y, x) if hasattr(self, "kept") else y
+        ), carry  # of a subnet that leaves it out
+
+    def whole(self, x: Array, valid: Array | None, rngs: Keys | None, before: Any) -> tuple[Array, Any]:
+        """Run the layer, which no subnet leaves out."""
         mixer, norm = getattr(self, self.place), getattr(self, f"{self.place}_norm")
 
         def mix(x: Array) -> tuple[Array, Any]:

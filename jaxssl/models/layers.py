@@ -74,8 +74,19 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(width, epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """Normalise `x: (batch, time, width)`."""
+        """Normalise `x: (batch, time, width)`; of a subnet, its channels (`jaxssl.models.supernet`)."""
+        if hasattr(self, "channels"):
+            return self.narrow(x.astype(jnp.float32), self.channels[...]).astype(x.dtype)
         return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+
+    def narrow(self, x: Array, channels: Array) -> Array:
+        """Normalise some `channels: (width,)` by themselves, the others being 0, and return 0 for these."""
+        channels = channels[None, None]
+        count = channels.sum(-1, keepdims=True).astype(x.dtype)
+        apart = jnp.where(channels, x - x.sum(-1, keepdims=True) / count, jnp.zeros_like(x))
+        scale = jax.lax.rsqrt(jnp.square(apart).sum(-1, keepdims=True) / count + NORM_EPSILON)
+        found = apart * scale * self.scale[...][None, None] + self.bias[...][None, None]
+        return jnp.where(channels, found, jnp.zeros_like(x))
 
 
 def frame_mask(lengths: Array, frames: int) -> Array:

@@ -27,6 +27,7 @@ from jaxssl.models.keys import Keys, OneKey
 from jaxssl.models.layers import KEPT, LayerNorm, dropout, frame_mask, uniform_init
 from jaxssl.models.one_by_one import one_by_one
 from jaxssl.models.part import Featured, Map, Padding
+from jaxssl.models.rates.grouping import spread
 from jaxssl.models.rates.track import Track
 
 Params = dict[str, Any]
@@ -160,12 +161,12 @@ class Model(nnx.Module):
         Last comes what each frame was weighed by, if it was.
         """
         if self.arch.shortening is None:
-            return features, _spread(mask, features.frames, self.arch.grouped), None
+            return features, spread(mask, features.frames, self.arch.grouped), None
         short = self.shortening(features.x, features.lengths, rngs)
         track = features.then(short)
         if mask is not None and mask.shape[1] == features.frames:
             return track, short.hide(mask), short.weights
-        return track, _spread(mask, track.frames, self.arch.grouped // self.arch.shortening.ratio), short.weights
+        return track, spread(mask, track.frames, self.arch.grouped // self.arch.shortening.ratio), short.weights
 
     def upsample(self, last: Track, whole: Track) -> Track:
         """Bring the encoder's output back to the frames of the front end, where the model does so."""
@@ -190,13 +191,7 @@ class Model(nnx.Module):
 
         Positions hear no frame that is not in `inside: (batch, time)`, layers none that is not valid.
         """
-        x = features.x + self.position(features.x, inside)
-        if not self.arch.norm_first:
-            x = self.norm(x)
-        track = features.of(dropout(x, self.arch.dropout.hidden, rngs))
-        # A reduced frame that is valid is made of valid frames only, so what padding holds here does not matter.
-        if self.arch.time_reduction > 1:
-            track = track.then(self.reduction(track.x, track.lengths))
+        track = self.enter(features, inside, rngs)
         keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
         start, carry = 0, self.relative(track.frames) if self.arch.relative else None
         hidden = [track]
@@ -212,6 +207,17 @@ class Model(nnx.Module):
             hidden += map(track.of, outputs)
             track, start = hidden[-1], end
         return tuple(hidden)
+
+    def enter(self, features: Track, inside: Array | None, rngs: Keys | None) -> Track:
+        """Return the input of the first layer: features with their positions, reduced in time where the model does."""
+        x = features.x + self.position(features.x, inside)
+        if not self.arch.norm_first:
+            x = self.norm(x)
+        track = features.of(dropout(x, self.arch.dropout.hidden, rngs))
+        # A reduced frame that is valid is made of valid frames only, so what padding holds here does not matter.
+        if self.arch.time_reduction > 1:
+            track = track.then(self.reduction(track.x, track.lengths))
+        return track
 
     def run_layers(
         self,
@@ -358,14 +364,6 @@ def _runs(layers: Sequence[Layer], lends: Sequence[bool]) -> list[int]:
     each = enumerate(zip(layers, lends, strict=True))
     runs = groupby(each, lambda one: (one[1], one[0] if one[1][0].shortening else None))
     return [len(list(run)) for _, run in runs]
-
-
-def _spread(mask: Array | None, frames: int, ratio: int) -> Array | None:
-    """Let a mask of reduced frames, (batch, frames // ratio), hide all that these are made of, (batch, frames)."""
-    if mask is None or ratio == 1 or mask.shape[1] == frames:
-        return mask
-    spread = jnp.repeat(mask, ratio, axis=1)
-    return jnp.pad(spread, ((0, 0), (0, frames - spread.shape[1])))  # frames left over are in none
 
 
 @lru_cache(maxsize=64)

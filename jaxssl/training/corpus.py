@@ -47,6 +47,8 @@ class Data:
         texts: what is said in each utterance of the corpus of held-out speech; empty where it is not known.
         taught: the same of the corpus to train on.
         mel: statistics by which log-Mel models hear a corpus of waveforms; None for a corpus of log-Mel.
+        audio: file of each utterance of the corpus of held-out speech; of the study's corpora that of its features.
+        taught_audio: the same of the corpus to train on.
     """
 
     train: tuple[Corpus, np.ndarray]
@@ -59,6 +61,8 @@ class Data:
     texts: tuple[str, ...] = ()
     taught: tuple[str, ...] = ()
     mel: Stats | None = None
+    audio: tuple[Path, ...] = ()
+    taught_audio: tuple[Path, ...] = ()
 
 
 def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
@@ -110,6 +114,8 @@ def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | Non
         texts=texts,
         taught=taught,
         mel=mel,
+        audio=tuple(utterance.path for utterance in there.manifest.utterances),
+        taught_audio=tuple(utterance.path for utterance in here.manifest.utterances),
     )
 
 
@@ -206,6 +212,11 @@ def hear(arch: Arch, params: Params, data: Data, training: Training) -> HeldOut:
     Raises:
         InputError: no held-out frame is hidden.
     """
+    return hear_each(arch, params, data, training)[1]
+
+
+def hear_each(arch: Arch, params: Params, data: Data, training: Training) -> tuple[np.ndarray, HeldOut]:
+    """Return the numbers of the held-out utterances in their corpus, and what `hear` does."""
     mesh, found = make_mesh(fsdp=1), list[np.ndarray]()
     run, heard = _by_row(arch, data.clusters, training.dtype), hearing(arch, data)
     placed = place(params, shardings(params, mesh))
@@ -216,7 +227,7 @@ def hear(arch: Arch, params: Params, data: Data, training: Training) -> HeldOut:
     if not len(kept):
         raise InputError(f"none of {len(index)} held-out utterances has a hidden frame with a label; give longer ones")
     order = kept[np.argsort(index[kept])]
-    return HeldOut(*(column[order].astype(np.float64) for column in columns))
+    return index[order].astype(np.int64), HeldOut(*(column[order].astype(np.float64) for column in columns))
 
 
 @lru_cache(maxsize=4)

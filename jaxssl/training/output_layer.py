@@ -5,7 +5,7 @@ before and after compression it has the same layer, fitted in seconds.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,31 +30,44 @@ from jaxssl.training.probe import regress
 from jaxssl.training.settings import Training
 from jaxssl.training.step import Arrays
 
-FRAMES = 8192  # that a layer is fitted to at most: 100 classes of 768 numbers take ten seconds on two cores
+FRAMES = 8192  # that a layer is fitted to: 100 classes of 768 numbers take ten seconds on two cores
 
 
-def with_output_layer(model: Model, data: Data, training: Training, *, kept: Path) -> Model:
+def with_output_layer(
+    model: Model,
+    data: Data,
+    training: Training,
+    *,
+    kept: Path,
+    frames: int = FRAMES,
+    hidden: bool = False,
+    l2: Sequence[float] = (1e-3,),
+) -> Model:
     """Give a model an output layer for the labels of some speech, fitted to its frozen frames; it says so in a note.
 
-    It hears the speech as training has it, some frames hidden, and learns hidden and other frames alike. What was
-    fitted once is read again, so that a run that was broken off goes on with the same.
+    It hears the speech as training has it, some frames hidden, and learns hidden and other frames alike, or the hidden
+    ones alone. What was fitted once is read again, so that a run that was broken off goes on with the same.
 
     Args:
         model: without an output layer.
         data: labelled speech.
         training: how batches are made, and in which dtype they are heard.
         kept: folder for what was fitted.
+        frames: that it is fitted to at most.
+        hidden: learn hidden frames alone, on which masked prediction is measured.
+        l2: regularisations; of several the one that does best on the last quarter of the frames, fitted to the others.
 
     Raises:
         InputError: the speech makes no batches, or the model's frames are not finite.
     """
-    batches = _batches(data, training)
-    path = kept / f"{_digest(model, batches, training)}.npz"
+    batches = _batches(data, training, frames, hidden)
+    path = kept / f"{_digest(model, batches, training, (frames, hidden, *l2))}.npz"
     head = _read(path)
     if head is None:
-        frames, labels = _heard(model, batches, training, hearing(model.arch, data))
-        with progress("fitting an output layer", 1) as tick:
-            kernel, bias = regress(frames, labels, classes=data.clusters)
+        rows, labels = (part[:frames] for part in _heard(model, batches, training, hidden, hearing(model.arch, data)))
+        with progress("fitting an output layer", len(l2) + (len(l2) > 1)) as tick:
+            best = l2[0] if len(l2) == 1 else _choose(rows, labels, l2, classes=data.clusters, tick=tick)
+            kernel, bias = regress(rows, labels, classes=data.clusters, l2=best)
             tick()
         files.write_arrays(path, {"kernel": kernel, "bias": bias})
         head = {"kernel": kernel, "bias": bias}
@@ -67,42 +80,61 @@ def with_output_layer(model: Model, data: Data, training: Training, *, kept: Pat
     )
 
 
-def _batches(data: Data, training: Training) -> list[Batch]:
+def _choose(
+    rows: np.ndarray, labels: np.ndarray, l2: Sequence[float], *, classes: int, tick: Callable[[], Any]
+) -> float:
+    """Return the regularisation with the least loss on the last quarter of the rows, fitted to those before."""
+    cut, losses = len(rows) * 3 // 4, list[float]()
+    for strength in l2:
+        kernel, bias = regress(rows[:cut], labels[:cut], classes=classes, l2=strength)
+        logs = jax.nn.log_softmax(jnp.asarray(rows[cut:] @ kernel + bias))
+        losses.append(-float(np.asarray(logs)[np.arange(len(rows) - cut), labels[cut:]].mean()))
+        tick()
+    return l2[int(np.argmin(losses))]
+
+
+def _batches(data: Data, training: Training, most: int, hidden: bool) -> list[Batch]:
     """Draw the first training batches, until their frames are enough."""
     with loader(data, training) as feed:
         drawn, frames = list[Batch](), 0
         for number in range(feed.steps):
             drawn.append(feed.batch(0, number))
-            frames += int((drawn[-1].labels >= 0).sum())
-            if frames >= FRAMES:
+            frames += int(_meant(drawn[-1], hidden).sum())
+            if frames >= most:
                 break
         return drawn
 
 
-def _digest(model: Model, batches: list[Batch], training: Training) -> str:
+def _digest(model: Model, batches: list[Batch], training: Training, how: tuple[Any, ...]) -> str:
     digest = hashlib.sha256(fingerprint(model))
-    digest.update(repr((model.arch, training.dtype)).encode())
+    digest.update(repr((model.arch, training.dtype, how)).encode())
     for batch in batches:
         for array in (batch.index, batch.lengths, batch.labels, batch.mask):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:12]
 
 
+def _meant(batch: Batch, hidden: bool) -> np.ndarray:
+    """Tell which frames have a label, of hidden ones alone or of all, (batch, frames)."""
+    known = np.asarray(batch.labels) >= 0
+    return known & np.asarray(batch.mask) if hidden else known
+
+
 def _heard(
-    model: Model, batches: list[Batch], training: Training, taken: Callable[[Arrays], Arrays]
+    model: Model, batches: list[Batch], training: Training, hidden: bool, taken: Callable[[Arrays], Arrays]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frames that have labels, (frames, width) float32, and those, (frames,)."""
+    """Return the frames that are meant, (frames, width) float32, and their labels, (frames,)."""
     frames, labels = list[np.ndarray](), list[np.ndarray]()
     run = partial(_last, model.arch, training.dtype, model.params)
     with progress("listening to fit", len(batches)) as tick:
         for batch in batches:
             given = taken(vars(batch))
             last, valid = map(np.asarray, run(given["inputs"], given["lengths"], batch.mask))
-            known = valid & (batch.labels >= 0)
+            known = valid & _meant(batch, hidden)
             frames.append(last[known])
             labels.append(batch.labels[known])
             tick()
-    return np.concatenate(frames)[:FRAMES], np.concatenate(labels)[:FRAMES]
+    return np.concatenate(frames), np.concatenate(labels)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -12,7 +12,9 @@ from compress.errors import InputError
 from jaxssl.convert import lighthubert
 from jaxssl.convert.conversion import read
 from jaxssl.models.fronts.waveform import standardise
-from tests.archs import forward
+from jaxssl.models.subnets import PUBLISHED
+from jaxssl.models.supernet import layers_kept
+from tests.archs import ARCHS, forward, transformer_layer
 from tests.golden import meets
 
 FILE = "encoders/lighthubert/lighthubert_tiny.pt"
@@ -61,7 +63,7 @@ def test_a_subnet_from_a_file(shared, tmp_path):
 
 @pytest.mark.parametrize(("count", "kept"), [(12, range(12)), (11, range(11)), (6, (0, 1, 4, 5, 8, 9))])
 def test_shallow_subnets_lack_the_last_layers_of_every_block(count, kept):
-    assert lighthubert._layers_kept(count, 12) == list(kept)
+    assert layers_kept(count, 12) == list(kept)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,13 @@ def test_shallow_subnets_lack_the_last_layers_of_every_block(count, kept):
 def test_what_is_no_subnet_of_it(shared, change, message):
     with pytest.raises(InputError, match=message):
         read(shared / FILE, subnet=json.dumps(SUBNET | change))
+
+
+def test_published_subnets_have_names(shared):
+    base = replace(ARCHS["base"], width=512, layers=(transformer_layer(8, 2048, head_dim=64),) * 12)
+    assert lighthubert._sizes(None, "lighthubert-small", base, 16) == PUBLISHED["lighthubert-small"]
+    with pytest.raises(InputError, match="embed_dim 384, up to 6 heads_num and 1536 ffn_embed; .* has up to 128"):
+        read(shared / FILE, subnet="lighthubert-small")
 
 
 @pytest.mark.parametrize("text", ["{", "nowhere.json", "{} []"])

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.export import is_symbolic_dim
@@ -134,9 +135,29 @@ class Position(nnx.Module):
         """Return what is added to `x: (batch, time, width)`, which is zero where frames are padding."""
         if hasattr(self, "filters"):
             y = by_filters(x, self.filters[...], taps=self.taps, padding=self.pads)
+        elif hasattr(self, "channels"):
+            y = self.narrow(x, self.channels[...])
         else:
             y = convolved(x, self.weight, padding=self.pads, groups=self.groups)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+
+    def narrow(self, x: Array, channels: Array) -> Array:
+        """Convolve the first `channels: (width,)` in groups of their own, as a subnet does (`jaxssl.models.supernet`).
+
+        Its groups are smaller than these. Each is laid into one of these, what is left of it being 0.
+        """
+        width = channels.shape[0]
+        group, place = map(jnp.asarray, np.divmod(np.arange(width), width // self.groups))
+        size = channels.sum() // self.groups  # of the subnet's groups
+        inside = place < size
+        taken = jnp.where(inside, group * size + place, 0)  # the channel that lies here
+        x = jnp.where(inside[None, None], jnp.take(x, taken, axis=-1), jnp.zeros_like(x))
+        weight = jnp.take(self.weight, taken, axis=-1)
+        weight = jnp.where(inside[None, : weight.shape[1], None] & inside[None, None], weight, jnp.zeros_like(weight))
+        y = convolved(x, weight, padding=self.pads, groups=self.groups)
+        order = jnp.arange(width)
+        laid = jnp.where(channels, order // size * (width // self.groups) + order % size, 0)
+        return jnp.where(channels[None, None], jnp.take(y, laid, axis=-1), jnp.zeros_like(y))
 
     @property
     def weight(self) -> Array:

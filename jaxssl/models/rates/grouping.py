@@ -137,3 +137,11 @@ def _grouped(x: Array, lengths: Array | None, ratio: int) -> Shortened:
         return jax.lax.reduce_window(mask, False, jax.lax.bitwise_or, (1, ratio), (1, ratio), "VALID")
 
     return Shortened(x, None if lengths is None else lengths // ratio, restore, hide)
+
+
+def spread(mask: Array | None, frames: int, ratio: int) -> Array | None:
+    """Let a mask of reduced frames, (batch, frames // ratio), hide all that these are made of, (batch, frames)."""
+    if mask is None or ratio == 1 or mask.shape[1] == frames:
+        return mask
+    whole = jnp.repeat(mask, ratio, axis=1)
+    return jnp.pad(whole, ((0, 0), (0, frames - whole.shape[1])))  # frames left over are in none
