@@ -60,7 +60,7 @@ class Config:
     """updates and clusters of stage 1"""
     second: Count[tuple[int, int]] = (1600, 200)
     """updates and clusters of stage 2"""
-    third: Count[tuple[int, int, int]] = (20_000, 500, 4)
+    third: Count[tuple[int, int, int]] = (20_000, 500, 3)
     """updates, clusters and Whisper's layer of the stage of --targets whisper"""
     start: str | None = None
     """model that this stage begins from, as melhubert-mini; default: fresh weights"""

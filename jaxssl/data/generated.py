@@ -141,7 +141,7 @@ def make(order: Order, folder: Path, *, tick: Callable[[], object] = bool) -> Ma
     found: list[Utterance] = []
     for name, first, count in order.blocks():
         path = folder / "blocks" / f"{name}-{first:06d}.json"
-        if not path.is_file():
+        if not _is_whole(folder, path):
             spoken = enumerate(_said(order, name, first, count), first)
             files.write_json(path, [_saved(order, folder, name, number, said) for number, said in spoken])
         found += [_utterance(folder, row) for row in files.read_rows(path)]
@@ -149,6 +149,11 @@ def make(order: Order, folder: Path, *, tick: Callable[[], object] = bool) -> Ma
     manifest = Manifest(tuple(found))
     write(manifest, folder)
     return manifest
+
+
+def _is_whole(folder: Path, block: Path) -> bool:
+    """Tell whether a block is finished and all its files are still there."""
+    return block.is_file() and all((folder / row["path"]).is_file() for row in files.read_rows(block))
 
 
 def _said(order: Order, name: str, first: int, count: int) -> Iterator[Said]:
