@@ -15,6 +15,7 @@ import numpy as np
 from compress.errors import InputError
 from jaxssl.data import embedded, espeak
 from jaxssl.data.alignments import SILENCE
+from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.lexicon import Lexicon, read_lexicon, words
 from jaxssl.data.manifest import Segment
 from jaxssl.data.voices import PHONES
@@ -23,6 +24,8 @@ FRAMES = 100  # a second
 # Seconds from the middle of a frame's 10 ms to that of the window of 410 samples that it hears, which begins with it:
 # uncorrected, phones begin 6 ms too early, as the median of 1,786 phones whose times flite and eSpeak told.
 LATE = 410 / 16_000 / 2 - 1 / FRAMES / 2
+PAUSE = FRAMES // 2  # frames of near silence put before and after: without it a path often finds no end
+FAINT = 3.0  # deviation of that silence, of 16 bit samples
 NOISES = ("+", "<", "SIL")  # how what is no phone begins
 SPEAKING = {"rate": 150, "pitch": 50, "range": 50, "volume": 100, "seed": 1}
 Aligner = Callable[[np.ndarray, str], tuple[Segment, ...]]
@@ -49,8 +52,7 @@ def open_aligner(texts: Iterable[str]) -> tuple[Aligner, list[str]]:
         for word in dict.fromkeys(words(text)):
             if word not in known:
                 decoder.add_word(word.lower(), " ".join(said[word]), False)
-        pcm = (np.clip(samples, -1, 1) * 32767).astype(np.int16).tobytes()
-        return _aligned(decoder, pcm, " ".join(words(text)).lower())
+        return _within(_aligned(decoder, _pcm(samples), " ".join(words(text)).lower()), len(samples) / SAMPLE_RATE)
 
     return align, strange
 
@@ -76,6 +78,19 @@ def pronounced(strange: list[str]) -> Lexicon:
     return found
 
 
+def _pcm(samples: np.ndarray) -> bytes:
+    """Return 16 bit samples between two pauses."""
+    pause = PAUSE * SAMPLE_RATE // FRAMES
+    noise = FAINT * np.random.default_rng(0).standard_normal((2, pause))
+    return np.concatenate([noise[0], np.clip(samples, -1, 1) * 32767, noise[1]]).astype(np.int16).tobytes()
+
+
+def _within(phones: tuple[Segment, ...], end: float) -> tuple[Segment, ...]:
+    """Cut off what is in the pauses, beyond a recording's beginning and end."""
+    times = [(max(p.start, 0.0), min(p.end, round(end, 4)), p.label) for p in phones]
+    return tuple(Segment(start, stop, label) for start, stop, label in times if stop > start)
+
+
 def _aligned(decoder: Any, pcm: bytes, text: str) -> tuple[Segment, ...]:
     """Align words, then the phones within them; none where PocketSphinx finds no path."""
     try:
@@ -91,7 +106,7 @@ def _aligned(decoder: Any, pcm: bytes, text: str) -> tuple[Segment, ...]:
 
 
 def _time(frame: int) -> float:
-    return round(frame / FRAMES + LATE, 4) if frame else 0.0
+    return round((frame - PAUSE) / FRAMES + LATE, 4)
 
 
 def _hear(decoder: Any, pcm: bytes) -> None:

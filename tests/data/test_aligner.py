@@ -47,6 +47,8 @@ def test_speech_is_aligned_with_its_text(shared):
     align, strange = open_aligner([utterance.text])
     found = align(samples, utterance.text)
     assert strange == []
+    assert found[0].start == 0
+    assert found[-1].end == pytest.approx(len(samples) / 16000, abs=1e-4)
     assert all(one.end == other.start for one, other in itertools.pairwise(found))
     assert agreement([(utterance.phones, found)]).speech > 0.8
     assert align(np.zeros(8000, np.float32), "nothing of all this was ever said " * 20) == ()
