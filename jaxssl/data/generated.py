@@ -3,7 +3,7 @@
     corpus/
       <speaker>/<id>.flac    16 kHz mono, 16 bit
       manifest.tsv           id, path, samples, speaker, text
-      phones.tsv             of what flite and eSpeak said; Piper and real speech tell none
+      phones.tsv             of what the engines said, and of real speech that came with phone times
       blocks/NAME.json       what each finished block holds: a run that was broken off makes the others
 
 Every utterance follows from the seed and its own number, so a block is the same whenever it is made. A speaker is a
@@ -176,9 +176,9 @@ def _copied(order: Order, number: int) -> Said:
 def _by_piper(order: Order, numbers: Sequence[int]) -> Iterator[Said]:
     texts = [order.text("piper", number) for number in numbers]
     seed = int(order.rng("piper", "noise", numbers[0]).integers(2**31 - 1))
-    for number, text, (samples, rate) in zip(numbers, texts, piper.speak(texts, seed=seed), strict=True):
+    for number, text, (samples, rate, phones) in zip(numbers, texts, piper.speak(texts, seed=seed), strict=True):
         speaker, voice = _speaker(order, "piper", number)
-        yield Said(_at_16_khz(samples, rate), (), f"joe-{speaker}", voice, text)
+        yield Said(_at_16_khz(samples, rate), phones, f"joe-{speaker}", voice, text)
 
 
 def _by_flite(order: Order, numbers: Sequence[int]) -> Iterator[Said]:
