@@ -35,8 +35,8 @@ BLOCK = 16  # utterances that are made together
 LETTERS = 110  # of an utterance at least: some 8 s
 LETTERS_A_SECOND = 14.5
 PAUSE = (0.1, 0.4)  # seconds before and after what is said
-# Measured on one core of two that did other work, seconds a second of speech: engine, vocoder, room and file together.
-FACTOR = {"piper": 0.16, "flite": 0.09, "espeak": 0.09, COPIES: 0.08}
+# CPU seconds a second of speech: engine, vocoder, room and file together, of 112 s of speech each on an AMD EPYC core.
+FACTOR = {"piper": 0.088, "flite": 0.046, "espeak": 0.038, COPIES: 0.037}
 
 
 @dataclass(frozen=True)
