@@ -64,6 +64,8 @@ class Config:
     """updates, clusters and Whisper's layer of the stage of --targets whisper"""
     start: str | None = None
     """model that this stage begins from, as melhubert-mini; default: fresh weights"""
+    unmasked: Natural[float] = 1.0
+    """weight of frames that are not hidden, in the loss of this stage"""
     learning_rate: Positive[float] = 1e-3
     """highest learning rate of every stage"""
     frames: Count[int] = 300_000
@@ -99,7 +101,7 @@ def _by_whisper(config: Config) -> Path:
     """Train on clusters of a layer of Whisper's encoder."""
     steps, clusters, layer = config.third
     _prepare(config, f"{published()}:{layer}", "whisper", clusters)
-    _train(config, stage := config.out / "stage3", "whisper", steps, config.start)
+    _train(config, stage := config.out / "stage3", "whisper", steps, config.start, unmasked=config.unmasked)
     return stage
 
 
@@ -145,7 +147,7 @@ def _prepare(config: Config, labels: str, name: str, clusters: int) -> None:
     prepare(replace(settings, audio=config.valid, out=config.out / "held-out", like=settings.out))
 
 
-def _train(config: Config, out: Path, labels: str, steps: int, model: str | None) -> None:
+def _train(config: Config, out: Path, labels: str, steps: int, model: str | None, *, unmasked: float = 0.0) -> None:
     settings = Pretraining(
         corpus=config.out / "train",
         valid=config.out / "held-out",
@@ -155,6 +157,7 @@ def _train(config: Config, out: Path, labels: str, steps: int, model: str | None
         learn="head" if labels == "own" else "all",
         steps=steps,
         learning_rate=config.learning_rate,
+        unmasked=unmasked,
         shortest=3.2,
         valid_every=200,
         save_every=200,

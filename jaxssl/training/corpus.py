@@ -45,6 +45,7 @@ class Data:
         per_second: inputs of the corpus in a second.
         texts: what is said in each utterance of the corpus of held-out speech; empty where it is not known.
         taught: the same of the corpus to train on.
+        unmasked: weight of the frames that are not hidden, in the loss of pre-training.
     """
 
     train: tuple[Corpus, np.ndarray]
@@ -56,6 +57,7 @@ class Data:
     per_second: int
     texts: tuple[str, ...] = ()
     taught: tuple[str, ...] = ()
+    unmasked: float = 0.0
 
 
 def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
@@ -102,8 +104,13 @@ def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | Non
         stats,
         Spans(share, max(span // joined, 1)),
         front.rate,
-        *(tuple(utterance.text for utterance in corpus.manifest.utterances) for corpus in (there, here)),
+        texts=_texts(there),
+        taught=_texts(here),
     )
+
+
+def _texts(corpus: prepared.Prepared) -> tuple[str, ...]:
+    return tuple(utterance.text for utterance in corpus.manifest.utterances)
 
 
 def _open(place: Path) -> prepared.Prepared:
@@ -115,7 +122,7 @@ def pretraining_loss(arch: Arch, data: Data) -> Loss:
 
     A model that fires is guided by the labels too, or it would learn to fire every frame.
     """
-    loss = MaskedPrediction((data.clusters,), penalty=arch.front.penalty)
+    loss = MaskedPrediction((data.clusters,), unmasked=data.unmasked, penalty=arch.front.penalty)
     return loss if arch.shortening is None or arch.shortening.regular else GuidedPrediction(loss)
 
 
