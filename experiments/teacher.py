@@ -10,6 +10,9 @@ encoder (the extra `real`). That is masked prediction in form, but the clusters 
 transcripts, so what is trained is no purely self-supervised model. At last, either way, the output layer alone learns
 clusters of a middle layer of the finished encoder, so that its targets can be made on any speech from the model itself.
 
+In the stage with Whisper's clusters all frames count (--unmasked 1): where hidden ones alone did, 240 updates from the
+package's model taught its probes nothing, and 120 more with all did (docs/results.md).
+
 With 52 minutes of LibriSpeech the first command takes about 45 minutes on two CPU cores; a run that was broken off goes
 on. The numbers to expect are in the model card beside the weights.
 """
