@@ -29,8 +29,7 @@ from experiments.probes.agreement import Agreement, agreement
 from experiments.transcripts.decoder import open_decoder, published
 from experiments.transcripts.hearing import hear_all, listener, whole, window
 from experiments.transcripts.spoken import Spoken
-from jaxssl.data import corpora
-from jaxssl.data.aligner import open_aligner
+from jaxssl.data import aligner, corpora
 from jaxssl.data.audio import read
 from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.inference.source import load_model
@@ -56,10 +55,11 @@ def run(config: Config) -> None:
     ranges.check(config)
     if not config.audio:
         raise InputError("no speech: name files, folders or a manifest.tsv with --audio")
+    aligner.check()
     utterances = corpora.read(config.audio).utterances
     files.claim(config.out)
     spoken = _with_texts(utterances, config.texts)
-    align, strange = open_aligner(u.text for u in spoken)
+    align, strange = aligner.open_aligner(u.text for u in spoken)
     bar = follow(spoken, "aligning", total=len(spoken))
     aligned = [replace(u, phones=align(read(u.path).samples, u.text)) for u in bar]
     kept = [u for u in aligned if u.phones]

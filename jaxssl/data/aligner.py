@@ -57,6 +57,15 @@ def open_aligner(texts: Iterable[str]) -> tuple[Aligner, list[str]]:
     return align, strange
 
 
+def check() -> None:
+    """Make sure that PocketSphinx is installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    _package()
+
+
 def pronounced(strange: list[str]) -> Lexicon:
     """Ask eSpeak NG how words are said, (phones of CMUdict); all that is no phone is left out.
 
