@@ -17,8 +17,8 @@ the boundaries within 20 ms.
 Labels are a machine's: they have its errors, which a probe cannot go beyond. Whisper tiny.en writes 6 % of the words of
 LibriSpeech test-clean wrong and 15 % of test-other's (Radford et al. 2022). Of what flite and eSpeak say and tell (25
 utterances, noise and rooms added) the alignment has the same phone at 76 % of the frames and 75 % of the boundaries
-within 20 ms; of one utterance that the Montreal Forced Aligner had aligned, 77 % of the frames with a phone and 81 %. It
-took 3 minutes of CPU time for 65 minutes of LibriSpeech.
+within 20 ms; of one utterance that the Montreal Forced Aligner had aligned, 77 % of the frames with a phone and 81 %.
+It took 3 minutes of CPU time for 65 minutes of LibriSpeech.
 """
 
 from collections.abc import Sequence
