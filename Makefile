@@ -60,8 +60,8 @@ format: $(VENV)/.tested  ## format the code
 torch: $(VENV)/.tested  ## add PyTorch, transformers and ONNX Runtime for the parity tests and for exports
 	$(PIP) torch==2.13.0 -e '.[espeak,test,torch,deploy]'
 
-real: $(VENV)/.tested  ## add Whisper tiny.en and its decoder, for experiments.whisper
-	$(PIP) -e '.[espeak,test,real]'
+real: $(VENV)/.tested  ## add Whisper tiny.en, its decoder and PocketSphinx: experiments.whisper, experiments.align
+	$(PIP) -e '.[espeak,test,real,align]'
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info build

@@ -41,8 +41,8 @@ GROUPS = {
         "benchmarks.forward",
         "benchmarks.training",
     ),
-    "Train": ("experiments.prepare", "experiments.pretrain", "experiments.teacher"),
-    "Look inside": ("experiments.probe", "experiments.card", "experiments.heads_atlas"),
+    "Train": ("experiments.synthesise", "experiments.prepare", "experiments.pretrain", "experiments.teacher"),
+    "Look inside": ("experiments.align", "experiments.probe", "experiments.card", "experiments.heads_atlas"),
     "Deploy": ("tools.export",),
 }
 INTRODUCTION = """\

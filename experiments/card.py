@@ -7,8 +7,8 @@ Three systems under the same linear probes (`jaxssl.training.probe`): the log-Me
 model's layers with fresh random weights; its layers as they are. Two tasks: phone classification, frame by frame, on
 the embedded corpus, whose phone times are exact, tested on sentences that training never said; and telling the voices
 of that corpus apart. With --speakers, also speaker identification on a folder of speech, the first 7 utterances of each
-speaker to train and the next 3 to test. Each accuracy comes with a 95 % bootstrap interval over sentences or
-utterances, each difference with a paired one.
+speaker to train and the next 3 to test; --turns 3 asks twice more, of other utterances. Each accuracy comes with a 95 %
+bootstrap interval over sentences or utterances, each difference with a paired one.
 
 Speakers are asked of whole utterances (SUPERB) and of single frames (van den Oord et al. 2018, section 3.1). Where each
 was recorded in one session, the recording alone gives them away: of ten LibriSpeech speakers log-Mel and random
@@ -34,7 +34,7 @@ from compress.errors import InputError
 from experiments.curves.measures import Row
 from experiments.curves.recovery import own_quality
 from experiments.probes.probing import Sides, System, classes, examples, log_mel, log_mel_frames, probe, spoken
-from experiments.probes.tasks import Corpus, batches, by_speaker, equalised, sentences
+from experiments.probes.tasks import TURNS, Corpus, batches, by_speaker, equalised, sentences
 from experiments.reports import tables
 from jaxssl.data import corpora
 from jaxssl.inference.encode import hear
@@ -44,7 +44,7 @@ from jaxssl.models.model import init
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, main
 from jaxssl.runtime.ranges import Count, Seed, There
-from jaxssl.training.probe import Score, difference
+from jaxssl.training.probe import Score, difference, together
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Config:
     """model folder, run folder or checkpoint; default: the trained model that comes with the package"""
     speakers: There[Path | None] = None
     """speech with known speakers, ten utterances or more of each: a manifest.tsv, or a folder of folders"""
+    turns: Count[int] = 1
+    """times that the speakers are asked, 3 at most; each tests other utterances, which narrows the intervals"""
     limit: Count[int] = 300
     """utterances of the embedded corpus that train; a third as many test"""
     frames: Count[int] = 8_000
@@ -70,15 +72,17 @@ def run(config: Config) -> None:
     ranges.check(config)
     if config.limit < 8 or config.frames < 100:
         raise InputError(f"--limit {config.limit} --frames {config.frames}: give 8 utterances and 100 frames or more")
+    if config.turns > TURNS:
+        raise InputError(f"--turns {config.turns}: of ten utterances three test at a time; give {TURNS} or fewer")
     files.claim(config.out)
     model = load_model(config.model, seed=config.seed)
     corpora_ = _corpora(config, log_mel(model.arch))
-    model = with_stats(model, Speech(tuple(batch for _, batch in batches(corpora_[0].signals)), (), ()))
+    model = with_stats(model, Speech(tuple(batch for _, batch in batches(corpora_[0][0].signals)), (), ()))
     for note in model.notes:
         console.print(f"note: {note}", markup=False)
 
     heard = systems(model, seed=config.seed)
-    rows = [row for corpus in corpora_ for row in compare(corpus, heard, seed=config.seed)]
+    rows = [row for turns in corpora_ for row in compare(turns, heard, seed=config.seed)]
     tables.show(f"{model.name}: accuracy of linear probes", rows, COLUMNS)
     tables.show("share of each layer (0: input of the first)", *_by_layer(rows))
     quality = _masked_prediction(config, model)
@@ -132,39 +136,51 @@ def systems(model: Model, *, seed: int) -> tuple[System, ...]:
     )
 
 
-def compare(corpus: Corpus, heard: Sequence[System], *, seed: int) -> list[dict[str, Any]]:
-    """Probe every system on what the corpus asks; return a row each, the last system's gain over it included."""
-    found = {system.name: examples(system, corpus, batches(corpus.signals)) for system in heard}
+def compare(turns: Sequence[Corpus], heard: Sequence[System], *, seed: int) -> list[dict[str, Any]]:
+    """Probe every system on what the corpus asks; return a row each, the last system's gain over it included.
+
+    Args:
+        turns: the corpus; several where each tests other utterances, whose answers are then counted together.
+        heard: the systems.
+        seed: of the probes and the bootstrap.
+    """
+    found = {s.name: [examples(s, corpus, batches(corpus.signals)) for corpus in turns] for s in heard}
     rows = []
-    for task in found[heard[0].name]:
-        scores = {s.name: probe(task, found[s.name][task], f"{task}: {s.name}", seed=seed) for s in heard}
+    for task in found[heard[0].name][0]:
+        title = f"{task}: {{}}"
+        each = {s.name: [probe(task, t[task], title.format(s.name), seed=seed) for t in found[s.name]] for s in heard}
+        scores = {name: together(parts, seed=seed) for name, parts in each.items()}
         for name, score in scores.items():
-            rows.append(_row(f"{task}, {corpus.name}", name, found[name][task], score))
+            sides = [turn[task] for turn in found[name]]
+            rows.append(_row(f"{task}, {turns[0].name}", name, sides, score))
             if name != heard[-1].name:
                 gain = difference(scores[heard[-1].name], score, seed=seed)
                 rows[-1] |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
     return rows
 
 
-def _corpora(config: Config, front: LogMel) -> list[Corpus]:
-    asked = config.speakers and by_speaker(corpora.read(config.speakers), front, frames=config.frames)
+def _corpora(config: Config, front: LogMel) -> list[list[Corpus]]:
+    """List the corpora, each as its turns."""
     said = sentences(spoken(), front, limit=config.limit, frames=config.frames, seed=config.seed)
-    return [said, asked, equalised(asked)] if asked else [said]
+    if not config.speakers:
+        return [[said]]
+    manifest = corpora.read(config.speakers)
+    asked = [by_speaker(manifest, front, frames=config.frames, turn=turn) for turn in range(config.turns)]
+    return [[said], asked, [equalised(corpus) for corpus in asked]]
 
 
-def _row(task: str, name: str, sides: Sides, score: Score) -> dict[str, Any]:
-    train, test = sides
-    common = np.bincount(train.labels).argmax()
+def _row(task: str, name: str, turns: Sequence[Sides], score: Score) -> dict[str, Any]:
+    guesses = [test.labels == np.bincount(train.labels).argmax() for train, test in turns]
     return {
         "task": task,
         "system": name,
         "accuracy": score.accuracy,
         "low": score.low,
         "high": score.high,
-        "chance": float((test.labels == common).mean()),
-        "classes": classes(sides),
-        "train": len(train.labels),
-        "test": len(test.labels),
+        "chance": float(np.concatenate(guesses).mean()),
+        "classes": classes(turns[0]),
+        "train": len(turns[0][0].labels),
+        "test": sum(len(test.labels) for _, test in turns),
         "units": len(score.total),
         "l2": score.l2,
         "layers": score.weights.tolist(),

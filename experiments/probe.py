@@ -6,6 +6,7 @@
     python -m experiments.probe --data LibriSpeech/train-clean-100 --test LibriSpeech/test-clean --lexicon lexicon.txt
     python -m experiments.probe --task speakers --data VoxCeleb1/wav --split-file iden_split.txt --limit 200000
     python -m experiments.probe --task digits speakers --data fsdd_600
+    python -m experiments.probe --data phones/clean --test phones/other --frames 40000 --seeds 3 --baselines
 
 SUPERB's recipe (Yang et al. 2021) at any scale: the model is frozen, a softmax-weighted sum of all layers feeds a small
 head. Phones: a linear map and CTC, phone error rate (PER); where phone times are known, also each frame's phone.
@@ -17,6 +18,8 @@ counts, and phones are without stress (--stress).
 Every rate has a 95 % bootstrap interval, over sentences where it is asked what was said, else over utterances. With
 several models each is compared with the first one by a paired bootstrap. `--measures` adds what needs no training: CKA
 to a teacher, PNMI of clusters and phones, and masked prediction (`experiments.probes.untrained`).
+
+The last example asks real speech, whose phone times `experiments.align` found.
 
 `--baselines` asks the log-Mel frames at the first model's times too, and its shape with random weights.
 
@@ -52,7 +55,7 @@ from experiments.probes.questions import (
     narrow,
     open_speech,
 )
-from experiments.probes.rates import Answer, compare, draw_probes, short, show
+from experiments.probes.rates import Answer, averaged, compare, draw_probes, short, show
 from experiments.probes.tasks import batches
 from jaxssl.data.audio import SAMPLE_RATE, read
 from jaxssl.data.lexicon import read_lexicon
@@ -125,6 +128,8 @@ class Config:
     """of PNMI"""
     out: Path = Path("runs/probe")
     """folder for table, picture and report.json"""
+    seeds: Count[int] = 1
+    """seeds of each probe, from --seed on; rates are their means, report.json has each"""
     seed: Seed[int] = 0
     """of held-out parts, heads, the order of utterances, and the bootstrap"""
 
@@ -154,7 +159,7 @@ def run(config: Config) -> None:
     first: dict[str, list[Answer]] = {}
     for model, hear in asked:
         heard = bench.listen(model, hear)
-        answers = {question.task: bench.answer(question, heard) for question in questions}
+        answers = {question.task: bench.average(question, heard) for question in questions}
         first = first or answers
         rows += [
             row for task in answers for row in compare(task, model.name, answers[task], first[task], seed=config.seed)
@@ -203,6 +208,12 @@ class Bench:
         picks = {} if labels is None else {FRAME: [np.flatnonzero(row >= 0) for row in labels]}
         picks |= self._grid(model)
         return listen(model, self.signals, picks, memory=self.config.memory * 1e9, whole=whole, hearing=hear)
+
+    def average(self, question: Question, heard: Heard) -> list[Answer]:
+        """Answer by the mean of as many probes as seeds are asked for."""
+        first = self.config.seed
+        benches = [replace(self, config=replace(self.config, seed=first + i)) for i in range(self.config.seeds)]
+        return averaged([bench.answer(question, heard) for bench in benches], seed=first)
 
     def answer(self, question: Question, heard: Heard) -> list[Answer]:
         """Train and test what a task asks."""

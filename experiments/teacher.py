@@ -1,11 +1,19 @@
-"""Train the model that comes with the package, in two stages, and pack it.
+"""Train the model that comes with the package, in stages, and pack it.
 
     python -m experiments.teacher --audio TRAIN --valid HELD_OUT
+    python -m experiments.teacher --audio TRAIN speech --valid HELD_OUT --targets whisper --out runs/whisper-teacher
 
-TRAIN and HELD_OUT are folders of speech of different speakers. Stage 1 predicts k-means clusters of log-Mel, stage 2
-goes on with clusters of the middle layer of stage 1 (HuBERT, section II.A). At last the output layer alone learns
-clusters of the middle layer of the finished encoder, so that its targets can be made on any speech from the model
-itself. With 52 minutes of LibriSpeech the whole takes about 45 minutes on two CPU cores; a run that was broken off goes
+TRAIN and HELD_OUT are folders of speech of different speakers, `speech` what `experiments.synthesise` made. By itself
+(--targets own): stage 1 predicts k-means clusters of log-Mel, stage 2 goes on with clusters of the middle layer of
+stage 1 (HuBERT, section II.A). With --targets whisper: one stage predicts clusters of a layer of Whisper tiny.en's
+encoder (the extra `real`). That is masked prediction in form, but the clusters come from a model that learned from
+transcripts, so what is trained is no purely self-supervised model. At last, either way, the output layer alone learns
+clusters of a middle layer of the finished encoder, so that its targets can be made on any speech from the model itself.
+
+In the stage with Whisper's clusters all frames count (--unmasked 1): where hidden ones alone did, 240 updates from the
+package's model taught its probes nothing, and 120 more with all did (docs/results.md).
+
+With 52 minutes of LibriSpeech the first command takes about 45 minutes on two CPU cores; a run that was broken off goes
 on. The numbers to expect are in the model card beside the weights.
 """
 
@@ -13,11 +21,13 @@ import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from compress.errors import InputError
 from experiments.reports import trained
+from experiments.transcripts.decoder import published
 from jaxssl import pretrained
 from jaxssl.data import prepared
 from jaxssl.data.arrays import read_array
@@ -25,8 +35,9 @@ from jaxssl.data.labels import assign
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.pretrained import Labeller, Pretrained
+from jaxssl.runtime import ranges
 from jaxssl.runtime.cli import console, main
-from jaxssl.runtime.ranges import Count, Natural, There
+from jaxssl.runtime.ranges import Count, Natural, Positive, There
 from jaxssl.training.label_source import layer_source
 from jaxssl.training.preparation import Preparation, prepare
 from jaxssl.training.pretraining import Pretraining, pretrain
@@ -38,10 +49,12 @@ LIMIT = 12e6  # bytes of the packed model
 class Config:
     """Train and pack the package's own model."""
 
-    audio: There[Path]
-    """speech to train on"""
-    valid: There[Path]
+    audio: There[tuple[str, ...]]
+    """speech to train on: folders, globs, files, .tsv manifests"""
+    valid: There[tuple[str, ...]]
     """speech of other speakers to validate on"""
+    targets: Literal["own", "whisper"] = "own"
+    """clusters to predict: of log-Mel and then of its own layer, or of Whisper tiny.en's encoder"""
     out: Path = Path("runs/teacher")
     """folder of the runs"""
     pack: Path = Path("runs/teacher/packed")
@@ -50,6 +63,16 @@ class Config:
     """updates and clusters of stage 1"""
     second: Count[tuple[int, int]] = (1600, 200)
     """updates and clusters of stage 2"""
+    third: Count[tuple[int, int, int]] = (20_000, 500, 3)
+    """updates, clusters and Whisper's layer of the stage of --targets whisper"""
+    start: str | None = None
+    """model that this stage begins from, as melhubert-mini; default: fresh weights"""
+    unmasked: Natural[float] = 1.0
+    """weight of frames that are not hidden, in the loss of this stage"""
+    learning_rate: Positive[float] = 1e-3
+    """highest learning rate of every stage"""
+    frames: Count[int] = 300_000
+    """frames that k-means is fitted to at most"""
     last: Count[int] = 300
     """updates of the output layer alone"""
     layer: Natural[int] = 4
@@ -57,15 +80,32 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Train in two stages, then the output layer, and pack."""
-    stages = [config.out / name for name in ("stage1", "stage2", "head")]
+    """Train the stages, then the output layer, and pack."""
+    ranges.check(config)
+    if config.start and config.targets != "whisper":
+        raise InputError(f"--start {config.start}: its own stages begin from fresh weights; leave it out")
+    encoder = _by_whisper(config) if config.targets == "whisper" else _by_itself(config)
+    _prepare(config, f"{encoder}:{config.layer}", "own", config.second[1])
+    _train(config, head := config.out / "head", "own", config.last, str(encoder))
+    pack(head, config.out / "train", labels="own", layer=config.layer, out=config.pack)
+
+
+def _by_itself(config: Config) -> Path:
+    """Train on clusters of log-Mel, then on those of a layer of what came of it."""
+    stages = [config.out / name for name in ("stage1", "stage2")]
     _prepare(config, "logmel", "stage1", config.first[1])
     _train(config, stages[0], "stage1", config.first[0], None)
     _prepare(config, f"{stages[0]}:{config.layer}", "stage2", config.second[1])
-    _train(config, stages[1], "stage2", config.second[0], stages[0])
-    _prepare(config, f"{stages[1]}:{config.layer}", "own", config.second[1])
-    _train(config, stages[2], "own", config.last, stages[1])
-    pack(stages[2], config.out / "train", labels="own", layer=config.layer, out=config.pack)
+    _train(config, stages[1], "stage2", config.second[0], str(stages[0]))
+    return stages[1]
+
+
+def _by_whisper(config: Config) -> Path:
+    """Train on clusters of a layer of Whisper's encoder."""
+    steps, clusters, layer = config.third
+    _prepare(config, f"{published()}:{layer}", "whisper", clusters)
+    _train(config, stage := config.out / "stage3", "whisper", steps, config.start, unmasked=config.unmasked)
+    return stage
 
 
 def pack(model: Path, corpus: Path, *, labels: str, layer: int, out: Path) -> None:
@@ -98,26 +138,29 @@ def _check(model: str, corpus: prepared.Prepared, labels: str, layer: int, centr
 
 def _prepare(config: Config, labels: str, name: str, clusters: int) -> None:
     settings = Preparation(
-        audio=(str(config.audio),),
+        audio=config.audio,
         out=config.out / "train",
         labels=(labels,),
         name=name,
         clusters=clusters,
+        frames=config.frames,
         valid=0.0,
     )
     prepare(settings)
-    prepare(replace(settings, audio=(str(config.valid),), out=config.out / "held-out", like=settings.out))
+    prepare(replace(settings, audio=config.valid, out=config.out / "held-out", like=settings.out))
 
 
-def _train(config: Config, out: Path, labels: str, steps: int, model: Path | None) -> None:
+def _train(config: Config, out: Path, labels: str, steps: int, model: str | None, *, unmasked: float = 0.0) -> None:
     settings = Pretraining(
         corpus=config.out / "train",
         valid=config.out / "held-out",
         labels=labels,
         arch="melhubert-mini",
-        model=None if model is None else str(model),
+        model=model,
         learn="head" if labels == "own" else "all",
         steps=steps,
+        learning_rate=config.learning_rate,
+        unmasked=unmasked,
         shortest=3.2,
         valid_every=200,
         save_every=200,

@@ -1,7 +1,7 @@
 """What `experiments.probe` tells: tables and a picture of rates, and how much each layer has in the learned sum."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from experiments.curves.measures import Row
 from experiments.reports import canvas, tables
 from jaxssl.runtime.cli import console
 from jaxssl.training.error_rates import Rate, paired
-from jaxssl.training.probe import Difference, Score, difference
+from jaxssl.training.probe import Difference, Score, difference, interval
 
 COLUMNS = {
     "task": "task",
@@ -33,6 +33,7 @@ MEASURES = {
     "pnmi": "PNMI of clusters and phones",
     "pnmi_chance": "PNMI of clusters and shuffled phones: chance",
 }
+KINDS = ("substitutions", "deletions", "insertions")
 PREDICTION = {
     "model": "model",
     "loss:.3f": "loss",
@@ -52,6 +53,7 @@ class Answer:
         train: what trained: utterances, or frames.
         test: what was tested: symbols, utterances or frames.
         classes: that are told apart.
+        by_seed: the value of each seed of the probe, where there are several and `found` is their mean.
     """
 
     measure: str
@@ -60,6 +62,37 @@ class Answer:
     train: int
     test: int
     classes: int
+    by_seed: tuple[float, ...] = ()
+
+
+def averaged(seeds: Sequence[Sequence[Answer]], *, seed: int) -> list[Answer]:
+    """Average what probes of several seeds answered on the same tests, measure by measure.
+
+    Args:
+        seeds: the answers of each seed.
+        seed: of the bootstrap, which resamples units whose counts are means over the seeds.
+    """
+    return [_mean(answers, seed) if len(answers) > 1 else answers[0] for answers in zip(*seeds, strict=True)]
+
+
+def _mean(answers: Sequence[Answer], seed: int) -> Answer:
+    first, layers = answers[0], np.mean([answer.layers for answer in answers], axis=0)
+    each = [answer.found for answer in answers]
+    total = first.found.total
+    found: Score | Rate
+    if isinstance(each[0], Rate):
+        counts = np.mean([one.errors for one in each if isinstance(one, Rate)], axis=0)
+        kinds = {kind: round(np.mean([getattr(one, kind) for one in each])) for kind in KINDS}
+        value, (low, high) = float(counts.sum() / total.sum()), interval(counts, total, seed=seed)
+        found = replace(each[0], value=value, low=low, high=high, errors=counts, **kinds)
+        by_seed = tuple(one.value for one in each if isinstance(one, Rate))
+    else:
+        scores = [one for one in each if isinstance(one, Score)]
+        counts = np.mean([one.correct for one in scores], axis=0)
+        value, (low, high) = float(counts.sum() / total.sum()), interval(counts, total, seed=seed)
+        found = replace(scores[0], accuracy=value, low=low, high=high, correct=counts, weights=layers)
+        by_seed = tuple(one.accuracy for one in scores)
+    return replace(first, found=found, layers=layers, by_seed=by_seed)
 
 
 def compare(
@@ -131,13 +164,15 @@ def _row(task: str, model: str, answer: Answer, first: Answer, seed: int) -> dic
     if isinstance(found, Rate):
         row |= {"value": found.value, "low": found.low, "high": found.high}
         counts = {"errors_by_unit": found.errors.tolist()}
-        counts |= {key: getattr(found, key) for key in ("substitutions", "deletions", "insertions")}
+        counts |= {key: getattr(found, key) for key in KINDS}
     else:
         row |= {"value": found.accuracy, "low": found.low, "high": found.high}
         counts = {"correct_by_unit": found.correct.tolist(), "l2": found.l2}
     if answer is not first and np.array_equal(found.total, other.total):
         more = _difference(found, other, seed)
         row |= {"difference": more.mean, "difference_low": more.low, "difference_high": more.high}
+    if answer.by_seed:
+        row["by_seed"] = list(answer.by_seed)
     sizes = {"classes": answer.classes, "train": answer.train, "test": answer.test, "units": len(found.total)}
     return row | sizes | counts | {"total_by_unit": found.total.tolist(), "layers": answer.layers.tolist()}
 

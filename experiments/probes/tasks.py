@@ -20,6 +20,7 @@ from jaxssl.runtime.cli import follow
 BUCKETS = tuple(seconds * SAMPLE_RATE for seconds in (2, 4, 8, 16))  # lengths that are compiled; longer is cropped
 BATCH = 32 * SAMPLE_RATE  # samples of one batch, padding included
 TRAINING, TESTING = 7, 3  # utterances of each speaker
+TURNS = 3  # in which no utterance tests twice
 HELD_OUT = 4  # every fourth sentence tests, where a corpus has no split of its own
 PART = 3  # of what trains, a third as much tests
 
@@ -79,13 +80,14 @@ def sentences(manifest: Manifest, front: LogMel, *, limit: int, frames: int, see
     return Corpus("embedded corpus", signals, train, _integers([u.speaker for u in chosen]), units, picks, phones)
 
 
-def by_speaker(manifest: Manifest, front: LogMel, *, frames: int) -> Corpus:
+def by_speaker(manifest: Manifest, front: LogMel, *, frames: int, turn: int = 0) -> Corpus:
     """Take the first 7 utterances of each speaker to train and the next 3 to test; the bootstrap resamples utterances.
 
     Args:
         manifest: the corpus.
         front: whose frames are meant.
         frames: frames to train with at most; a third of it for testing.
+        turn: of `TURNS`: each one tests another three of the ten, and the seven others train.
 
     Raises:
         InputError: an utterance without a speaker, a speaker with fewer than 10, or fewer than two speakers.
@@ -100,7 +102,7 @@ def by_speaker(manifest: Manifest, front: LogMel, *, frames: int) -> Corpus:
         raise InputError(f"--speakers: {len(groups) - ('' in groups)} known speaker(s), 2 are needed; name them")
     chosen = [utterance for us in groups.values() for utterance in us[:need]]
     signals = _read(chosen, "reading speech")
-    train = np.tile(np.arange(need) < TRAINING, len(groups))
+    train = np.tile((np.arange(need) + turn * TESTING) % need < TRAINING, len(groups))
     picks = _spread([np.arange(front.frames(len(signal))) for signal in signals], train, frames)
     return Corpus("as recorded", signals, train, _integers([u.speaker for u in chosen]), np.arange(len(chosen)), picks)
 

@@ -80,7 +80,7 @@ def make(
     """
     if not 0 < minutes < float("inf"):
         raise InputError(f"a corpus of {minutes} minutes cannot be made; ask for more than 0, the usual is 20")
-    version, library, data = _package()
+    version, library, data = package()
     settings = _settings(seed, minutes, version)
     place = _cache(settings) if folder is None else Path(folder).absolute()
     if not _is_whole(place, settings):
@@ -108,8 +108,12 @@ def count(minutes: float) -> int:
     return max(round(60 * minutes / SECONDS), 2 * len(SPEAKERS))
 
 
-def _package() -> tuple[str, str, str]:
-    """Find the library: version, file and data folder."""
+def package() -> tuple[str, str, str]:
+    """Find the library: version, file and data folder.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         loader = importlib.import_module("espeakng_loader")  # optional: eSpeak NG is under the GPL
         version = importlib.metadata.version(PACKAGE)

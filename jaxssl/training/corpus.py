@@ -49,6 +49,7 @@ class Data:
         mel: statistics by which log-Mel models hear a corpus of waveforms; None for a corpus of log-Mel.
         audio: file of each utterance of the corpus of held-out speech; of the study's corpora that of its features.
         taught_audio: the same of the corpus to train on.
+        unmasked: weight of the frames that are not hidden, in the loss of pre-training.
     """
 
     train: tuple[Corpus, np.ndarray]
@@ -63,6 +64,7 @@ class Data:
     mel: Stats | None = None
     audio: tuple[Path, ...] = ()
     taught_audio: tuple[Path, ...] = ()
+    unmasked: float = 0.0
 
 
 def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
@@ -128,7 +130,7 @@ def pretraining_loss(arch: Arch, data: Data) -> Loss:
 
     A model that fires is guided by the labels too, or it would learn to fire every frame.
     """
-    loss = MaskedPrediction((data.clusters,), penalty=arch.front.penalty)
+    loss = MaskedPrediction((data.clusters,), unmasked=data.unmasked, penalty=arch.front.penalty)
     return loss if arch.shortening is None or arch.shortening.regular else GuidedPrediction(loss)
 
 

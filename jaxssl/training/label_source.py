@@ -17,9 +17,10 @@ from jaxssl.data.mfcc import mfcc
 from jaxssl.data.prepared import PERIOD_MS, Prepared
 from jaxssl.inference.encode import LONGEST, Layers, encode_all, timing
 from jaxssl.inference.source import Model, load_model
-from jaxssl.models.arch import LogMel
+from jaxssl.models.arch import Arch, LogMel
 
 STEP = 5  # seconds: utterances are padded to multiples of it, so that few programs do
+SILENCE = 16_000  # samples behind speech, for a model that learned from windows which speech did not fill
 
 
 @dataclass(frozen=True)
@@ -118,19 +119,22 @@ def model_source(model: Model, which: int | str, corpus: Prepared, *, place: str
     if rest:
         per_second = how.rate / how.hop
         raise InputError(f"--labels {spec}: {per_second:g} frames a second are not one each whole ms; take another")
-    read_inputs, notes = _inputs(model, corpus)
+    late, grid = _late(model.arch, period)
+    read_inputs, notes = _inputs(model, corpus, silence=SILENCE if late else 0)
     edges = [seconds * how.rate for seconds in range(STEP, LONGEST + STEP, STEP)]
 
     # The weights as they are: labels must not depend on what a device runs fastest.
     encode = partial(encode_all, layers=layer, batch=1, edges=edges, longest=LONGEST, prepare=False)
 
     def vectors(i: int) -> np.ndarray:
-        return next(encode(model.arch, model.params, [read_inputs(i)]))[1]
+        found = next(encode(model.arch, model.params, [read_inputs(i)]))[1]
+        return found[late : late + grid.frames(corpus.manifest.utterances[i].samples)] if late else found
 
+    about = f"codewords of {place}" if which == "head" else f"layer {layer} of {place}"
     codewords = None if model.arch.head is None else np.eye(sum(model.arch.head.sets), dtype=np.float32)
     return Source(
         f"{Path(place).stem}-{which}",
-        f"codewords of {place}" if which == "head" else f"layer {layer} of {place}",
+        about + f", from its frame {late} on" * bool(late),
         vectors,
         period,
         fingerprint(model),
@@ -148,9 +152,22 @@ def fingerprint(model: Model) -> bytes:
     return digest.digest()
 
 
-def _inputs(model: Model, corpus: Prepared) -> tuple[Callable[[int], np.ndarray], tuple[str, ...]]:
+def _late(arch: Arch, period: int) -> tuple[int, LogMel]:
+    """Return the frame whose middle is nearest to that of the first label, and the log-Mel frames that labels are of.
+
+    Labels belong to log-Mel's windows, the first of which has its middle at 17.5 ms where they come each 20 ms. The
+    frames of convolutions that begin with the waveform are within half a frame of these. Whisper's have their middles
+    at 0, 20, 40 ms …: its second frame is 2.5 ms behind the first label, its first one 17.5 ms before it.
+    """
+    grid = LogMel(stack=max(period // PERIOD_MS, 1))
+    how = timing(arch, features=False)
+    middle = arch.front.centre + (arch.joined - 1) * arch.front.samples[0] / 2
+    return max(round((grid.centre - middle) / how.hop), 0), grid
+
+
+def _inputs(model: Model, corpus: Prepared, *, silence: int) -> tuple[Callable[[int], np.ndarray], tuple[str, ...]]:
     front = model.arch.front
     if not isinstance(front, LogMel):
-        return lambda i: read(corpus.manifest.utterances[i].path).samples, ()
+        return lambda i: np.pad(read(corpus.manifest.utterances[i].path).samples, (0, silence)), ()
     notes = () if model.stats else ("the model came without stats.npy: the corpus's statistics normalise its input",)
     return lambda i: corpus.inputs(i, stack=front.stack, stats=model.stats), notes

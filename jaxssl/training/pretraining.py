@@ -19,7 +19,7 @@ from jaxssl.models.model import Params, init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import Preempted, console
-from jaxssl.runtime.ranges import There
+from jaxssl.runtime.ranges import Natural, There
 from jaxssl.training import distributed, estimate
 from jaxssl.training.corpus import Data, check_batches, load_data
 from jaxssl.training.fit import Fitted, fit
@@ -44,6 +44,9 @@ class Pretraining(Training):
     """model to go on training instead of fresh weights; its output layer is made new if the labels are others"""
     learn: Literal["all", "head"] = "all"
     """head: the output layer only; the rest of --model stays as it is"""
+    unmasked: Natural[float] = 0.0
+    """weight, in the loss, of frames that are not hidden (those that are have 1): 0 as HuBERT's; more where the labels
+    come from a better model, which can then be learned from what is heard, too"""
     out: Path = Path("runs/pretrain")
     """folder of the run"""
 
@@ -84,6 +87,7 @@ def _train(config: Pretraining, show: Callable[[Trained], None]) -> None:
     corpus = config.corpus or _embedded(config.out / "prepared")
     arch, params, stats = _model(config)
     data = load_data(corpus, arch, labels=config.labels, valid=config.valid, stats=stats)
+    data = dataclasses.replace(data, unmasked=config.unmasked)
     arch, params = _fitting(arch, params, data, seed=config.seed)
     check_batches(data, config)
     own(config.out, config)

@@ -215,6 +215,16 @@ def difference(one: Score, other: Score, *, seed: int) -> Difference:
     return Difference(float(more.sum() / one.total.sum()), low, high)
 
 
+def together(scores: Sequence[Score], *, seed: int) -> Score:
+    """Count probes that were tested on different units as one; l2 is the first one's, layers are averaged."""
+    if len(scores) == 1:
+        return scores[0]
+    correct, total = (np.concatenate([getattr(score, key) for score in scores]) for key in ("correct", "total"))
+    low, high = interval(correct, total, seed=seed)
+    weights = np.mean([score.weights for score in scores], axis=0)
+    return Score(float(correct.sum() / total.sum()), low, high, correct, total, weights, scores[0].l2)
+
+
 def _probe(
     train: Examples,
     test: Examples,

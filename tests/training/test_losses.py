@@ -11,6 +11,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.convert.conversion import read
 from jaxssl.models.model import apply
+from jaxssl.training.corpus import Data, pretraining_loss
 from jaxssl.training.losses import MaskedPrediction, add, means
 from tests import golden
 from tests.archs import ARCHS, BASE, MEL, forward, noise, weights
@@ -148,3 +149,9 @@ def test_misfits_are_named(key):
         MaskedPrediction((11,))(output, jnp.zeros((2, 29), int), mask)
     with pytest.raises(InputError, match="no output layer"):
         MaskedPrediction((11,))(replace(output, logits=None), jnp.zeros((2, 30), int), mask)
+
+
+def test_pre_training_weighs_frames_that_are_not_hidden_as_it_is_told():
+    data = Data((None, None), (None, None), 4, 1.0, None, None, 50)
+    assert pretraining_loss(MEL, data) == MaskedPrediction((4,))
+    assert pretraining_loss(MEL, replace(data, unmasked=0.5)) == MaskedPrediction((4,), unmasked=0.5)

@@ -51,6 +51,11 @@ class LogMel:
         return 160 * self.stack, 400 + 160 * (self.stack - 1)
 
     @property
+    def centre(self) -> int:
+        """Sample in the middle of the first frame."""
+        return self.samples[1] // 2
+
+    @property
     def spans(self) -> tuple[float, int]:
         """What is masked in pre-training: share of frames, frames of a span of 100 ms."""
         return 0.7, 10 // self.stack

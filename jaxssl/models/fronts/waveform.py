@@ -113,6 +113,11 @@ class Waveform:
         """Return hop and field in samples, which are the inputs."""
         return self.hop, self.field
 
+    @property
+    def centre(self) -> int:
+        """Sample in the middle of the first frame."""
+        return self.field // 2
+
     def frames(self, samples: Any) -> Any:
         """Count the frames that `samples` samples give (an int or an array of ints)."""
         for conv in self.convs:

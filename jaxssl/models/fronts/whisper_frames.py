@@ -54,6 +54,7 @@ class Whisper:
     # both ends of a waveform.
     field: ClassVar = SHIFT
     samples: ClassVar = (2 * SHIFT, SHIFT)  # hop and field in samples, which are the inputs
+    centre: ClassVar = 0  # sample in the middle of the first frame: half of what it hears is before the beginning
     ahead: ClassVar = 0
     penalty: ClassVar = 0.0  # pre-training has no term of it
     spans: ClassVar = (0.8, 10)  # masked in pre-training: share of frames, frames of a span
