@@ -321,7 +321,7 @@ def _find(saves: Checkpoints, feed: Loader) -> Found | None:
     number, record, notes = newest
     for note in notes:
         console.print(f"note: {note}", markup=False)
-    feed.restore(record["position"])
+    feed.restore(record.get("position", {}))
     console.print(f"resuming after update {number}", markup=False)
     return Found(number, record)
 

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from compress.errors import InputError
-from jaxssl.runtime import seal
+from jaxssl.runtime import files, seal
 from jaxssl.training.step import State
 
 PARTS = ("state", "record")
@@ -75,6 +75,7 @@ class Checkpoints:
             try:
                 seal.check(self.folder / str(number), parts=PARTS)
                 record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+                files.named(record, self.folder / str(number))
             except MemoryError:  # says nothing of the checkpoint
                 raise
             except Exception as error:  # Orbax raises whatever it meets
