@@ -95,8 +95,9 @@ class Trail:
 
 def _check_kinds(trail: Trail) -> None:
     """Raise TypeError where a value is not of its kind."""
-    kinds = dict.fromkeys(("fired", "held", "seen"), (int,)) | {"total": (int, float)}
-    kinds |= dict.fromkeys(("smooth", "target"), (int, float, type(None)))
+    number = (int, float)
+    kinds: dict[str, tuple[type, ...]] = {"fired": (int,), "held": (int,), "seen": (int,), "total": number}
+    kinds |= {"smooth": (*number, type(None)), "target": (*number, type(None))}
     odd = [name for name, kind in kinds.items() if type(getattr(trail.progress, name)) not in kind]
     if odd or type(trail.due) is not bool or not isinstance(trail.told, dict):
         raise TypeError(f"{odd[0] if odd else 'due or told'} is of another kind")
