@@ -23,6 +23,8 @@ def install() -> None:
         log.addFilter(_not_of_the_disk)
         log.addFilter(_in_one_line)
     sys.unraisablehook = _unraisable
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks a training run to save, and would end what trains not
 
 
 def _not_of_the_disk(record: logging.LogRecord) -> bool:
