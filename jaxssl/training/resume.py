@@ -30,11 +30,21 @@ class Checkpoints:
     """A run's checkpoints; a context manager, which waits for the last one to be on disk."""
 
     def __init__(self, folder: Path, *, keep: int = 3):
-        """Open or begin `folder`; the newest `keep` checkpoints stay."""
+        """Open or begin `folder`; the newest `keep` checkpoints stay.
+
+        Raises:
+            InputError: what Orbax says of a checkpoint there is damaged.
+        """
         self.folder = folder.absolute()
         later = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, async_options=later)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except ValueError as error:  # of a list that is JSON, but none of Orbax's
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{self.folder}: _CHECKPOINT_METADATA of a checkpoint there is damaged ({reason}); remove that one"
+            ) from error
         self._given: Mapping[str, read_back.Sums] = {}  # of the state that is being written
 
     def __enter__(self) -> "Checkpoints":

@@ -67,7 +67,7 @@ def story(
             wrong.append(f"not one line at the end: {errors[-1500:]}")
         if code == 2 and (more := lines(errors) - said - lines(told[0] if told else "")):
             wrong += [
-                f"another line: {line}" for line in sorted(more)[:5] if not line.startswith("note: TensorBoard's")
+                f"another line: {line}" for line in sorted(more)[:5] if not line.startswith("note0 TensorBoard's")
             ]
         _mount(folder, ROOM, again=True)
         code_after, after = _ended(command, place, run, **settings)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.model import shapes
 from jaxssl.runtime import seal
 from jaxssl.training import lifeline, rollcall
@@ -17,11 +18,11 @@ from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.resume import PARTS, Checkpoints
 from jaxssl.training.step import State, start
 from tests.archs import MEL
+from tests.data.test_batches import loader
 from tests.fuzz import mutate
 from tests.fuzz.spoil import Draw, Target, as_json, as_text
 
 SMALL = replace(MEL, layers=MEL.layers[:1])
-RECORD = {"position": {"epoch": 0, "step": 1, "seed": 0}, "arch": {"width": 16}}
 
 
 def states() -> list[Target]:
@@ -43,9 +44,10 @@ def _state(seed: int) -> State:
 
 
 def _save(folder: Path) -> None:
+    record = {"position": loader().state(), "arch": to_json(SMALL)}
     with Checkpoints(folder / "checkpoints") as saves:
         for number in (1, 2):
-            saves.save(number, _state(number), RECORD)
+            saves.save(number, _state(number), record)
 
 
 def _spoil(folder: Path, draw: Draw, *, sealed: bool) -> int:
@@ -89,7 +91,10 @@ def _restore(folder: Path) -> object:
             return None
         state = saves.restore(found[0], _state(0))
         assert jax.tree.structure(state) == jax.tree.structure(_state(0))
-        return found[1]["position"]["step"], found[1]["arch"]
+    record = found[1]
+    feed = loader()
+    feed.restore(record.get("position", {}))  # as a run does that goes on
+    return next(feed).index, from_json(record.get("arch", {}))
 
 
 def _say(words: dict[str, object], folder: Path) -> None:

@@ -99,6 +99,14 @@ def test_another_models_state_is_refused(saved):
         checkpoints.restore(3, state(arch, 0))
 
 
+@pytest.mark.parametrize("content", ["3", "[]", '{"item_handlers": 3}', '{"init_timestamp_nsecs": "a"}'])
+def test_a_list_that_is_none_of_orbaxs_is_one_line(saved, content):
+    """Orbax reads it before anything is checked."""
+    (saved / "3/_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(InputError, match="_CHECKPOINT_METADATA of a checkpoint there is damaged"):
+        Checkpoints(saved)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore on damaged arrays
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 def test_a_checkpoint_is_read_back_before_an_older_one_goes(saved, monkeypatch, damage):
