@@ -2,7 +2,7 @@
 
 Half of the kills come at a random moment, half at a random change of the file system. After one to four of them a
 command is left alone, and must end as one that nobody killed. A line of JSON for each says so, the last one counts.
-100 kills take about half an hour on two cores.
+100 kills take about half an hour on two idle cores.
 """
 
 import json
