@@ -145,7 +145,7 @@ class Bench:
     def rows(self) -> list[Row]:
         """Read the points that are finished."""
         path = self.out / "points.json"
-        return files.read_rows(path) if path.is_file() else []
+        return files.read_rows(path, "name") if path.is_file() else []
 
     def has(self, name: str) -> bool:
         """Tell whether a point is finished."""

@@ -17,7 +17,8 @@ from jaxssl.inference.source import load_model
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.runtime.cli import progress
-from jaxssl.runtime.files import read_json
+from jaxssl.runtime.files import read_object
+from jaxssl.runtime.ranges import SEED
 
 DENSE = ("dense", "control")  # rows that are the dense model's
 
@@ -143,5 +144,7 @@ def _dense(curve: Curve) -> tuple[str | None, int]:
     if folder.is_dir():
         return str(folder), 0
     path = curve.folder / "config.json"
-    settings: dict[str, Any] = read_json(path) if path.is_file() else {}
-    return curve.source, int(settings.get("seed") or 0)
+    seed = (read_object(path) if path.is_file() else {}).get("seed") or 0
+    if type(seed) is not int or seed not in SEED:
+        raise InputError(f"{path}: the seed is {seed!r}; give {SEED.form}")
+    return curve.source, seed

@@ -128,6 +128,8 @@ class Search:
         try:
             times = tuple(np.array(row, float) for row in told["seconds"])
             rest, dense = float(told["rest"]), float(told["dense"])
+            if [row.shape for row in times] != [(len(group.options),) for group in groups]:
+                raise ValueError("times of other options")
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise InputError(f"{path}: damaged ({error!r}); remove it, and options are timed again") from error
         judge = Judge(job, groups, known, batches=batches, path=bench.out / "losses.json")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compress.address import Tree, get
+from compress.errors import InputError
 from compress.sparse import Masks, apply_masks
 from experiments.curves.points import Subject
 from experiments.curves.schedule import Schedule
@@ -81,8 +82,29 @@ class Trail:
 
     @staticmethod
     def read(values: Mapping[str, Any]) -> "Trail":
-        """Read what `dataclasses.asdict` and JSON made of one."""
-        return Trail(**{**values, "progress": Progress(**values["progress"])})
+        """Read what `dataclasses.asdict` and JSON made of one.
+
+        Raises:
+            InputError: it is none.
+        """
+        try:
+            found = Trail(**{**values, "progress": Progress(**values["progress"])})
+            _check_kinds(found)
+            return found
+        except (TypeError, KeyError) as error:
+            raise InputError(f"a checkpoint of another command or version ({error!r}); choose another --out") from error
+
+
+def _check_kinds(trail: Trail) -> None:
+    """Raise TypeError where a value is not of its kind."""
+    number = (int, float)
+    kinds: dict[str, tuple[type, ...]] = {"fired": (int,), "held": (int,), "seen": (int,), "total": number}
+    kinds |= {"smooth": (*number, type(None)), "target": (*number, type(None))}
+    odd = [name for name, kind in kinds.items() if type(getattr(trail.progress, name)) not in kind]
+    if odd or type(trail.due) is not bool or not isinstance(trail.told, dict):
+        raise TypeError(f"{odd[0] if odd else 'due or told'} is of another kind")
+    if not isinstance(trail.masked, list) or not all(isinstance(path, str) for path in trail.masked):
+        raise TypeError("masked is no list of paths")
 
 
 def sweep(
@@ -108,8 +130,8 @@ def sweep(
     """
     calendar, trail = schedule.calendar, Trail(list(subject.masks))
     if run.found is not None:
-        trail = Trail.read(run.found.record["trail"])
-        subject = _blank(from_json(run.found.record["arch"]), trail.masked)
+        trail = Trail.read(run.found.record.get("trail", {}))
+        subject = _blank(from_json(run.found.record.get("arch", {})), trail.masked)
     state, programs = begin(run, subject, lesson)
 
     def note(number: int, sums: Sums) -> None:

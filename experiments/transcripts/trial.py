@@ -94,7 +94,7 @@ class Trial:
     def rows(self) -> list[dict[str, Any]]:
         """Read the points that are finished."""
         path = self.out / "points.json"
-        return files.read_json(path) if path.is_file() else []
+        return files.read_rows(path, "name") if path.is_file() else []
 
     def has(self, name: str) -> bool:
         """Tell whether a point is finished."""
@@ -165,7 +165,11 @@ class Trial:
         return texts
 
     def _read(self, name: str) -> list[str]:
-        return [line["text"] for line in files.read_json(self.out / "transcripts" / f"{name}.json")]
+        path = self.out / "transcripts" / f"{name}.json"
+        lines = [line["text"] for line in files.read_rows(path, "text")]
+        if len(lines) != len(self.spoken):
+            raise InputError(f"{path}: {len(lines)} texts of {len(self.spoken)} utterances; choose another --out")
+        return lines
 
     def _costs(self, arch: Arch, listeners: Mapping[int, Listener], parts: Mapping[int, float]) -> Row:
         """Count, and time in turns with the dense model in whole windows, what an utterance of the run takes."""

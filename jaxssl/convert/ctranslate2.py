@@ -8,6 +8,7 @@ bytes, the last of which is 0.
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
 import numpy as np
 
 from compress.errors import InputError
+from jaxssl.convert.storages import SHARED, SMALL
 from jaxssl.models.names import Shape
 
 VERSION = 6
@@ -107,9 +109,17 @@ def load(path: Path) -> tuple[str, Mapping[str, Variable]]:
             found = dict(_variable(path, file) for _ in range(count))
             (count,) = _numbers(file, "I")
             pairs = [(_name(file), _name(file)) for _ in range(count)]
+            _check_aliases(path, found, Counter(name for _, name in pairs))
             return spec, found | {alias: found[name] for alias, name in pairs}
     except (EOFError, UnicodeDecodeError, KeyError, IndexError) as error:
         raise InputError(f"{path}: damaged or cut short ({error!r}); copy it again") from error
+
+
+def _check_aliases(path: Path, found: Mapping[str, Variable], aliases: Mapping[str, int]) -> None:
+    """Refuse arrays of so many names that the model would be many times the file's size."""
+    for name, count in aliases.items():
+        if count > SHARED and count * math.prod(found[name].shape) > SHARED * SMALL:
+            raise InputError(f"{path}: {name} has {count} other names, {SHARED} at most may be; do not trust the file")
 
 
 def _variable(path: Path, file: IO[bytes]) -> tuple[str, Variable]:

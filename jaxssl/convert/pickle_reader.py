@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,8 @@ MALFORMED = (  # all that CPython's unpickler raises on bytes that are no pickle
     *(EOFError, AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError, MemoryError),
 )
 # All that zipfile raises on a damaged directory: flags of encryption, methods and versions it does not know, names.
-DAMAGED = (zipfile.BadZipFile, EOFError, OSError, UnicodeDecodeError, RuntimeError, zlib.error, struct.error)
+# Offsets that no file has are a ValueError or an OverflowError.
+DAMAGED = (zipfile.BadZipFile, EOFError, OSError, ValueError, OverflowError, RuntimeError, zlib.error, struct.error)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -82,13 +84,27 @@ def _load_zip(archive: Archive, file: IO[bytes]) -> Any:
             if f"{root}byteorder" in entries and zipped.read(f"{root}byteorder") != b"little":
                 raise InputError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
             program = zipped.read(f"{root}data.pkl")
+    except InputError:
+        raise
     except DAMAGED as error:
         raise InputError(f"{path}: damaged or cut short ({error}); copy it again") from error
     prefix = f"{root}data/"
     for name, entry in entries.items():
         if name.startswith(prefix):
             archive.extents[name.removeprefix(prefix)] = _extent(path, file, entry)
+    _check_apart(archive)
     return _unpickle_checked(BytesIO(program), archive)
+
+
+def _check_apart(archive: Archive) -> None:
+    """Refuse storages that lie in one another: each would be read into memory of its own."""
+    places = sorted(archive.extents.values(), key=lambda extent: extent.start)
+    for one, other in pairwise(places):
+        if one.start + one.size > other.start:
+            raise InputError(
+                f"{archive.path}: storages overlap at byte {other.start}, which PyTorch never writes; do not trust the "
+                "file"
+            )
 
 
 def _root(path: Path, entries: dict[str, zipfile.ZipInfo]) -> str:
@@ -101,8 +117,11 @@ def _root(path: Path, entries: dict[str, zipfile.ZipInfo]) -> str:
 
 
 def _extent(path: Path, file: IO[bytes], entry: zipfile.ZipInfo) -> Extent:
-    file.seek(entry.header_offset)
-    header = file.read(LOCAL_HEADER.size)
+    try:
+        file.seek(entry.header_offset)
+        header = file.read(LOCAL_HEADER.size)
+    except DAMAGED:
+        header = b""
     if len(header) < LOCAL_HEADER.size:
         raise InputError(f"{path}: damaged or cut short at {entry.filename}; copy it again")
     start = entry.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(header))

@@ -15,7 +15,7 @@ import numpy as np
 from compress.errors import InputError
 from jaxssl.convert import ctranslate2
 from jaxssl.convert.config import Settings, Source, layer_count, only_tensors, size, strip
-from jaxssl.convert.naming import Tensor
+from jaxssl.convert.naming import Tensor, finite
 from jaxssl.convert.stand_ins import entries
 from jaxssl.convert.windows import Part
 from jaxssl.models.activations import SYNONYMS, Activation
@@ -117,7 +117,12 @@ def of_ctranslate2(folder: Path) -> Source:
     mine = ctranslate2.dequantised(path, {name: each for name, each in found.items() if name.startswith("encoder/")})
     inner = renamed(mine, CTRANSLATE2)
     tensors |= dict(pair for name, each in inner.items() for pair in _split(path, name, each))
-    settings = Settings(path, {"encoder_attention_heads": int(heads.raw())}, measured(tensors))
+    if heads.shape not in ((), (1,)) or not heads.dtype.startswith("int"):
+        raise InputError(
+            f"{path}: encoder/num_heads is {heads.dtype} of shape {heads.shape}, not a whole number; convert the model "
+            "again"
+        )
+    settings = Settings(path, {"encoder_attention_heads": int(heads.raw().item())}, measured(tensors))
     source = _source("CTranslate2 Whisper", settings, tensors, (path,))
     ints = sum(isinstance(each, ctranslate2.Quantised) for each in mine.values())
     note = f"{ints} arrays are stored as integers and are float32 here, rounded as they were"
@@ -201,7 +206,7 @@ def _position(settings: Settings, stored: Tensor) -> Sinusoids:
     width = settings.positive("d_model")
     if len(stored.shape) != 2 or stored.shape[1] != width:
         raise InputError(f"{settings.path}: {POSITIONS} is {stored.shape}, the model {width} wide")
-    found = stored.read()
+    found = finite(stored.read(), f"{settings.path}: {POSITIONS}")
     exact = (found == found.astype(np.float16)).all()
     position = Sinusoids("halves", "float16" if exact else "float32")
     position.check(width)

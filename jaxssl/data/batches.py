@@ -133,8 +133,10 @@ class Loader(Iterator[Batch]):
         """Go to a position that `state` returned, on any number of hosts.
 
         Raises:
-            InputError: the seed, the batch size or the corpus is another.
+            InputError: the seed, the batch size or the corpus is another, or it is none.
         """
+        if not isinstance(state, dict) or any(type(state.get(name)) is not int for name in ("epoch", "step")):
+            raise InputError("the data position was saved without its epoch or step; start anew")
         for name, value in self._source.recipe.identity().items():
             if state.get(name) != value:
                 raise InputError(

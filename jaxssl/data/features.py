@@ -26,7 +26,7 @@ from jaxssl.data.logmel import SHIFT, WINDOW, collect, logmel, stats_bytes
 from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.prepared import frame_count
 from jaxssl.runtime import locks
-from jaxssl.runtime.files import read_json
+from jaxssl.runtime.files import naming, read_json
 
 ROWS, SAMPLES = (
     8,
@@ -161,30 +161,32 @@ def _extract(
 ) -> None:
     part = folder / ".features.npy.part"
     shape = (int(planned.offsets[-1]), BINS)
-    features, done = _open(part, shape, storage, done)
+    first, done = _begun(part, shape, storage, done)
     for _ in range(done):
         tick()
-    compute = jax.jit(logmel)
-    for i, samples in _filled(manifest, planned.grids, done):
-        frames = np.asarray(compute(samples))
-        for piece in planned.grids[i]:
-            start = planned.offsets[piece.utterance] + piece.first
-            features[start : start + piece.frames] = frames[piece.row, piece.at : piece.at + piece.frames]
-        features.flush()  # before the journal says so
-        journal = {**(_journal(folder) or {}), "done": i + 1}
-        write_whole(folder / ".features.json", json.dumps(journal).encode())
-        tick()
-    del features
+    compute, row = jax.jit(logmel), BINS * np.dtype(storage).itemsize
+    # Written, not mapped: where the disk is full meanwhile, a map ends the process without a word.
+    with naming(part), part.open("r+b") as file:
+        for i, samples in _filled(manifest, planned.grids, done):
+            frames = np.asarray(compute(samples))
+            for piece in planned.grids[i]:
+                file.seek(first + row * int(planned.offsets[piece.utterance] + piece.first))
+                file.write(frames[piece.row, piece.at : piece.at + piece.frames].astype(storage).tobytes())
+            file.flush()  # before the journal says so
+            os.fsync(file.fileno())
+            journal = {**(_journal(folder) or {}), "done": i + 1}
+            write_whole(folder / ".features.json", json.dumps(journal).encode())
+            tick()
     os.replace(part, folder / "features.npy")
 
 
-def _open(part: Path, shape: tuple[int, int], storage: Storage, done: int) -> tuple[np.memmap, int]:
-    """Open the unfinished file, or begin it anew; also return how many grids of it are done."""
+def _begun(part: Path, shape: tuple[int, int], storage: Storage, done: int) -> tuple[int, int]:
+    """Begin the unfinished file, unless it is there; return where its numbers begin and how many grids are done."""
     if done and part.is_file():
-        there = np.lib.format.open_memmap(part, mode="r+")
+        there = np.lib.format.open_memmap(part, mode="r")
         if there.shape == shape and there.dtype == storage:
-            return there, done
-    return np.lib.format.open_memmap(part, mode="w+", dtype=storage, shape=shape), 0
+            return there.offset, done
+    return np.lib.format.open_memmap(part, mode="w+", dtype=storage, shape=shape).offset, 0
 
 
 def _filled(manifest: Manifest, grids: Sequence[Sequence[Piece]], start: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -237,4 +239,4 @@ def _check_space(folder: Path, planned: Plan) -> None:
     part = folder / ".features.npy.part"
     missing = planned.bytes - (part.stat().st_blocks * 512 if part.is_file() else 0)
     if (free := shutil.disk_usage(folder).free) < missing:
-        raise InputError(f"{folder}: the features need {missing / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room")
+        raise InputError(f"{folder}: the features need {missing / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; make room")

@@ -179,7 +179,8 @@ def _no_others() -> ocp.options.MultiprocessingOptions:
 def _stored_shapes(checkpointer: ocp.StandardCheckpointer, arrays: Path) -> Params:
     metadata = checkpointer.metadata(arrays.absolute())
     stored = getattr(metadata, "item_metadata", metadata)
-    if stored is None:
+    leaves = [None] if stored is None else flatten(stored).values()
+    if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
         raise InputError("the arrays' list is damaged or missing")
     return stored
 

@@ -33,7 +33,12 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
+    def on_broken_pipe(self) -> None:
+        """Raise what a pipe answers that nobody reads any more, where rich would end the process without a word."""
+        raise
 
+
+early.outputs()
 # Files and pipes have no width of their own: give tables room there instead of rich's 80 columns.
 console = Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 150)
 messages = Terminal(stderr=True, highlight=False, soft_wrap=True)

@@ -99,8 +99,12 @@ def read_object(path: Path, *, most: int = 100_000_000) -> dict[str, Any]:
     return named(read_json(path, most=most), path)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, *texts: str) -> list[dict[str, Any]]:
     """Read a JSON file of rows, each of names and values, as `read_json`.
+
+    Args:
+        path: the file.
+        texts: names that every row must have, of texts.
 
     Raises:
         InputError: as `read_json`, or it holds something else.
@@ -109,6 +113,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = read_json(path)
     if not isinstance(rows, list):
         raise InputError(f"{path}: no list of rows, but a {type(rows).__name__}; make or copy it again")
+    for number, row in enumerate(rows, start=1):
+        if missing := [name for name in texts if not isinstance(named(row, path).get(name), str)]:
+            raise InputError(f"{path}: row {number} of {len(rows)} has no text {missing[0]}; make or copy it again")
     return [named(row, path) for row in rows]
 
 
@@ -155,11 +162,20 @@ def whole(path: Path) -> Iterator[Path]:
     """Give a place to write a file at, which gets its name when all is written, and goes where that fails."""
     part = path.with_name(f".{path.name}.part")
     try:
-        yield part
+        with naming(path):
+            yield part
         os.replace(part, path)
-    except BaseException as error:
+    except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give errors of the disk the name of the file that is written, which those of an open file do not have."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise

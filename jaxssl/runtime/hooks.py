@@ -11,15 +11,20 @@ import time
 from types import FrameType
 from typing import Any
 
+from compress.errors import one_line
 from jaxssl.runtime import causes
 
 
 def install() -> None:
     """Let commands end in one line."""
-    log = logging.getLogger("absl")
-    log.setLevel(logging.ERROR)  # Orbax's remarks
-    log.addFilter(_not_of_the_disk)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks
+    for name in ("absl", "asyncio"):  # the second has what a failed write leaves of Orbax's other tasks
+        log = logging.getLogger(name)
+        log.addFilter(_not_of_the_disk)
+        log.addFilter(_in_one_line)
     sys.unraisablehook = _unraisable
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks a training run to save, and would end what trains not
 
 
 def _not_of_the_disk(record: logging.LogRecord) -> bool:
@@ -27,6 +32,12 @@ def _not_of_the_disk(record: logging.LogRecord) -> bool:
     told = any(reason in record.getMessage() for reason in causes.REFUSALS)
     error = record.exc_info[1] if record.exc_info else None
     return not told and (error is None or causes.refusal(error) is None)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Cut what is told, and write out its control characters: Orbax quotes whole files that it cannot read."""
+    record.msg, record.args = one_line(record.getMessage()), ()
+    return True
 
 
 def _unraisable(lost: Any) -> None:

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import jax
@@ -30,7 +29,7 @@ from jaxssl.training import distributed, images
 from jaxssl.training.corpus import Data, arrays, evaluate, hearing, held_out, loader, pretraining_loss, total
 from jaxssl.training.distillation import distilling, student
 from jaxssl.training.lesson import Give, Lesson
-from jaxssl.training.loop import Hook, every, termination, train
+from jaxssl.training.loop import Hook, every, train
 from jaxssl.training.losses import Sums, means
 from jaxssl.training.optimizer import Optimizer, skipped
 from jaxssl.training.resume import Checkpoints
@@ -38,10 +37,10 @@ from jaxssl.training.settings import Training, optimizer
 from jaxssl.training.sharding import check_rows, fetch, make_mesh, place, shardings
 from jaxssl.training.step import Loss, State, Step, View, as_seen, compile_step, make_evaluation, make_step, start
 from jaxssl.training.telemetry import Journal, Meter, read_journal
+from jaxssl.training.told import Told, listening
 
 Tell = Callable[[int, str], None]
 HOPELESS = 100  # updates skipped in a row after which a run gives up
-AGREE_EVERY = 5  # updates between two questions among processes whether one was told to stop
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Run:
         feed: the training batches.
         found: where to go on, None at the beginning.
         journal: `metrics.jsonl` and TensorBoard's file; None but in the main process.
-        told: set by SIGTERM.
+        told: what signals say: to save, to leave.
         tell: shows a line to whoever watches.
         meter: rates.
     """
@@ -107,7 +106,7 @@ class Run:
     feed: Loader
     found: Found | None
     journal: Journal | None
-    told: Event
+    told: Told
     tell: Tell
     meter: Meter
 
@@ -174,20 +173,26 @@ class Run:
             beside = {"position": self.feed.state(), "arch": to_json(programs.arch), **record()}
             self.saves.save(number, state, beside)
 
+        def heed(number: int, state: State, sums: Sums) -> None:
+            self.told.agree(number)
+            if self.told.saving:
+                save(number, state, sums)
+                self.tell(number, "saved, as SIGUSR1 asks")
+
         hooks: list[Hook] = [
             lambda number, state, sums: note(number, sums),
             every(self.training.log_every, _log(self), last=last),
             every(self.training.valid_every, _validate(self, programs), last=last),
             every(self.training.save_every, save, last=last),
+            heed,
         ]
-        stopped = _stop(self.told.is_set)
         state = train(
             programs.step,
             state,
             _stream(self, programs),
             steps=last,
             hooks=hooks,
-            stop=lambda number: pause() or stopped(number),
+            stop=lambda number: pause() or self.told.leaving,
         )
         if (number := int(state.step)) < last:
             save(number, state, {})
@@ -218,7 +223,7 @@ def open_run(folder: Path, data: Data, training: Training, *, passes: float = 3.
         found = _find(saves, feed)
         after = found.number if found else 0
         journal = stack.enter_context(Journal(folder, after=after)) if distributed.is_main() else None
-        told = stack.enter_context(termination())
+        told = stack.enter_context(listening())
         tell = stack.enter_context(updates("training", training.steps))
         meter = Meter(peak=matmul_peak(jnp.dtype(training.dtype)) * mesh.size, passes=passes)
         console.print(f"batches: {feed.summary()}", markup=False)
@@ -324,7 +329,7 @@ def _find(saves: Checkpoints, feed: Loader) -> Found | None:
     number, record, notes = newest
     for note in notes:
         console.print(f"note: {note}", markup=False)
-    feed.restore(record["position"])
+    feed.restore(record.get("position", {}))
     console.print(f"resuming after update {number}", markup=False)
     return Found(number, record)
 
@@ -356,13 +361,6 @@ def _macs(programs: Programs, samples: int) -> float:
 @lru_cache(maxsize=4096)
 def _forward(arch: Arch, samples: int) -> float:
     return cost.macs(arch, samples).total
-
-
-def _stop(told: Callable[[], bool]) -> Callable[[int], bool]:
-    """Ask whether to stop; processes ask each other, so that all stop after the same update."""
-    if jax.process_count() == 1:
-        return lambda number: told()
-    return lambda number: number % AGREE_EVERY == 0 and distributed.anywhere(told())
 
 
 def _give_up(state: State) -> None:

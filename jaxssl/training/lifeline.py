@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from compress.errors import one_line
 from jaxssl.runtime import files
 
 LOST = 3  # exit code of a process that stops because another one did
@@ -163,7 +164,7 @@ class Watch(threading.Thread):
 def leave(line: str, code: int) -> NoReturn:
     """End the process now, after `line` on standard error; exit handlers do not run."""
     with suppress(OSError, ValueError):
-        os.write(2, f"{line}\n".encode() if line else b"")
+        os.write(2, f"{one_line(line)}\n".encode() if line else b"")  # it quotes what came over the network
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

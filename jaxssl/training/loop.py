@@ -1,11 +1,6 @@
 """The loop: one update after the other, hooks after each, until the last one or until it is told to stop."""
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any
 
 from jaxssl.training.losses import Sums
 from jaxssl.training.step import Arrays, State, Step
@@ -50,24 +45,3 @@ def every(period: int, hook: Hook, *, last: int) -> Hook:
             hook(number, state, sums)
 
     return sometimes
-
-
-@contextmanager
-def termination() -> Iterator[threading.Event]:
-    """Give an event that SIGTERM sets, so that a preempted run can save before it leaves.
-
-    Signals are Python's only in the main thread; elsewhere the event is never set.
-    """
-    told = threading.Event()
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        told.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-    before: Any = signal.signal(signal.SIGTERM, remember)
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,8 @@
     checkpoints/300/record/    JSON: the arch, the position in the data, whatever the run remembers besides
     checkpoints/damaged-300/   one that could not be trusted, set aside when the run resumed
 
-Each carries the list of its files (`jaxssl.runtime.seal`), so that damage is found before anything reads the arrays.
+Each carries the list of its files (`jaxssl.runtime.seal`), so that damage is found before anything reads the arrays. A
+new one is read back and compared before it gets its name, and only then an older one goes.
 """
 
 import shutil
@@ -18,7 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from compress.errors import InputError
-from jaxssl.runtime import seal
+from jaxssl.runtime import files, seal
+from jaxssl.training import read_back
 from jaxssl.training.step import State
 
 PARTS = ("state", "record")
@@ -28,11 +30,22 @@ class Checkpoints:
     """A run's checkpoints; a context manager, which waits for the last one to be on disk."""
 
     def __init__(self, folder: Path, *, keep: int = 3):
-        """Open or begin `folder`; the newest `keep` checkpoints stay."""
+        """Open or begin `folder`; the newest `keep` checkpoints stay.
+
+        Raises:
+            InputError: what Orbax says of a checkpoint there is damaged.
+        """
         self.folder = folder.absolute()
         later = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, async_options=later)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except ValueError as error:  # of a list that is JSON, but none of Orbax's
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{self.folder}: _CHECKPOINT_METADATA of a checkpoint there is damaged ({reason}); remove that one"
+            ) from error
+        self._given: Mapping[str, read_back.Sums] = {}  # of the state that is being written
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -51,15 +64,19 @@ class Checkpoints:
     def save(self, number: int, state: State, record: Mapping[str, Any]) -> None:
         """Write the state after update `number` and the record beside it; all processes call it.
 
-        Returns once the arrays are copied; writing goes on in the background. A checkpoint that is there stays.
+        Returns once the arrays are copied; writing goes on in the background, and so does reading back. A checkpoint
+        that is there stays.
 
         Raises:
-            OSError: an earlier one could not be written (the disk is full).
+            OSError: an earlier one could not be written (the disk is full), or is not what was given.
         """
         if number in self._manager.all_steps():
             return
+        self._manager.wait_until_finished()
         self._check()
-        arrays, text = ocp.args.StandardSave(_named(state)), ocp.args.JsonSave(dict(record))
+        named = _named(state)
+        self._given = read_back.sums(named) if jax.process_index() == 0 else {}
+        arrays, text = ocp.args.StandardSave(named), ocp.args.JsonSave(dict(record))
         self._manager.save(number, args=ocp.args.Composite(state=arrays, record=text))
 
     def newest(self) -> tuple[int, dict[str, Any], list[str]] | None:
@@ -75,6 +92,7 @@ class Checkpoints:
             try:
                 seal.check(self.folder / str(number), parts=PARTS)
                 record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+                files.named(record, self.folder / str(number))
             except MemoryError:  # says nothing of the checkpoint
                 raise
             except Exception as error:  # Orbax raises whatever it meets
@@ -110,9 +128,17 @@ class Checkpoints:
         return _unnamed(found["state"], like)
 
     def _seal(self) -> None:
-        """List a checkpoint's files when all of them are written, before it gets its name."""
+        """Read a checkpoint back when all of it is written, and list its files, before it gets its name.
+
+        Raises:
+            OSError: it is not what was given.
+        """
         if jax.process_index() == 0:
             for folder in self.folder.glob("*tmp*"):
+                if reason := read_back.differing(folder / "state", self._given):
+                    raise OSError(
+                        None, f"read back, it is not what was written ({reason}); is the disk sound?", str(folder)
+                    )
                 seal.seal(folder, parts=PARTS)
 
     def _sweep(self) -> None:
@@ -130,7 +156,8 @@ class Checkpoints:
         try:
             self._manager.check_for_errors()
         except Exception as error:
-            raise OSError(getattr(error, "errno", None), str(error), str(self.folder)) from error
+            reason = getattr(error, "strerror", None) or str(error)
+            raise OSError(getattr(error, "errno", None), reason, str(self.folder)) from error
 
 
 def _named(state: State) -> dict[str, Any]:

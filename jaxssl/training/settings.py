@@ -65,7 +65,8 @@ class Training:
     """seconds to wait for the other processes"""
 
 
-ANYWHERE = ("coordinator", "processes", "process", "timeout", "log_every", "keep")  # a resumed run may change these
+# A resumed run may change these: on other devices and hosts it goes on with the same batches.
+ANYWHERE = ("coordinator", "processes", "process", "timeout", "fsdp", "log_every", "keep")
 
 
 def optimizer(training: Training) -> Optimizer:

@@ -2,12 +2,15 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
+from compress.errors import one_line
 from jaxssl.runtime import files
+from jaxssl.runtime.cli import messages
 from jaxssl.training.board import Board
 
 
@@ -58,26 +61,51 @@ class Journal:
         self._path = folder / "metrics.jsonl"
         _keep_until(self._path, after)
         self._file = self._path.open("a")
-        self._board = Board(folder / "tensorboard", first=after + 1)
+        self._board: Board | None = None
+        with self._or_without():
+            self._board = Board(folder / "tensorboard", first=after + 1)
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._file:
-            self._board.close()
+        with files.naming(self._path), self._file, self._or_without():
+            if self._board is not None:
+                self._board.close()
 
     def write(self, number: int, part: str, values: Mapping[str, float]) -> None:
-        """Write the numbers of update `number`; `part` says of what: train, valid."""
-        self._file.write(json.dumps({"step": number, "part": part, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.scalar(f"{part}/{name}", value, number)
-        self._board.flush()
+        """Write the numbers of update `number`; `part` says of what: train, valid.
+
+        Raises:
+            OSError: `metrics.jsonl` cannot be written; without TensorBoard a run goes on.
+        """
+        with files.naming(self._path):
+            self._file.write(json.dumps({"step": number, "part": part, **values}) + "\n")
+            self._file.flush()
+        with self._or_without():
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.scalar(f"{part}/{name}", value, number)
+                self._board.flush()
 
     def picture(self, number: int, name: str, pixels: np.ndarray) -> None:
         """Show a picture, (height, width) in [0, 1], bright is high."""
-        self._board.image(name, (255 * np.clip(pixels, 0, 1)).astype(np.uint8), number)
+        with self._or_without():
+            if self._board is not None:
+                self._board.image(name, (255 * np.clip(pixels, 0, 1)).astype(np.uint8), number)
+
+    @contextmanager
+    def _or_without(self) -> Iterator[None]:
+        """Say once that TensorBoard's disk takes no more, and write nothing there from then on."""
+        try:
+            yield
+        except OSError as error:
+            board, self._board = self._board, None
+            with suppress(OSError, ValueError):  # what could not be closed may be closed all the same
+                if board is not None:
+                    board.close()
+            reason = f"note: TensorBoard's file cannot be written ({error.strerror or error}); the run goes on without"
+            messages.print(one_line(reason), markup=False)
 
 
 def read_journal(folder: Path) -> list[dict[str, float | str]]:

@@ -1,5 +1,7 @@
 """Small checkpoints in other programs' forms, made here: names and shapes written out by hand, values at random."""
 
+import struct
+
 import numpy as np
 
 WIDTH, FFN, LAYERS, CHANNELS, TAPS, GROUPS = 16, 24, 2, 12, 8, 4
@@ -83,3 +85,20 @@ def draw(torch, shapes):
     """Draw a state dict, positive so that a weight norm never divides by zero."""
     rng = np.random.default_rng(0)
     return {name: torch.from_numpy(rng.uniform(0.1, 1, shape).astype(np.float32)) for name, shape in shapes.items()}
+
+
+def _name(text):
+    return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
+
+
+def _variable(name, array):
+    kinds = ("float32", "int8", "int16", "int32", "float16")
+    shape = struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)
+    return _name(name) + shape + struct.pack("<BI", kinds.index(str(array.dtype)), array.nbytes) + array.tobytes()
+
+
+def ctranslate2_file(arrays, *, version=6, spec="WhisperSpec"):
+    """Write the bytes of CTranslate2's `model.bin`."""
+    head = struct.pack("<I", version) + _name(spec) + struct.pack("<II", 3, len(arrays))
+    aliases = struct.pack("<I", 1) + _name("decoder/projection/weight") + _name("decoder/embeddings/weight")
+    return head + b"".join(_variable(name, array) for name, array in arrays.items()) + aliases

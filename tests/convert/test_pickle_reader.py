@@ -282,3 +282,22 @@ def test_every_flipped_bit_of_a_zip_is_one_line(tmp_path):
         with contextlib.suppress(InputError):
             for each in entries(load(path)).values():
                 each.read()
+
+
+def test_storages_that_lie_in_one_another_are_refused(tmp_path):
+    """The directory of a zip may name one place many times, which would be read into memory as often."""
+    state = {f"w{i}": tensor(Storage(str(i), 1000), 0, (1000,), (1,)) for i in range(3)}
+    path = save_zip(tmp_path / "x.pt", program(state), {str(i): bytes(4000) for i in range(3)})
+    assert len(load(path)) == 3
+    with zipfile.ZipFile(path) as zipped:
+        first = zipped.getinfo("archive/data/0").header_offset
+        second = zipped.getinfo("archive/data/1").header_offset
+    content = path.read_bytes()
+    at = content.rindex(b"archive/data/1") - 4  # the last field of an entry of the directory, before its name
+    assert content[at : at + 4] == second.to_bytes(4, "little")
+    path.write_bytes(content[:at] + first.to_bytes(4, "little") + content[at + 4 :])
+    with pytest.raises(InputError, match="storages overlap at byte"):
+        load(path)
+    path.write_bytes(content[:at] + (2**32 - 2).to_bytes(4, "little") + content[at + 4 :])
+    with pytest.raises(InputError, match="damaged or cut short|overlap"):
+        load(path)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from jaxssl.models.arch import Sinusoids
 from jaxssl.models.fronts.whisper_frames import whisper_mel
 from jaxssl.models.zoo import PRESETS
 from tests.archs import forward
+from tests.convert.files import ctranslate2_file
 from tests.golden import meets
 
 FC1 = "encoder/layer_0/ffn/linear_0/"  # of CTranslate2
@@ -151,16 +151,6 @@ def test_files_of_openai(torch, whisper, tmp_path):
         read(tmp_path / "other.pt")
 
 
-def name_of(text):
-    return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
-
-
-def variable(name, array):
-    kinds = ("float32", "int8", "int16", "int32", "float16")
-    shape = struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)
-    return name_of(name) + shape + struct.pack("<BI", kinds.index(str(array.dtype)), array.nbytes) + array.tobytes()
-
-
 def ctranslate2_arrays(model):
     """Name and join an encoder's arrays as CTranslate2 does, in float16."""
     state = {name: each.half().numpy() for name, each in model.get_encoder().state_dict().items()}
@@ -184,12 +174,6 @@ def ctranslate2_arrays(model):
         state["layer_norm.bias"],
     )
     return found | {"decoder/embeddings/weight": np.zeros((9, 24), np.float16), "decoder/alibi": np.array(0, np.int8)}
-
-
-def ctranslate2_file(arrays, *, version=6, spec="WhisperSpec"):
-    head = struct.pack("<I", version) + name_of(spec) + struct.pack("<II", 3, len(arrays))
-    aliases = struct.pack("<I", 1) + name_of("decoder/projection/weight") + name_of("decoder/embeddings/weight")
-    return head + b"".join(variable(name, array) for name, array in arrays.items()) + aliases
 
 
 def test_folders_of_ctranslate2(torch, whisper, tmp_path):

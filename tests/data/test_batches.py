@@ -100,6 +100,28 @@ def test_another_number_of_hosts_resumes():
     np.testing.assert_array_equal(next(two).index, next(one).index[2:])
 
 
+def test_hosts_that_come_and_go_draw_the_same_batches():
+    """To the bit: begun by one, gone on with by four, then by two, in the middle of epochs."""
+    alone, position = loader(), loader().state()
+    for hosts, count in ((1, 13), (4, 11), (2, 17)):
+        together = [loader(host=host, hosts=hosts) for host in range(hosts)]
+        for each in together:
+            each.restore(position)
+        for whole in take(alone, count):
+            parts = [next(each) for each in together]
+            for name in ("inputs", "lengths", "labels", "mask", "index"):
+                joined = np.concatenate([getattr(part, name) for part in parts])
+                np.testing.assert_array_equal(joined, getattr(whole, name), strict=True)
+        position = together[0].state()
+        assert all(each.state() == position for each in together)
+
+
+@pytest.mark.parametrize("state", [{}, [], None, {"epoch": "0", "step": 1}, {"epoch": 0}], ids=str)
+def test_a_position_that_is_none_is_refused(state):
+    with pytest.raises(InputError, match="saved without its epoch or step"):
+        loader().restore(state)
+
+
 @pytest.mark.parametrize("other", [{"seed": 8}, {"batch_size": 8}, {"crop": 100}, {"among": range(30)}, {"buckets": 1}])
 def test_another_run_cannot_resume(other):
     with pytest.raises(InputError, match="data position was saved with"):

@@ -30,10 +30,11 @@ class Small:
     corpus: Path
     model: Path
 
-    def start(self, module, out, **changes):
+    def start(self, module, out, *, devices=1, **changes):
         """Start a command on them."""
         words = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", *_words(value))]
-        return start("-m", module, "--corpus", self.corpus, "--model", self.model, "--out", out, *words)
+        inputs = ("--corpus", self.corpus, "--model", self.model)
+        return start("-m", module, *inputs, "--out", out, *words, devices=devices)
 
     def finish(self, module, out, **changes):
         """Run to the end; standard output and error."""

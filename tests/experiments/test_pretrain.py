@@ -59,8 +59,8 @@ class Place:
     def model(self):
         return self.small.model
 
-    def start(self, out, **changes):
-        return self.small.start("experiments.pretrain", out, **{**SETTINGS, **changes})
+    def start(self, out, *, devices=1, **changes):
+        return self.small.start("experiments.pretrain", out, devices=devices, **{**SETTINGS, **changes})
 
     def finish(self, out, **changes):
         return self.small.finish("experiments.pretrain", out, **{**SETTINGS, **changes})
@@ -305,3 +305,40 @@ def test_one_process_resumes_what_two_saved(place, pair, unbroken, tmp_path, how
     for row, expected in zip(told(tmp_path / "run"), told(unbroken), strict=True):
         np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5, err_msg=str(expected["step"]))
     assert_close(final(tmp_path / "run"), final(unbroken), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_other_devices(place, unbroken, tmp_path):
+    """Begun on one, gone on with on four with parameters spread over two, ended on two: the same batches."""
+    out = tmp_path / "run"
+    code, _, _ = place.interrupt(out, 11, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    with place.start(out, devices=4, fsdp=2) as process:
+        reach(process, 32)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 75, errors
+    assert resumed(output) >= 11 - 2 * SAVE_EVERY
+    output, _ = place.finish(out, devices=2)
+    assert resumed(output) >= 32
+    for row, expected in zip(told(out), told(unbroken), strict=True):
+        np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-5, err_msg=str(expected["step"]))
+    assert_close(final(out), final(unbroken), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_sigusr1_saves_now(place, unbroken, tmp_path):
+    """What a run is killed after is then lost no more; it goes on meanwhile, and ends the same."""
+    out = tmp_path / "run"
+    with place.start(out, save_every=1000) as process:
+        reach(process, 20)
+        process.send_signal(signal.SIGUSR1)
+        line = next(line for line in process.stderr if "saved, as SIGUSR1 asks" in line)
+        number = int(line.split()[1].partition("/")[0])
+        while number not in saved(out):  # it is written in the background
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    output, _ = place.finish(out, save_every=1000)
+    assert resumed(output) == number >= 20
+    assert_same(out, unbroken)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import struct
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from jaxssl.convert import conversion, ctranslate2
+from jaxssl.convert import conversion
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
@@ -29,14 +28,14 @@ def checkpoints(data: Path) -> list[Target]:
         if path.stat().st_size < 4 << 20:
             heads = 4 if "torchaudio" in path.name else None
             beside = [path, *path.parent.glob("*.yaml")]
-            edits: dict[str, Any] = {"file" + path.suffix: _pytorch}
+            edits: dict[str, Any] = {"file" + path.suffix: pytorch}
             edits |= {each.name: as_yaml for each in beside[1:]}
             found.append(
                 Target(
                     f"checkpoint {path.stem}",
                     partial(_copied, beside, {path.name: "file" + path.suffix}),
                     one_of(edits),
-                    partial(_convert, name="file" + path.suffix, heads=heads),
+                    partial(convert, name="file" + path.suffix, heads=heads),
                     2,
                 )
             )
@@ -64,13 +63,14 @@ def checkpoints(data: Path) -> list[Target]:
     return found
 
 
-def _convert(folder: Path, name: str = "", heads: int | None = None) -> None:
+def convert(folder: Path, name: str = "", heads: int | None = None) -> None:
     """Read a checkpoint, and print what the command prints; the writing alone is left out, which takes longest."""
     for line in convert_torch._report(conversion.read(folder / name, heads=heads), folder):
         console.print(line, markup=False)
 
 
-def _pytorch(content: bytes, draw: Draw) -> bytes:
+def pytorch(content: bytes, draw: Draw) -> bytes:
+    """Damage a file of torch.save's, in what it holds or as bytes."""
     if content[:2] != b"PK":
         return mutate.pickled(content, draw) if draw.randrange(3) else mutate.damaged(content, draw)
     return mutate.zipped(content, draw) if draw.randrange(3) else mutate.damaged(content, draw)
@@ -82,13 +82,12 @@ def folders(data: Path) -> list[Target]:
     for folder in sorted(data.glob("encoders/hf_*")):
         names = [path for path in sorted(folder.iterdir()) if path.suffix in kinds]
         edits = {path.name: kinds[path.suffix] for path in names}
-        found.append(Target(f"folder {folder.name}", partial(_copied, names, {}), one_of(edits), _convert, 2))
+        found.append(Target(f"folder {folder.name}", partial(_copied, names, {}), one_of(edits), convert, 2))
     whole = data / "encoders/hf_wav2vec2_base_ctc"
     if whole.is_dir():
         edits = {"model.safetensors.index.json": as_json, "1.safetensors": mutate.safetensors, "config.json": as_json}
-        found.append(Target("folder in shards", partial(_shards, whole), one_of(edits), _convert, 2))
-    variables = Target("ctranslate2", _variables, one_of({"model.bin": mutate.damaged}), _read_variables, 2)
-    return [*found, variables]
+        found.append(Target("folder in shards", partial(_shards, whole), one_of(edits), convert, 2))
+    return found
 
 
 def _shards(whole: Path, folder: Path) -> None:
@@ -100,25 +99,6 @@ def _shards(whole: Path, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     for each in whole.glob("*.json"):
         shutil.copyfile(each, folder / each.name)
-
-
-def _variables(folder: Path) -> None:
-    """Write a file of CTranslate2's form, an array of each type."""
-
-    def name(text: str) -> bytes:
-        return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
-
-    arrays = {f"encoder/{kind}": np.ones((2, 3), kind) for kind in ctranslate2.DTYPES[:5]}
-    content = struct.pack("<I", ctranslate2.VERSION) + name("WhisperSpec") + struct.pack("<II", 3, len(arrays))
-    for number, (each, array) in enumerate(arrays.items()):
-        head = struct.pack("<B2I", 2, *array.shape) + struct.pack("<BI", number, array.nbytes)
-        content += name(each) + head + array.tobytes()
-    content += struct.pack("<I", 1) + name("alias") + name("encoder/int8")
-    (folder / "model.bin").write_bytes(content)
-
-
-def _read_variables(folder: Path) -> object:
-    return [each.read() for each in ctranslate2.load(folder / "model.bin")[1].values()]
 
 
 def _copied(paths: list[Path], names: dict[str, str], folder: Path) -> None:

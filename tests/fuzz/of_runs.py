@@ -3,17 +3,19 @@
 import json
 import os
 import shutil
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from compress import encoding
 from docs.commands import GROUPS
 from experiments import tradeoff
-from experiments.curves import planning, survivors
+from experiments.curves import planning, retime, survivors
 from experiments.curves.runs import read_curves
+from experiments.curves.sweep import Trail
 from jaxssl import pretrained
 from jaxssl.data.logmel import Stats, load_stats, stats_bytes
 from jaxssl.models import arch_json
@@ -47,6 +49,9 @@ def runs() -> list[Target]:
         Target("settings of a run", partial(_run, finished=True), one_of({"config.json": as_json}), _claim, 2),
         Target("points of heads", _pruned, one_of({"points.json": as_json, "config.json": as_json}), _survivors, 3),
         Target("journal", _journal, one_of({"metrics.jsonl": as_text}), _continue, 3),
+        Target("finished points", _pruned, one_of({"points.json": as_json}), _names, 2),
+        Target("seed of a run", _pruned, one_of({"config.json": as_json}), _dense, 2),
+        Target("trail", _trail, one_of({"a.json": as_json}), _follow, 3),
         Target("held out", _held_out, one_of({"a.npz": mutate.npz}), lambda f: read_heard(f / "a.npz").summary(), 2),
     ]
 
@@ -83,6 +88,25 @@ def _pruned(folder: Path) -> None:
 
 def _survivors(folder: Path) -> object:
     return survivors.read_points(folder, ARCHS["base"], weights(ARCHS["base"]))
+
+
+def _names(folder: Path) -> object:
+    return [row["name"] for row in files.read_rows(folder / "points.json", "name")]
+
+
+def _dense(folder: Path) -> object:
+    return retime._dense(SimpleNamespace(folder=folder, source="a"))
+
+
+def _trail(folder: Path) -> None:
+    files.write_json(folder / "a.json", {**asdict(Trail(["layers/0/ffn/fc1/kernel"])), "told": {"zeros": 0.5}})
+
+
+def _follow(folder: Path) -> object:
+    """Read a trail as a run does that goes on, and ask of it what that run asks first."""
+    path = folder / "a.json"
+    trail = Trail.read(files.read_object(path)) if path.is_file() else Trail([])
+    return trail.done, trail.due
 
 
 def _journal(folder: Path) -> None:

@@ -39,8 +39,10 @@ class TooLong(BaseException):
 
 
 def main(seed: str, part: int, parts: int, count: int, only: str = "") -> None:
+    from jaxssl.runtime import hooks
     from tests.fuzz.targets import targets
 
+    hooks.install()  # as commands do
     started = list[str]()
     sys.addaudithook(lambda event, _: started.append(event) if event in RUNS else None)
     signal.signal(signal.SIGPROF, _late)

@@ -1,4 +1,4 @@
-"""A thousand damaged inputs: each is read, or refused in one line; none runs anything, hangs or fills memory."""
+"""Two thousand damaged inputs: each is read, or refused in one line; none runs anything, hangs or fills memory."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ import pytest
 
 from tests.processes import finish
 
-SEED, COUNT, CORES = "2026", 1200, 2
+SEED, COUNT, CORES = "2026", 2400, 2
 
 
 @pytest.mark.slow

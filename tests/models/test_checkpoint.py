@@ -13,6 +13,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
+from jaxssl.runtime import seal
 from tests.archs import ARCHS, MEL, weights
 
 
@@ -254,3 +255,15 @@ def test_where_a_model_came_from(tmp_path, key):
         (tmp_path / "model/provenance.json").write_text(damage)
         with pytest.raises(InputError, match=r"provenance\.json: .*remove it"):
             checkpoint.provenance(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["None", "Dict", "str", "scalar", "nothing that is known"])
+def test_arrays_that_their_list_calls_something_else_are_refused(saved, kind):
+    folder, _ = saved
+    path = folder / "params/_METADATA"
+    said = json.loads(path.read_text())
+    next(iter(said["tree_metadata"].values()))["value_metadata"]["value_type"] = kind
+    path.write_text(json.dumps(said))
+    seal.seal(folder / "params")
+    with pytest.raises(InputError, match="params: these arrays cannot be read|disagree"):
+        checkpoint.load(folder)

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,3 +201,51 @@ def test_foreign_text_is_shown_and_not_obeyed(hostile, capsys):
 @pytest.mark.parametrize("text", ["plain", "é — ü ½", "日本語", "a\tb\nc"])
 def test_what_can_be_read_stays(text):
     assert visible(text) == text
+
+
+TALKS = """
+import sys
+from dataclasses import dataclass
+from jaxssl.runtime.cli import command, console, progress
+
+@dataclass(frozen=True)
+class Config:
+    pass
+
+def talk(_):
+    with progress("going", 2) as tick:
+        tick()
+    for number in range(int(sys.argv[1])):
+        console.print("a line of some words", number)
+
+sys.exit(command(talk, Config, "", args=[], remember=False))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [1, 3000])
+@pytest.mark.parametrize(
+    ("where", "code", "told"),
+    [
+        (">/dev/full", 2, "error: output: No space left on device"),
+        ("| true", 2, "error: output: Broken pipe"),
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, None),
+        (">/dev/full 2>&1", 2, None),
+        ("2>/dev/full >/dev/null", 2, None),
+    ],
+)
+def test_whatever_takes_the_output(tmp_path, where, code, told, lines):
+    """A full disk, a pipe that nobody reads, or nothing at all: one line where there is a place for it."""
+    (tmp_path / "talk.py").write_text(TALKS)
+    line = f"set -o pipefail; {{ sleep 0.2; {sys.executable} {tmp_path}/talk.py {lines}; }} {where}"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == code, done.stderr
+    if told is not None:
+        errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("going")]
+        assert [line.partition(";")[0] for line in errors] == ([told] if told else [])

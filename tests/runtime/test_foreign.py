@@ -16,6 +16,7 @@ from jaxssl.runtime import files
 from jaxssl.training.ctc_layer import stored
 from jaxssl.training.lifeline import LINE, Link
 from jaxssl.training.telemetry import read_journal
+from tests.processes import finish
 
 
 def test_errors_are_one_line_wherever_they_are_shown():
@@ -118,3 +119,30 @@ def test_a_ctc_layer_of_other_symbols_than_columns(symbols):
         return
     with pytest.raises(InputError, match="beside the model: damaged"):
         stored(given)
+
+
+def test_what_another_process_says_cannot_move_the_cursor():
+    """Its reason to stop is the last thing that this one prints."""
+    program = "from jaxssl.training.lifeline import leave; leave('stops: \\x1b]0;owned\\x07' + 9000 * 'a', 3)"
+    done = finish("-c", program)
+    assert done.returncode == 3
+    assert done.stderr.startswith("stops: \\x1b]0;owned\\x07aaa")
+    assert len(done.stderr) <= LONGEST + 1
+
+
+def test_what_libraries_log_is_cut_and_written_out():
+    """Orbax quotes files that it cannot read; what a full disk leaves of its other tasks is told by the command."""
+    program = """
+import errno, logging
+from jaxssl.runtime import hooks
+hooks.install()
+for name in ("absl", "asyncio"):
+    log = logging.getLogger(name)
+    log.error("a file: \\x1b[2J%s", 9000 * "b")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    log.error("never retrieved", exc_info=(OSError, full, None))
+"""
+    done = finish("-c", program)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert all("a file: \\x1b[2Jbbb" in line and len(line) < LONGEST + 100 for line in lines)

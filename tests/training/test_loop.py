@@ -1,14 +1,11 @@
-"""The loop updates as often as it should, draws no batch too many, and hears SIGTERM."""
+"""The loop updates as often as it should, and draws no batch too many."""
 
 import itertools
-import os
-import signal
-import threading
 from dataclasses import dataclass
 
 import pytest
 
-from jaxssl.training.loop import every, termination, train
+from jaxssl.training.loop import every, train
 
 
 @dataclass
@@ -62,38 +59,3 @@ def test_it_stops_after_an_update_and_its_hooks():
     seen = []
     state, left = run(hooks=[lambda number, state, sums: seen.append(number)], stop=lambda number: number == 4)
     assert (state.step, left, seen) == (4, 4, [1, 2, 3, 4])
-
-
-def test_sigterm_is_heard_and_the_old_handler_comes_back():
-    def mine(number, frame):
-        raise AssertionError("the handler from before was called")
-
-    before = signal.signal(signal.SIGTERM, mine)
-    try:
-        with termination() as told:
-            assert not told.is_set()
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert told.wait(5)
-            state, _ = run(stop=lambda number: told.is_set())
-            assert state.step == 1
-        assert signal.getsignal(signal.SIGTERM) is mine
-        with pytest.raises(ZeroDivisionError), termination():
-            _ = 1 / 0
-        assert signal.getsignal(signal.SIGTERM) is mine
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_outside_the_main_thread_nothing_is_heard():
-    found = []
-
-    def body():
-        with termination() as told:
-            found.append(told.is_set())
-
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert found == [False]
-    assert signal.getsignal(signal.SIGTERM) is before

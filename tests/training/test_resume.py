@@ -9,8 +9,10 @@ import pytest
 
 from compress.errors import InputError
 from jaxssl.models.model import shapes
+from jaxssl.training import read_back
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.resume import Checkpoints
+from jaxssl.training.sharding import make_mesh
 from jaxssl.training.step import start
 from tests.archs import MEL, UNEVEN
 
@@ -95,3 +97,61 @@ def test_another_models_state_is_refused(saved):
     arch = replace(MEL, layers=MEL.layers[:2])
     with Checkpoints(saved) as checkpoints, pytest.raises(InputError, match="not a state of this run"):
         checkpoints.restore(3, state(arch, 0))
+
+
+@pytest.mark.parametrize("content", ["3", "[]", '{"item_handlers": 3}', '{"init_timestamp_nsecs": "a"}'])
+def test_a_list_that_is_none_of_orbaxs_is_one_line(saved, content):
+    """Orbax reads it before anything is checked."""
+    (saved / "3/_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(InputError, match="_CHECKPOINT_METADATA of a checkpoint there is damaged"):
+        Checkpoints(saved)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore on damaged arrays
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_checkpoint_is_read_back_before_an_older_one_goes(saved, monkeypatch, damage):
+    """What the disk did not take as it was given gets no name, and what was there before stays."""
+    whole = read_back.differing
+
+    def damaged(folder, wanted):
+        for file in folder.rglob("d/*"):
+            content = file.read_bytes()
+            middle = len(content) // 2
+            changed = bytes([content[middle] ^ 1]) + content[middle + 1 :] if damage == "flip" else b""
+            file.write_bytes(content[:middle] + changed)
+        return whole(folder, wanted)
+
+    monkeypatch.setattr(read_back, "differing", damaged)
+    checkpoints = Checkpoints(saved, keep=1)
+    checkpoints.save(4, state(SMALL, 4), {})
+    with pytest.raises(OSError, match="read back, it is not what was written"):
+        checkpoints.close()
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "3"]
+    monkeypatch.undo()
+    with Checkpoints(saved, keep=1) as again:
+        assert again.newest()[0] == 3
+        again.save(4, state(SMALL, 4), {})
+    assert [path.name for path in saved.iterdir()] == ["4"]
+
+
+def test_every_array_of_a_state_is_compared():
+    """Also those whose bits differ where numbers do not: -0.0 and 0.0, one NaN and another."""
+    given = {"a": np.array([0.0, np.nan], np.float32), "b": jax.numpy.arange(6).reshape(2, 3)}
+    sums = read_back.sums(given)
+    assert sums["a"].fits(given["a"])
+    assert sums["b"].fits(np.arange(6, dtype=np.int32).reshape(2, 3))
+    assert not sums["a"].fits(np.array([-0.0, np.nan], np.float32))
+    assert not sums["a"].fits(given["a"].astype(np.float64))
+    assert not sums["b"].fits(np.arange(1, 7, dtype=np.int32).reshape(2, 3))
+
+
+def test_shards_are_compared_where_they_belong():
+    """A process knows its own shards only."""
+    mesh = make_mesh(fsdp=4)
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    whole = np.arange(16, dtype=np.float32).reshape(8, 2)
+    (sums,) = read_back.sums({"a": jax.device_put(whole, where)}).values()
+    assert len(sums.parts) == 4
+    assert sums.fits(whole)
+    assert not sums.fits(whole[::-1])
+    assert replace(sums, parts=sums.parts[:1]).fits(np.concatenate([whole[:2], -whole[2:]]))

@@ -1,7 +1,9 @@
 """What a run tells is right, survives being broken off, and can be read by others' tools."""
 
+import errno
 import io
 import json
+import os
 import struct
 
 import numpy as np
@@ -137,3 +139,32 @@ def test_a_resumed_run_tells_tensorboard_what_to_drop(tmp_path):
     write(tmp_path, (3,), after=2)
     starts = [event.step for event in events(tmp_path) if event.session_log.status == event.session_log.START]
     assert starts[-1] == 3
+
+
+@pytest.mark.parametrize("when", ["open", "write", "picture", "close"])
+def test_training_goes_on_where_tensorboards_disk_is_full(tmp_path, monkeypatch, capsys, when):
+    """It is told once; `metrics.jsonl` has all of it."""
+
+    name = {"open": "__init__", "write": "scalar", "picture": "image", "close": "close"}[when]
+    close = telemetry.Board.close
+
+    def full(board, *_, **__):
+        if when == "close":
+            close(board)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(telemetry.Board, name, full)
+    with Journal(tmp_path) as journal:
+        for number in (1, 2):
+            journal.write(number, "train", {"loss": 1.0})
+            journal.picture(number, "masked", np.zeros((3, 4)))
+    assert len(read_journal(tmp_path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "note: TensorBoard's file cannot be written (No space left on device); the run goes on without"
+
+
+def test_metrics_that_cannot_be_written_end_a_run(tmp_path):
+    """By an error that names the file: what a run tells is what it is for."""
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="metrics.jsonl"), Journal(tmp_path) as journal:
+        journal.write(1, "train", {"loss": 1.0})
