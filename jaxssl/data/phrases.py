@@ -7,7 +7,7 @@ and names. Real text is better where there is some: `read_texts`.
 
 >>> rng = np.random.default_rng(0)
 >>> passage(rng, letters=40)
-'Which rumour could throw the fierce river? Hardly anyone would bring her hungry kitchen.'
+'Dorothy will command no lion, until this village may admire his thick seed across the tail on Wednesday morning.'
 """
 
 from pathlib import Path

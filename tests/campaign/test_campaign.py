@@ -1,14 +1,13 @@
 """A few of the kills and full disks that `tests.campaign.kills` and `tests.campaign.disk` make by the dozen."""
 
 import json
-import os
 
 import pytest
 
 from tests.campaign import disk
 from tests.campaign.kills import campaign
 from tests.campaign.lines import COMMANDS, differences
-from tests.processes import finish
+from tests.processes import ROOT, finish
 
 SMALL = tuple(each for each in COMMANDS if each.name in ("prepare", "lowrank"))
 
@@ -47,7 +46,7 @@ def test_a_command_dies_at_the_change_that_was_named(tmp_path):
             path.unlink()
         if (tmp_path / "out").is_dir():
             (tmp_path / "out").rmdir()
-        done = finish(*words, number, "writes", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{os.environ['PYTHONPATH']}")
+        done = finish(*words, number, "writes", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
         assert done.returncode == (-9 if number else 0), done.stderr
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == left
     assert (tmp_path / "out.changes").read_text() == "5"

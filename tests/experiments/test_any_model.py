@@ -189,7 +189,7 @@ def test_a_model_that_joins_frames_has_a_target_for_each_joined_one(audio, tmp_p
 def test_a_student_that_joins_frames_is_none_of_a_teacher_that_does_not():
     archs = (ARCH, replace(ARCH, time_reduction=2))
     teacher, student = (Model(name, arch, {}, None, True) for name, arch in zip("ts", archs, strict=True))
-    with pytest.raises(InputError, match="t hears waveform, 499 frames of 1 in 10 s, the student waveform, 249 frames"):
+    with pytest.raises(InputError, match="t hears waveform, 499 frames of 10 s, the student s waveform, 249 frames"):
         check_teacher(teacher, student, None, logits=False)
 
 
