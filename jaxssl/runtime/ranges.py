@@ -74,6 +74,8 @@ class Present:
     def wrong(self, value: object) -> str | None:
         """Say that nothing is there."""
         text = str(value)
+        if "\0" in text:  # which no name has, and glob raises at
+            return "no such file or folder"
         matched = glob.has_magic(text) and next(glob.iglob(text, recursive=True), None) is not None
         return None if os.path.exists(text) or matched else "no such file or folder"
 
