@@ -204,7 +204,7 @@ def test_pieces_together_are_the_whole(hop, field, rate, seconds):
         ({"clusters": 10_000}, "10000 clusters of"),
         ({"name": "../up"}, "cannot be called"),
         ({"like": "nowhere"}, "nowhere: no such file or folder"),
-        ({"like": "no\0where"}, "no.where: no such file or folder"),
+        ({"like": "no\0where"}, "no.x00where: no such file or folder"),
         ({"audio": ("gone.wav",)}, "no such file"),
         ({"valid": 1.0}, "--valid 1.0: give 0 to below 1"),
     ],
