@@ -235,7 +235,7 @@ def _staging(folder: Path) -> Iterator[Path]:
     try:
         yield staging
     finally:
-        for _ in range(40):  # threads of a save that failed may still write for a moment
+        for _ in range(400):  # threads of a save that failed may still write for a moment, longer on a busy machine
             shutil.rmtree(staging, ignore_errors=True)
             if not staging.exists():
                 break
