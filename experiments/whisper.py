@@ -33,11 +33,12 @@ same command, point by point, and with other --ways it gets further points; with
 
 On two CPU cores, busy with other work, a point of 25 utterances (237 s) takes a minute and a half; 60 updates of one
 window of 10 s take about as long, twice that where the dense model has not heard the windows yet. Expected of tiny.en:
-windows of 10 s halve the time and change 2 % of the words, 6 % of short utterances; int8 changes 1 % and saves no time
-here. Without recovery activation-aware low rank beats the plain one by far (5 and 25 % at rank 256), and nothing else
-saves a tenth of the time at 5 % of the words. 60 updates bring a model with two thirds of its rows from 92 to 17 % of
-the words, with half of each head from 331 to 21 % and of rank 128 from 159 to 30 %, all in windows of 10 s; what has
-lost little gains little. LiteASR's half of an encoder is out of reach at this width.
+windows of 10 s halve the time and change 2 % of the words, 6 % of short utterances; int8 changes 1 % and, where the
+processor has instructions for it, saves two fifths. Without recovery activation-aware low rank beats the plain one by
+far (5 and 25 % at rank 256), and nothing else saves a tenth of the time at 5 % of the words. 60 updates bring a model
+with two thirds of its rows from 92 to 17 % of the words, with half of each head from 331 to 21 % and of rank 128 from
+159 to 30 %, all in windows of 10 s; what has lost little gains little. LiteASR's half of an encoder is out of reach at
+this width.
 """
 
 from collections.abc import Callable
