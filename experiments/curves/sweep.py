@@ -167,7 +167,7 @@ def _fire(
     state = change(
         state, event.edit, held=_arrays(event.masks), reset=optimizer(run.training).build() if reset else None
     )
-    arch = describe(programs.arch, split(state.params)[0])
+    arch = event.arch or describe(programs.arch, split(state.params)[0])
     state = place(state, shardings(state, run.mesh))
     trail.due, trail.masked, trail.told = False, list(event.masks), dict(event.told)
     if arch != programs.arch or bool(event.masks) != masked:

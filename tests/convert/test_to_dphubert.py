@@ -19,31 +19,32 @@ IRREGULAR = replace(
 )
 
 
-def test_its_own_file_comes_back_name_by_name(torch, shared, tmp_path):
-    path = shared / "encoders/dphubert/dphubert.pth"
+def there_and_back(torch, path):
+    """Return a file's content, and what is written of the model that is read from it, under the same names."""
     theirs, ours = torch.load(path, weights_only=True), read(path)
     arrays, config = to_dphubert.state(ours.arch, ours.params)
     assert arrays.keys() == theirs["state_dict"].keys()
+    assert config.keys() == theirs["config"].keys()
+    return theirs, arrays, config
+
+
+def test_its_own_file_comes_back_name_by_name(torch, shared):
+    theirs, arrays, config = there_and_back(torch, shared / "encoders/dphubert/dphubert.pth")
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, theirs["state_dict"][name], err_msg=name)
-    assert config.keys() == theirs["config"].keys()
     differing = {name for name, value in config.items() if value != theirs["config"][name]}
     assert differing == {"encoder_num_heads", "encoder_ff_interm_features"}  # of what is gone
     assert config["encoder_num_heads"] == [3, 1, 4, 1]
 
 
-def test_its_own_wavlm_comes_back_name_by_name(torch, shared, tmp_path):
-    path = shared / "encoders/dpwavlm/dpwavlm.pth"
-    theirs, ours = torch.load(path, weights_only=True), read(path)
-    arrays, config = to_dphubert.state(ours.arch, ours.params)
-    assert arrays.keys() == theirs["state_dict"].keys()
+def test_its_own_wavlm_comes_back_name_by_name(torch, shared):
+    theirs, arrays, config = there_and_back(torch, shared / "encoders/dpwavlm/dpwavlm.pth")
     for name, array in arrays.items():
         wanted = theirs["state_dict"][name].numpy()
         if name.endswith("gru_rel_pos_const"):  # those of heads that are gone are nobody's
             remaining = theirs["config"]["encoder_remaining_heads"][int(name.split(".")[3])]
             array, wanted = array[:, remaining], wanted[:, remaining]
         np.testing.assert_array_equal(array, wanted, err_msg=name)
-    assert config.keys() == theirs["config"].keys()
     differing = {name for name, value in config.items() if value != theirs["config"][name]}
     assert differing == {"encoder_ff_interm_features"}  # of what is gone
 

@@ -33,6 +33,7 @@ from jaxssl.training.lesson import check_teacher
 from jaxssl.training.preparation import Preparation, prepare
 from jaxssl.training.probe import regress
 from jaxssl.training.settings import Training
+from jaxssl.training.telemetry import read_journal
 from tests.archs import LARGE, MEL, forward, transformer_layer
 from tests.archs import weights as drawn
 
@@ -83,6 +84,13 @@ def models(tmp_path_factory):
         folder / "headless", replace(ARCH, head=None), {name: part for name, part in params.items() if name != "head"}
     )
     return folder
+
+
+def learning(folder):
+    """Return what a run reported of its updates, at least one."""
+    rows = [row for row in read_journal(folder) if row["part"] == "train"]
+    assert rows
+    return rows
 
 
 def asked(audio, **more):
@@ -268,7 +276,9 @@ def test_a_fine_tuned_model_of_another_program_becomes_a_curve(shared, audio, tm
     assert small["units"] == [32, 32]
     assert small["step"] == 1
     assert "control_ctc_loss" not in dense
-    assert small["control_ctc_loss"] not in (dense["ctc_loss"], small["ctc_loss"])  # it learned to write as long
+    assert small["control_ctc_loss"] not in (dense["ctc_loss"], small["ctc_loss"])
+    (control,) = tmp_path.glob("control-*")
+    assert all("ctc" in row for row in learning(control))  # it learned to write as long, and not to predict
 
 
 @pytest.mark.slow
@@ -280,6 +290,8 @@ def test_gates_are_learned_by_what_is_written(shared, audio, tmp_path):
     _, small = json.loads((tmp_path / "joint/report.json").read_text())["points"]
     assert small["gone"] == pytest.approx(0.1, abs=0.02)
     assert min(small["ctc_loss"], small["control_ctc_loss"]) > 0
+    for part in ("gates", "after"):
+        assert all("ctc" in row for row in learning(tmp_path / f"joint/{part}/joint-0.1"))
 
 
 @pytest.mark.parametrize(
