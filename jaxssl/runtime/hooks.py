@@ -35,8 +35,13 @@ def _not_of_the_disk(record: logging.LogRecord) -> bool:
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Cut what is told, and write out its control characters: Orbax quotes whole files that it cannot read."""
+    """Cut what is told, and write out its control characters: Orbax quotes whole files that it cannot read.
+
+    No trace follows. A task is told of when it is collected, which may be while Python parses code; writing a trace
+    parses too, and up to Python 3.11.7 the first parser then fails (SystemError, CPython's issue 106905).
+    """
     record.msg, record.args = one_line(record.getMessage()), ()
+    record.exc_info = record.exc_text = record.stack_info = None
     return True
 
 

@@ -146,3 +146,29 @@ for name in ("absl", "asyncio"):
     lines = done.stderr.splitlines()
     assert len(lines) == 2, done.stderr
     assert all("a file: \\x1b[2Jbbb" in line and len(line) < LONGEST + 100 for line in lines)
+
+
+def test_a_task_that_failed_is_told_without_disturbing_a_parser():
+    """It is told of when it is collected, here while Python parses; CPython up to 3.11.7 fails if a trace follows."""
+    program = """
+import ast, asyncio, gc, inspect
+from jaxssl.runtime import hooks
+hooks.install()
+loop, source = asyncio.new_event_loop(), inspect.getsource(asyncio.base_events)
+
+async def fail():
+    raise ValueError("an array that cannot be read")
+
+gc.set_threshold(50)
+for _ in range(5):
+    cycle = [loop.create_task(fail())]
+    cycle.append(cycle)
+    loop.run_until_complete(asyncio.sleep(0))
+    del cycle
+    ast.parse(source)
+"""
+    done = finish("-c", program)
+    assert done.returncode == 0, done.stderr
+    told = done.stderr.splitlines()
+    assert len(told) == 5, done.stderr
+    assert all("an array that cannot be read" in line for line in told)
