@@ -25,6 +25,7 @@ GROUPS = {
         "experiments.int8",
         "experiments.distill",
         "experiments.sequence",
+        "experiments.mixers",
         "experiments.exits",
         "experiments.elastic",
         "experiments.joint",
@@ -35,6 +36,7 @@ GROUPS = {
     "Compare": (
         "experiments.tradeoff",
         "experiments.latency",
+        "experiments.lengths",
         "experiments.streaming",
         "experiments.blocks",
         "experiments.agreement",
