@@ -105,9 +105,11 @@ def _before(row: Row, rows: Sequence[Row], key: str) -> Span | None:
 
 
 def _said(row: Row, names: Mapping[str, str]) -> str:
-    """Name a point: `dense`, or `rank 64, plain SVD`."""
+    """Name a point: `dense`, `rank 64, plain SVD`, or by its method where that is all there is."""
     if (method := _method(row)) == DENSE:
         return DENSE
+    if row["name"] == method:
+        return names[method]
     target = str(row["name"]).removesuffix(f"-{method}").replace("-", " ", 1)
     return f"{target}, {names[method]}"
 

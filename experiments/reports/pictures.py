@@ -42,6 +42,7 @@ LEVELS = {
     "joint": "share of the parameters that was to go",
     "sequence": "frames that become one",
     "exits": "layer behind which utterances leave, or entropy below which they do",
+    "mixers": "mixers, in the order in which they were named",
     "elastic": "MACs as a share of the dense model's",
 }
 CAPTION = "time: 1 / speed-up over the dense model, timed in turns, bars are quartiles; of quality 95 % bootstrap"

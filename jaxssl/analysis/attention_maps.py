@@ -35,7 +35,7 @@ EVEN = 1e-3  # how far from 1 a row of a map may sum
 def attention_maps(
     arch: Arch, params: Params, inputs: Array, lengths: Array | None = None
 ) -> tuple[dict[int, Array], dict[int, Array]]:
-    """Compute the attention of every layer that has heads, as `apply` computes it without dropout.
+    """Compute the attention of every layer that has heads, as `apply` computes it without dropout; others have none.
 
     Args:
         arch: what `params` is; without packed or int8 maps (`jaxssl.inference.specialise.unpacked`, `dequantized`).
@@ -51,12 +51,13 @@ def attention_maps(
     Raises:
         InputError: a layer is int8.
     """
-    if int8 := [i for i, layer in enumerate(arch.layers) if layer.attention.v.int8]:
+    looking = {i: layer for i, layer in enumerate(arch.layers) if isinstance(layer.mixer, Attention | GatedAttention)}
+    if int8 := [i for i, layer in looking.items() if layer.attention.v.int8]:
         raise InputError(f"layers/{int8[0]}: int8; dequantize the model first (inference.specialise.dequantized)")
     heard, valid_frames = map_inputs(arch, params, inputs, lengths)
     found: dict[int, Array] = {}
     counts: dict[int, Array] = {}
-    for i, layer in enumerate(arch.layers):
+    for i, layer in looking.items():
         if not layer.attention.heads:
             continue
         x = heard[f"layers/{i}/attention/v"]

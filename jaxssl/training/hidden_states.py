@@ -52,7 +52,7 @@ class HiddenStates:
         pairs: the layers.
         distance: of a head's output and the teacher's layer.
         head: linear: a projection to the teacher's width; mlp: with a hidden layer and a GELU before (DistilHuBERT's
-            prediction heads).
+            prediction heads); none: the student's layer as it is, of the teacher's width and frames.
         target: plain: the teacher hears the speech as it is; crossed: masked frames are compared with what it says of
             the plain speech, the others with what it says of the masked speech (ARMHuBERT).
         frames: frames of the teacher to one of the student; the heads then upsample by a transposed convolution of so
@@ -61,7 +61,7 @@ class HiddenStates:
 
     pairs: tuple[Pair, ...]
     distance: Distance = mean_square
-    head: Literal["linear", "mlp"] = "linear"
+    head: Literal["linear", "mlp", "none"] = "linear"
     target: Literal["plain", "crossed"] = "plain"
     frames: int = 1
 
@@ -79,10 +79,15 @@ class HiddenStates:
         """Draw a head for each pair, PyTorch's defaults.
 
         Raises:
-            InputError: there is no pair, or one of a layer that is not there.
+            InputError: there is no pair, or one of a layer that is not there; or widths differ and there are no heads.
         """
         _check_pairs(self.pairs, student, teacher)
         check_frames(student, teacher, self.frames)
+        if self.head == "none":
+            if student.width != teacher.width:
+                what = f"layers are compared as they are, and are {student.width} and {teacher.width} wide"
+                raise InputError(f"distillation: {what}; give a student of the teacher's width")
+            return {}
         keys = jax.random.split(key, len(self.pairs))
         return {str(i): self._head(student.width, teacher.width, keys[i]) for i in range(len(self.pairs))}
 
@@ -104,7 +109,7 @@ class HiddenStates:
             if taught.masked is not None:
                 masked = taught.masked.hidden[str(pair.teacher)].astype(jnp.float32)
                 target = jnp.where(mask[..., None], target, masked)
-            seen = _through(heads[str(i)], output.aligned[pair.student].astype(jnp.float32), target.shape[1])
+            seen = _through(heads.get(str(i), {}), output.aligned[pair.student].astype(jnp.float32), target.shape[1])
             frames = frame_mask(output.last_lengths * self.frames, target.shape[1])
             told[f"layer_{pair.student}_to_{pair.teacher}"] = apart = self.distance(seen, target, frames)
             value = value + pair.weight * apart
@@ -210,6 +215,12 @@ def dphubert(student: Arch, teacher: Arch) -> HiddenStates:
     return HiddenStates(pairs, l1_cosine)
 
 
+def same_layers(student: Arch, teacher: Arch) -> HiddenStates:
+    """Compare every layer with the teacher's same layer as it is: for a student that differs in its mixers alone."""
+    depth = len(student.layers)
+    return HiddenStates(spread(depth, len(teacher.layers), depth), mean_square, head="none")
+
+
 def _check_pairs(pairs: tuple[Pair, ...], student: Arch, teacher: Arch) -> None:
     if not pairs:
         raise InputError("distillation: no pair of layers is named; name one or more")
@@ -227,7 +238,7 @@ def _through(head: Params, x: Array, frames: int) -> Array:
         x = jnp.pad(x, ((0, 0), (0, frames - x.shape[1]), (0, 0)))  # an odd frame that the student dropped
     if "inner" in head:
         x = gelu(_map(head["inner"], x))
-    return _map(head["outer"], x)
+    return _map(head["outer"], x) if "outer" in head else x
 
 
 def _dense(inputs: tuple[int], outputs: tuple[int, ...], key: Array) -> Params:

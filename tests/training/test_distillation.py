@@ -28,6 +28,7 @@ from jaxssl.training.hidden_states import (
     l1_cosine,
     l1_log_sigmoid,
     mean_square,
+    same_layers,
     spread,
     starhubert,
 )
@@ -38,7 +39,13 @@ from tests import golden
 from tests.archs import MEL, forward, noise, weights
 
 STILL = replace(MEL, dropout=Dropout(0.0, 0.0))
-RECIPES = {"distilhubert": distilhubert, "fithubert": fithubert, "armhubert": armhubert, "starhubert": starhubert}
+RECIPES = {
+    "distilhubert": distilhubert,
+    "fithubert": fithubert,
+    "armhubert": armhubert,
+    "starhubert": starhubert,
+    "same_layers": same_layers,
+}
 RECIPES |= {"dphubert": dphubert}
 FRAMES = 151  # of the longest batch
 FIXED = [(kind, t, a) for kind in ("nomasked", "masked") for t, a in ((1, "1"), (2, "1"), (2, "0.5"))]
@@ -191,6 +198,8 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(speech):
         loss = HiddenStates(pairs, distance)
         found, _ = loss(heads, output, taught, batch["labels"], batch["mask"])
         np.testing.assert_allclose(found, value * len(pairs), atol=1e-5)
+    plain, _ = same_layers(STILL, STILL)({}, output, taught, batch["labels"], batch["mask"])
+    np.testing.assert_allclose(plain, 0, atol=1e-5)
     gram = TemporalGram(pairs)
     said = teach(STILL, gram.wanted)(params, batch, None)
     assert float(gram({}, output, said, batch["labels"], batch["mask"])[0]) < 1e-10
@@ -256,6 +265,7 @@ def deep(layers):
         (TemporalGram((Pair(7, 1),)), MEL, "layer 7 of the student"),
         (SoftLabels((11,)), replace(MEL, time_reduction=2), "reduces time by 2, the teacher by 1"),
         (dphubert(MEL, MEL), replace(MEL, time_reduction=2), "reduces time by 2, the teacher by 1"),
+        (same_layers(MEL, MEL), replace(MEL, width=20), "are 20 and 16 wide; give a student of the teacher's width"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(loss, arch, words):
