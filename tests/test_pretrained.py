@@ -62,13 +62,18 @@ def test_what_half_precision_cannot_hold_is_refused(model):
         pretrained.files(replace(model, params=params))
 
 
-def test_the_packages_model_is_small_and_hears():
-    read = pretrained.read()
-    size = sum(path.stat().st_size for path in (pretrained.HERE / pretrained.DEFAULT).iterdir())
+def test_the_default_is_one_of_the_packages_models():
+    assert pretrained.DEFAULT in pretrained.names()
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_the_packages_models_are_small_and_hear(name):
+    read = pretrained.read(name)
+    size = sum(path.stat().st_size for path in (pretrained.HERE / name).iterdir())
     assert size < 12e6
     assert 4.5e6 < sum(leaf.size for leaf in jax.tree.leaves(read.params)) < 5.5e6
     assert len(read.arch.layers) == 6
     assert read.labeller.centres.shape == (read.arch.head.clusters, read.arch.width)
     states, frames = hear(read.arch, read.params, read.stats, synthesize(1.0, seed=0)[None], np.array([16_000]))
     assert np.isfinite(states[:, :, : frames[0]]).all()
-    assert (pretrained.HERE / pretrained.DEFAULT / "CARD.md").is_file()
+    assert (pretrained.HERE / name / "CARD.md").is_file()
