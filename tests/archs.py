@@ -24,6 +24,7 @@ from jaxssl.models.arch import (
     LengthAdapter,
     LogMel,
     Mamba,
+    Mamba2,
     NoFeedForward,
     PositionalConvolution,
     Rank,
@@ -154,6 +155,15 @@ MAMBA = replace(  # of both directions, so that padding comes first in one
     head=None,
 )
 
+MAMBA2 = replace(
+    MEL,
+    layers=(
+        Layer(Mamba2(4, 3, 5, groups=2, taps=3, directions="inner", select=Rank(2)), FeedForward(24)),
+        Layer(Mamba2(3, 4, 6, directions="external", back=2, input=Rank(3), back_out=Rank(2)), NoFeedForward()),
+    ),
+    head=None,
+)
+
 ARCHS = {
     "base": BASE,
     "large": LARGE,
@@ -165,6 +175,7 @@ ARCHS = {
     "wavlm": WAVLM,
     "summary": SUMMARY,
     "mamba": MAMBA,
+    "mamba2": MAMBA2,
     "shortened": replace(
         MEL,
         layers=(MEL.layers[0], replace(MEL.layers[1], shortening=StridedConvolution(2))),

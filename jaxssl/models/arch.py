@@ -20,6 +20,7 @@ from jaxssl.models.length_adapter import LengthAdapter
 from jaxssl.models.mixers.attention import Attention
 from jaxssl.models.mixers.gated_attention import GatedAttention, RelativeBias
 from jaxssl.models.mixers.mamba import Mamba
+from jaxssl.models.mixers.mamba2 import Mamba2
 from jaxssl.models.mixers.summary_mixing import SummaryMixing
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.outputs.cluster import ClusterHead
@@ -36,7 +37,7 @@ from jaxssl.models.rates.upsampling import Repeat, TransposedConvolution
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
 Front = Waveform | LogMel | Whisper
-Mixer = Attention | GatedAttention | Mamba | SummaryMixing
+Mixer = Attention | GatedAttention | Mamba | Mamba2 | SummaryMixing
 Feed = FeedForward | NoFeedForward
 Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinusoids
 Head = ClusterHead | CosineHead
@@ -66,6 +67,7 @@ __all__ = [
     "LengthAdapter",
     "LogMel",
     "Mamba",
+    "Mamba2",
     "NoFeedForward",
     "PositionalConvolution",
     "Rank",

@@ -1,6 +1,7 @@
 """The module of a dense map in any form: whole, factorised, in blocks, in int8."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
@@ -59,12 +60,19 @@ class Dense(nnx.Module):
         if spec.bias:
             self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
 
-    def __call__(self, x: Array, activation: Activation = "linear") -> Array:
-        """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs), and apply an activation."""
-        if self.listening:
-            self.heard = nnx.Intermediate(x)
+    def __call__(
+        self, x: Array, activation: Activation = "linear", *, norm: Callable[[Array], Array] | None = None
+    ) -> Array:
+        """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs), and apply an activation.
+
+        A norm of what is mapped is given here, where there is one, so that it hears no more of a unit than its gate
+        lets through.
+        """
         if hasattr(self, "gate"):  # (batch or 1, time or 1, units)
             x = x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
+        x = x if norm is None else norm(x)
+        if self.listening:
+            self.heard = nnx.Intermediate(x)
         if self.packed:
             last: native.Activation = "gelu" if activation == "gelu" else "linear"
             y = self._by_kernels(x, last)

@@ -17,6 +17,7 @@ from jaxssl.models.arch import (
     Layer,
     LengthAdapter,
     Mamba,
+    Mamba2,
     NoFeedForward,
     RelativeBias,
     Shortening,
@@ -30,7 +31,8 @@ from jaxssl.models.part import form_of
 
 # What a layer is read as where the base has none like it.
 PLAIN = tuple(
-    Layer(mixer, FeedForward(0)) for mixer in (Attention(0, 0), GatedAttention((), 0), SummaryMixing(1, 0, 0), Mamba(0))
+    Layer(mixer, FeedForward(0))
+    for mixer in (Attention(0, 0), GatedAttention((), 0), SummaryMixing(1, 0, 0), Mamba(0), Mamba2(0))
 )
 
 

@@ -13,7 +13,7 @@ from compress.errors import InputError
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.encode import encode
-from jaxssl.models.arch import FeedForward, Layer, LogMel, Mamba, NoFeedForward, SummaryMixing
+from jaxssl.models.arch import FeedForward, Layer, LogMel, Mamba, Mamba2, NoFeedForward, SummaryMixing
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.mixers.summaries import FAR
 from tests.archs import ARCHS, EXPORTED, LIMITED, MEL, SOFTENED, weights
@@ -29,6 +29,9 @@ MIXED = {
     "no hidden unit": Layer(SummaryMixing(1, 4, 3), FeedForward(9)),
     "no channel": Layer(Mamba(0, state=5, rank=2), FeedForward(9)),
     "halved": Layer(Mamba(7, state=5, rank=2, directions="inner", halved=True), FeedForward(9)),
+    "no head": Layer(Mamba2(0, 3, 5), FeedForward(9)),
+    "cut heads": Layer(Mamba2(2, 3, 5, groups=2, normed=4), FeedForward(9)),
+    "one side of heads": Layer(Mamba2(0, 3, 5, directions="external", back=2), FeedForward(9)),
     "one side": Layer(Mamba(0, state=5, rank=2, directions="external", back=4), FeedForward(9)),
 }
 KNOWN = {**EXPORTED, "softened": SOFTENED, "limited": LIMITED}
