@@ -14,6 +14,7 @@ from jaxssl.models.arch import (
     AveragePooling,
     ClusterHead,
     Conv,
+    ConvolutionModule,
     ConvolutionStack,
     CosineHead,
     Dropout,
@@ -23,6 +24,7 @@ from jaxssl.models.arch import (
     Layer,
     LengthAdapter,
     LogMel,
+    Macaron,
     Mamba,
     Mamba2,
     NoFeedForward,
@@ -163,6 +165,20 @@ MAMBA2 = replace(
     ),
     head=None,
 )
+CONFORMER = replace(
+    MEL,
+    layers=(
+        replace(MEL.layers[0], macaron=Macaron(9), convolution=ConvolutionModule(10, 5)),
+        Layer(
+            Attention(2, 4, k=Rank(2)),
+            FeedForward(7),
+            macaron=Macaron(8, fc1=Rank(3)),
+            convolution=ConvolutionModule(6, 3, pointwise=Rank(2), out=Rank(3)),
+        ),
+    ),
+    norm_first=True,
+    position=Sinusoids(),
+)
 
 ARCHS = {
     "base": BASE,
@@ -176,6 +192,7 @@ ARCHS = {
     "summary": SUMMARY,
     "mamba": MAMBA,
     "mamba2": MAMBA2,
+    "conformer": CONFORMER,
     "shortened": replace(
         MEL,
         layers=(MEL.layers[0], replace(MEL.layers[1], shortening=StridedConvolution(2))),

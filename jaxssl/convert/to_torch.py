@@ -17,7 +17,7 @@ from jaxssl.models.model import Params
 LEFT = re.compile(r"head/.*|mask_embedding")  # what only training uses
 CONVOLUTION = re.compile(
     r"(?:front/convs|position/convs|length_adapter/layers)/\d+/(?:conv/)?kernel|(?:position|reduction|upsampling)/kernel"
-    r"|(?:layers/\d+/)?shortening/kernel|layers/\d+/mamba/(?:back_)?conv/kernel"
+    r"|(?:layers/\d+/)?shortening/kernel|layers/\d+/(?:mamba/(?:back_)?conv|convolution/conv)/kernel"
 )
 DEPTHWISE = re.compile(r"layers/\d+/mamba2/(?:back_)?(?:select_)?conv/kernel")  # of channels on several axes
 JOINED = ("attention.out", "mamba2.out", "mamba2.back_out", "mixing.merge_local", "mixing.merge_summary")
@@ -78,7 +78,7 @@ def _normalised(kernel: Array, gain: Array) -> np.ndarray:
 
 def _idle(arch: Arch, path: str) -> bool:
     """Tell whether an array belongs to a block without units, of which the bias alone counts."""
-    match = re.fullmatch(r"layers/(\d+)/(attention|ffn|mamba2|mixing)/(\w+)/(\w+)", path)
+    match = re.fullmatch(r"layers/(\d+)/(attention|ffn|macaron|convolution|mamba2|mixing)/(\w+)/(\w+)", path)
     if not match:
         return False
     layer, place, name, leaf = arch.layers[int(match[1])], *match.groups()[1:]

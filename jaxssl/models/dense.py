@@ -66,11 +66,10 @@ class Dense(nnx.Module):
         """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs), and apply an activation.
 
         A norm of what is mapped is given here, where there is one, so that it hears no more of a unit than its gate
-        lets through.
+        lets through, and nothing of what it adds gets around the gate.
         """
-        if hasattr(self, "gate"):  # (batch or 1, time or 1, units)
-            x = x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
-        x = x if norm is None else norm(x)
+        x = x if norm is None else norm(self._gated(x))
+        x = self._gated(x)
         if self.listening:
             self.heard = nnx.Intermediate(x)
         if self.packed:
@@ -86,6 +85,12 @@ class Dense(nnx.Module):
             y = self._product(self._product(x, "down", self.contracted), "up", 1)
         y = checkpoint_name(y + jnp.expand_dims(self.added(x.dtype), (0, 1)) if hasattr(self, "bias") else y, KEPT)
         return FUNCTIONS[activation](y)
+
+    def _gated(self, x: Array) -> Array:
+        """Multiply units by their gates, (batch or 1, time or 1, units), where they have some."""
+        if not hasattr(self, "gate"):
+            return x
+        return x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
 
     def added(self, dtype: DTypeLike) -> Array:
         """Return the bias; zeros where there is none."""
