@@ -16,6 +16,7 @@ from jaxssl.models.arch import (
     Conv,
     ConvolutionModule,
     ConvolutionStack,
+    ConvolvedMel,
     CosineHead,
     Dropout,
     FeedForward,
@@ -165,13 +166,13 @@ MAMBA2 = replace(
     ),
     head=None,
 )
-CONFORMER = replace(
+CONFORMER = replace(  # around Mamba-2, so that the laws are tried on both at once
     MEL,
+    front=ConvolvedMel(6, (Conv(10, 3, 2), Conv(12, 3, 1))),
     layers=(
-        replace(MEL.layers[0], macaron=Macaron(9), convolution=ConvolutionModule(10, 5)),
-        Layer(
-            Attention(2, 4, k=Rank(2)),
-            FeedForward(7),
+        replace(MAMBA2.layers[0], macaron=Macaron(9), convolution=ConvolutionModule(10, 5)),
+        replace(
+            MAMBA2.layers[1],
             macaron=Macaron(8, fc1=Rank(3)),
             convolution=ConvolutionModule(6, 3, pointwise=Rank(2), out=Rank(3)),
         ),
@@ -191,7 +192,6 @@ ARCHS = {
     "wavlm": WAVLM,
     "summary": SUMMARY,
     "mamba": MAMBA,
-    "mamba2": MAMBA2,
     "conformer": CONFORMER,
     "shortened": replace(
         MEL,

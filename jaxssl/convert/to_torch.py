@@ -10,7 +10,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.data.logmel import Stats, hamming, triangles
 from jaxssl.inference.specialise import dequantized, unpacked
-from jaxssl.models.arch import Arch, Front, LogMel, Mamba2, SummaryMixing, Whisper
+from jaxssl.models.arch import Arch, ConvolvedMel, Front, LogMel, Mamba2, SummaryMixing, Whisper
 from jaxssl.models.fronts.whisper_frames import hann, slaney_triangles
 from jaxssl.models.model import Params
 
@@ -64,7 +64,7 @@ def _constants(front: Front, stats: Stats | None) -> dict[str, np.ndarray]:
         case LogMel(bins=bins):
             mean, std = (np.zeros(bins), np.ones(bins)) if stats is None else (stats.mean, stats.std)
             return {"front.window": hamming(), "front.mel": triangles(bins), "front.mean": mean, "front.std": std}
-        case Whisper(bins=bins):
+        case Whisper(bins=bins) | ConvolvedMel(bins=bins):
             return {"front.window": hann(), "front.mel": slaney_triangles(bins)}
         case _:
             return {}

@@ -14,6 +14,7 @@ from compress.errors import InputError
 from jaxssl.models.adapter import Adapter
 from jaxssl.models.conformer import ConvolutionModule, Macaron
 from jaxssl.models.feed_forward import FeedForward, NoFeedForward
+from jaxssl.models.fronts.convolved_mel import MEL_CONVS, ConvolvedMel
 from jaxssl.models.fronts.mel_frames import LogMel
 from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
 from jaxssl.models.fronts.whisper_frames import Whisper
@@ -37,7 +38,7 @@ from jaxssl.models.rates.upsampling import Repeat, TransposedConvolution
 
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
-Front = Waveform | LogMel | Whisper
+Front = Waveform | LogMel | Whisper | ConvolvedMel
 Mixer = Attention | GatedAttention | Mamba | Mamba2 | SummaryMixing
 Feed = FeedForward | NoFeedForward
 AnyBlock = Mixer | Feed | ConvolutionModule
@@ -57,6 +58,7 @@ __all__ = [
     "Conv",
     "ConvolutionModule",
     "ConvolutionStack",
+    "ConvolvedMel",
     "CosineHead",
     "Dropout",
     "FULL",
@@ -69,9 +71,11 @@ __all__ = [
     "Layer",
     "LengthAdapter",
     "LogMel",
+    "MEL_CONVS",
     "Macaron",
     "Mamba",
     "Mamba2",
+    "Mixer",
     "NoFeedForward",
     "PositionalConvolution",
     "Rank",
@@ -145,7 +149,7 @@ class Arch:
     """A speech self-supervised encoder: front end, layers, optional pre-training head.
 
     Attributes:
-        front: `Waveform` (HuBERT), `LogMel` (MelHuBERT) or `Whisper`.
+        front: `Waveform` (HuBERT), `LogMel` (MelHuBERT), `Whisper` or `ConvolvedMel`.
         width: size of the residual stream.
         layers: the layers, first to last.
         norm_first: pre-LN when true (Large), post-LN when false (Base, MelHuBERT).

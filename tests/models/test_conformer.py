@@ -14,6 +14,7 @@ from jaxssl.convert import to_dphubert, to_huggingface
 from jaxssl.inference import streaming
 from jaxssl.models import cost
 from jaxssl.models.arch import (
+    FULL,
     Arch,
     Attention,
     ConvolutionModule,
@@ -25,7 +26,7 @@ from jaxssl.models.arch import (
     SummaryMixing,
 )
 from jaxssl.models.describe import describe
-from jaxssl.models.model import init, restored, shapes
+from jaxssl.models.model import apply, init, restored, shapes
 from jaxssl.models.sites import axes
 from tests.archs import BASE, CONFORMER, weights
 
@@ -195,10 +196,22 @@ def test_macs_are_counted_by_hand():
     assert found.total == found.ffn + found.convolution + found.attention_maps + 2 * frames**2 * width
 
 
+@pytest.mark.parametrize("mixer", [Attention(2, 32), SummaryMixing(4, 16, 16, 16, 16, norm=True)])
+def test_macs_agree_with_xla(mixer):
+    """Which adds elementwise operations, so ours is a lower bound that a wide model nearly reaches."""
+    layer = replace(ATTENTION.layers[0], mixer=mixer, convolution=ConvolutionModule(64))
+    arch = replace(ATTENTION, front=LogMel(40, 1), project=FULL, width=64, layers=(layer, layer))
+    inputs = jax.ShapeDtypeStruct((1, 200, 40), jnp.float32)
+    params = jax.eval_shape(lambda: weights(arch))
+    compiled = jax.jit(lambda params, x: apply(arch, params, x).last).lower(params, inputs).compile()
+    assert 1.0 <= compiled.cost_analysis()["flops"] / (2 * cost.macs(arch, 400 + 160 * 199).total) < 1.25
+
+
 def test_a_unit_of_every_block_costs_what_it_saves():
     """Parameters and MACs of one unit less are the difference to the model without it."""
     whole, costs = cost.parameters(CONFORMER), cost.unit_costs(CONFORMER, "params")
-    assert {name.split("/")[2] for name in costs} == {"attention", "ffn", "macaron", "convolution"}
+    work, macs = cost.macs_per_second(CONFORMER).total, cost.unit_costs(CONFORMER, "macs")
+    assert {name.split("/")[2] for name in costs} == {"mamba2", "ffn", "macaron", "convolution"}
     for axis in (axis for axis in axes(CONFORMER) if axis.name.split("/")[2] in ("macaron", "convolution")):
         _, index, place, name = axis.name.split("/")
         layer = CONFORMER.layers[int(index)]
@@ -206,8 +219,7 @@ def test_a_unit_of_every_block_costs_what_it_saves():
         layers = (*CONFORMER.layers[: int(index)], less, *CONFORMER.layers[int(index) + 1 :])
         smaller = replace(CONFORMER, layers=layers)
         assert costs[axis.name] == whole - cost.parameters(smaller)
-        saved = cost.macs_per_second(CONFORMER).total - cost.macs_per_second(smaller).total
-        assert cost.unit_costs(CONFORMER, "macs")[axis.name] == pytest.approx(saved)
+        assert macs[axis.name] == pytest.approx(work - cost.macs_per_second(smaller).total)
 
 
 def test_either_half_of_the_shell_stands_alone(key):
@@ -246,8 +258,8 @@ def test_it_is_refused_where_it_cannot_go(key):
     """After sums of post-norm, into a stream, and into other programs' classes."""
     with pytest.raises(InputError, match="layers/0: a Conformer's blocks have their norms before them"):
         init(replace(CONFORMER, norm_first=False), key)
-    alone = replace(CONFORMER, layers=CONFORMER.layers[:1])
-    limited = replace(alone.layers[0], mixer=replace(alone.layers[0].mixer, left=3, right=0))
+    alone = replace(CONFORMER, front=LogMel(5), layers=CONFORMER.layers[:1])
+    limited = replace(alone.layers[0], mixer=Attention(4, 4, left=3, right=0))
     with pytest.raises(InputError, match="layers/0: a Conformer's convolution hears to both sides"):
         streaming.start(replace(alone, layers=(limited,)))
     shell = {"macaron": Macaron(9), "convolution": ConvolutionModule(10, 5)}

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from jaxssl.models.arch import Mamba2
+from jaxssl.models import cost
+from jaxssl.models.arch import FeedForward, Layer, LogMel, Mamba2, NoFeedForward
 from jaxssl.models.describe import describe
 from jaxssl.models.mixers.duality import CHUNK, duality
-from jaxssl.models.model import init
-from tests.archs import MAMBA2, mix
+from jaxssl.models.model import apply, init
+from tests.archs import MAMBA2, mix, weights
 
 BLOCK = Mamba2(8, 12, 24)
 
@@ -179,6 +180,18 @@ def test_what_the_norm_counted_is_told_by_the_base(key):
     for part, base in ((layer.mixer.resized("inner", 2), layer.mixer), (layer.mixer, replace(layer.mixer, heads=1))):
         arch, other = (replace(MAMBA2, layers=(replace(layer, mixer=each),)) for each in (part, base))
         assert describe(other, jax.eval_shape(partial(init, arch, key))) == arch
+
+
+def test_macs_agree_with_xla():
+    """Which adds elementwise operations, so ours is a bound that a wide model nearly reaches; chunks are whole."""
+    layers = (Layer(Mamba2(2, 32, 32), FeedForward(128)), Layer(Mamba2(4, 32, 32, groups=2), NoFeedForward()))
+    arch = replace(MAMBA2, front=LogMel(40, 1), width=64, layers=layers)
+    inputs = jax.ShapeDtypeStruct((1, 200, 40), jnp.float32)
+    params = jax.eval_shape(lambda: weights(arch))
+    compiled = jax.jit(lambda params, x: apply(arch, params, x).last).lower(params, inputs).compile()
+    assert 1.0 <= compiled.cost_analysis()["flops"] / (2 * cost.macs(arch, 400 + 160 * 199).total) < 1.25
+    part = layers[1].mixer
+    assert part.core_macs(CHUNK + 1, 64) - part.core_macs(2 * CHUNK, 64) == (1 - CHUNK) * 4 * (256 + 128)
 
 
 def test_steps_start_where_the_authors_have_them(key):

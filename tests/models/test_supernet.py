@@ -142,7 +142,7 @@ def test_what_is_no_subnet_of_it_is_refused(change, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["uneven", "reusing", "wavlm", "mamba", "mamba2", "summary", "shortened", "sinusoid", "whisper"]
+    "name", ["uneven", "reusing", "wavlm", "mamba", "conformer", "summary", "shortened", "sinusoid", "whisper"]
 )
 def test_models_without_such_subnets_are_refused(name):
     with pytest.raises(InputError, match="subnets"):
