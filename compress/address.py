@@ -25,6 +25,7 @@ class Axis:
         leaves: (path, axis) of every tensor that has these units.
         into: path of the dense map that the units feed, as `layers/3/attention/out`.
         also_into: paths of further such maps, where a unit is more than one map's, as a head whose map is reused.
+        normed: whether a norm over all units stands before that map.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Axis:
     leaves: tuple[tuple[str, int], ...]
     into: str = ""
     also_into: tuple[str, ...] = ()
+    normed: bool = False
 
     @property
     def feeds(self) -> tuple[str, ...]:

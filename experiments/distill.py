@@ -215,7 +215,7 @@ def _as_subject(model: Model) -> Subject:
 
 
 def _without_ranks(layer: Layer) -> Layer:
-    return replace(layer, mixer=formed(layer.mixer, FULL), ffn=formed(layer.ffn, FULL))
+    return layer.changed(lambda block: formed(block, FULL))
 
 
 if __name__ == "__main__":

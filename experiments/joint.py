@@ -142,8 +142,8 @@ def check(config: Config, subject: Subject) -> None:
 
 
 def axes_of(config: Config, arch: Arch) -> tuple[Axis, ...]:
-    """List the axes whose units have gates."""
-    inner = tuple(axis for axis in axes(arch) if axis.size)
+    """List the axes whose units have gates: gates are on weights behind them, where no norm may stand between."""
+    inner = tuple(axis for axis in axes(arch) if axis.size and not axis.normed)
     return (*channels(arch), *inner) if config.channels else inner
 
 

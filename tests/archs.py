@@ -14,7 +14,9 @@ from jaxssl.models.arch import (
     AveragePooling,
     ClusterHead,
     Conv,
+    ConvolutionModule,
     ConvolutionStack,
+    ConvolvedMel,
     CosineHead,
     Dropout,
     FeedForward,
@@ -23,7 +25,9 @@ from jaxssl.models.arch import (
     Layer,
     LengthAdapter,
     LogMel,
+    Macaron,
     Mamba,
+    Mamba2,
     NoFeedForward,
     PositionalConvolution,
     Rank,
@@ -154,6 +158,29 @@ MAMBA = replace(  # of both directions, so that padding comes first in one
     head=None,
 )
 
+MAMBA2 = replace(
+    MEL,
+    layers=(
+        Layer(Mamba2(4, 3, 5, groups=2, taps=3, directions="inner", select=Rank(2)), FeedForward(24)),
+        Layer(Mamba2(3, 4, 6, directions="external", back=2, input=Rank(3), back_out=Rank(2)), NoFeedForward()),
+    ),
+    head=None,
+)
+CONFORMER = replace(  # around Mamba-2, so that the laws are tried on both at once
+    MEL,
+    front=ConvolvedMel(6, (Conv(10, 3, 2), Conv(12, 3, 1))),
+    layers=(
+        replace(MAMBA2.layers[0], macaron=Macaron(9), convolution=ConvolutionModule(10, 5)),
+        replace(
+            MAMBA2.layers[1],
+            macaron=Macaron(8, fc1=Rank(3)),
+            convolution=ConvolutionModule(6, 3, pointwise=Rank(2), out=Rank(3)),
+        ),
+    ),
+    norm_first=True,
+    position=Sinusoids(),
+)
+
 ARCHS = {
     "base": BASE,
     "large": LARGE,
@@ -165,6 +192,7 @@ ARCHS = {
     "wavlm": WAVLM,
     "summary": SUMMARY,
     "mamba": MAMBA,
+    "conformer": CONFORMER,
     "shortened": replace(
         MEL,
         layers=(MEL.layers[0], replace(MEL.layers[1], shortening=StridedConvolution(2))),

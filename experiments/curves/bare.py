@@ -14,9 +14,7 @@ from jaxssl.models.part import emptied
 @lru_cache(maxsize=4)
 def bare_arch(arch: Arch) -> Arch:
     """Return the arch without any head or unit."""
-    return replace(
-        arch, layers=tuple(replace(layer, mixer=emptied(layer.mixer), ffn=emptied(layer.ffn)) for layer in arch.layers)
-    )
+    return replace(arch, layers=tuple(layer.changed(emptied) for layer in arch.layers))
 
 
 def bare(arch: Arch, params: Params) -> tuple[Arch, Params]:

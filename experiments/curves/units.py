@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from experiments.curves.sweep import Event
 from experiments.curves.targets import Budget, parse
 from jaxssl.inference.latency import Load, compile_forward, race, speedup
 from jaxssl.models import cost
-from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.arch import Arch
 from jaxssl.models.model import shapes
 from jaxssl.models.sites import axes
 from jaxssl.runtime.cli import On, console
@@ -182,9 +182,7 @@ def _rounding_cost(config: UnitPruning, job: Job, kind: Kind) -> str:
 
 
 def _with(arch: Arch, kind: Kind, count: int) -> Arch:
-    def smaller(layer: Layer) -> Layer:
-        if kind == "heads":
-            return replace(layer, mixer=layer.mixer.resized(kind, count))
-        return replace(layer, ffn=layer.ffn.resized(kind, count))
+    def smaller(block: Any) -> Any:
+        return block.resized(kind, count) if any(units.name == kind for units in block.units()) else block
 
-    return replace(arch, layers=tuple(map(smaller, arch.layers)))
+    return replace(arch, layers=tuple(layer.changed(smaller) for layer in arch.layers))

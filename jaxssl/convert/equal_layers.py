@@ -9,6 +9,7 @@ def differing(arch: Arch) -> dict[str, bool]:
     return {
         "it has no layers": not arch.layers,
         "its layers differ": len(set(arch.layers)) > 1,
+        "its layers are a Conformer's": any(layer.conformer for layer in arch.layers),
         "blocks were emptied": any(block.empty for layer in arch.layers for block in layer.blocks),
         "heads were cut": any(layer.attention.heads * layer.attention.head_dim != arch.width for layer in arch.layers),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),

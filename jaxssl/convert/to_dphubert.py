@@ -171,6 +171,7 @@ def _check(arch: Arch, params: Params) -> tuple[Waveform, PositionalConvolution]
         "heads differ in size": len({layer.attention.head_dim for layer in arch.layers}) > 1,
         "its activation is not GELU": any(layer.ffn.activation != "gelu" for layer in arch.layers),
         "maps are factorised": any(matrix.rank is not None for matrix in matrices(arch)),
+        "its layers are a Conformer's": any(layer.conformer for layer in arch.layers),
         "it has adapters": any(layer.adapter for layer in arch.layers),
         "it has a length adapter": arch.length_adapter is not None,
         "it has no projection, or reduces time": arch.project is None or arch.shortens,

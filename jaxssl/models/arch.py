@@ -6,13 +6,15 @@ a union below.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from compress.errors import InputError
 from jaxssl.models.adapter import Adapter
+from jaxssl.models.conformer import ConvolutionModule, Macaron
 from jaxssl.models.feed_forward import FeedForward, NoFeedForward
+from jaxssl.models.fronts.convolved_mel import MEL_CONVS, ConvolvedMel
 from jaxssl.models.fronts.mel_frames import LogMel
 from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
 from jaxssl.models.fronts.whisper_frames import Whisper
@@ -20,6 +22,7 @@ from jaxssl.models.length_adapter import LengthAdapter
 from jaxssl.models.mixers.attention import Attention
 from jaxssl.models.mixers.gated_attention import GatedAttention, RelativeBias
 from jaxssl.models.mixers.mamba import Mamba
+from jaxssl.models.mixers.mamba2 import Mamba2
 from jaxssl.models.mixers.summary_mixing import SummaryMixing
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.outputs.cluster import ClusterHead
@@ -35,9 +38,10 @@ from jaxssl.models.rates.upsampling import Repeat, TransposedConvolution
 
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
 
-Front = Waveform | LogMel | Whisper
-Mixer = Attention | GatedAttention | Mamba | SummaryMixing
+Front = Waveform | LogMel | Whisper | ConvolvedMel
+Mixer = Attention | GatedAttention | Mamba | Mamba2 | SummaryMixing
 Feed = FeedForward | NoFeedForward
+AnyBlock = Mixer | Feed | ConvolutionModule
 Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinusoids
 Head = ClusterHead | CosineHead
 Grouping = AveragePooling | StridedConvolution
@@ -52,7 +56,9 @@ __all__ = [
     "Blocks",
     "ClusterHead",
     "Conv",
+    "ConvolutionModule",
     "ConvolutionStack",
+    "ConvolvedMel",
     "CosineHead",
     "Dropout",
     "FULL",
@@ -65,7 +71,11 @@ __all__ = [
     "Layer",
     "LengthAdapter",
     "LogMel",
+    "MEL_CONVS",
+    "Macaron",
     "Mamba",
+    "Mamba2",
+    "Mixer",
     "NoFeedForward",
     "PositionalConvolution",
     "Rank",
@@ -85,19 +95,32 @@ __all__ = [
 class Layer:
     """One layer of the encoder: a token mixer and a feed-forward block, if any, each with a residual and a norm.
 
-    An adapter, where there is one, comes after both. A shortening makes the sequence shorter before them, for this
-    layer and all that follow.
+    A Conformer's layer has a convolution between them, and a macaron block before both, which halves both feed-forward
+    blocks and ends the layer with a norm. An adapter, where there is one, comes after all. A shortening makes the
+    sequence shorter before them, for this layer and all that follow.
     """
 
     mixer: Mixer
     ffn: Feed
     adapter: Adapter | None = None
     shortening: Grouping | None = None
+    macaron: Macaron | None = None
+    convolution: ConvolutionModule | None = None
 
     @property
-    def blocks(self) -> tuple[Mixer | Feed, ...]:
-        """Both residual branches, in the order in which they run."""
-        return self.mixer, self.ffn
+    def blocks(self) -> tuple[AnyBlock, ...]:
+        """The residual branches: mixer and feed-forward block, then what a Conformer's layer has beside them."""
+        return self.mixer, self.ffn, *(block for block in (self.macaron, self.convolution) if block is not None)
+
+    @property
+    def conformer(self) -> bool:
+        """Whether it has more than a mixer and a feed-forward block."""
+        return len(self.blocks) > 2
+
+    def changed(self, change: Callable[[Any], Any]) -> "Layer":
+        """Return the layer with `change` made to each of its blocks."""
+        more = {name: change(block) for name in ("macaron", "convolution") if (block := getattr(self, name))}
+        return replace(self, mixer=change(self.mixer), ffn=change(self.ffn), **more)
 
     @property
     def heads(self) -> int:
@@ -126,7 +149,7 @@ class Arch:
     """A speech self-supervised encoder: front end, layers, optional pre-training head.
 
     Attributes:
-        front: `Waveform` (HuBERT), `LogMel` (MelHuBERT) or `Whisper`.
+        front: `Waveform` (HuBERT), `LogMel` (MelHuBERT), `Whisper` or `ConvolvedMel`.
         width: size of the residual stream.
         layers: the layers, first to last.
         norm_first: pre-LN when true (Large), post-LN when false (Base, MelHuBERT).

@@ -48,6 +48,11 @@ def check_arch(arch: Arch) -> None:
     for i, layer in enumerate(arch.layers):
         layer.mixer.check(f"layers/{i}", arch.layers[i - 1].mixer if i else arch.relative)
         layer.ffn.check(f"layers/{i}")
+        for block in (layer.macaron, layer.convolution):
+            if block is not None:
+                block.check(f"layers/{i}")
+        if layer.conformer and not arch.norm_first:
+            raise InputError(f"layers/{i}: a Conformer's blocks have their norms before them; set norm_first")
         if layer.adapter:
             layer.adapter.check(f"layers/{i}")
         if layer.shortening:
@@ -65,9 +70,9 @@ def _check_shortening(layer: Layer, index: int) -> None:
 
 def _check_one_dtype(layer: Layer, where: str) -> None:
     """Refuse a layer whose maps are in part int8: all of them are, or none."""
-    found = {spec.name: spec.form for block in layer.blocks for spec in block.maps(1)}
-    int8 = [name for name, form in found.items() if form.int8]
-    packed = [name for name, form in found.items() if isinstance(form, Blocks)]
+    found = [(spec.name, spec.form) for block in layer.blocks for spec in block.maps(1)]
+    int8 = [name for name, form in found if form.int8]
+    packed = [name for name, form in found if isinstance(form, Blocks)]
     if int8 and packed:
         raise InputError(f"{where}: int8, with {len(packed)} maps packed ({packed[0]}); choose one of both")
     if int8 and len(int8) < len(found):

@@ -6,7 +6,7 @@ not norms, activations, biases, the log-Mel, the output layer.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import jax
@@ -39,6 +39,7 @@ class Macs:
         attention_maps: dense maps of the mixers: q, k, v and out of attention.
         attention_core: what else mixers multiply: scores and weighted sums of attention, quadratic in time.
         ffn: feed-forward blocks.
+        convolution: convolution modules of Conformers.
         adapters: small blocks behind those, of one language; and a length adapter behind the encoder.
     """
 
@@ -49,6 +50,7 @@ class Macs:
     attention_maps: float = 0
     attention_core: float = 0
     ffn: float = 0
+    convolution: float = 0
     adapters: float = 0
 
     @property
@@ -113,7 +115,7 @@ def unit_costs(arch: Arch, kind: Literal["params", "macs"]) -> dict[str, float]:
         for number, block in enumerate(layer.blocks):
             together = sharing(arch, i) if number == 0 else range(i, i + 1)
             for units in (units for units in block.units() if not units.shared):
-                saved = sum(_saved(arch, j, _one_less(arch.layers[j], number, units)) for j in together)
+                saved = sum(_saved(arch, j, _one_less(arch.layers[j], block.place, units)) for j in together)
                 costs[f"layers/{i}/{block.place}/{units.name}"] = saved
     return costs
 
@@ -159,21 +161,20 @@ def _layer(arch: Arch, layer: Layer, frames: int) -> Macs:
         block.place: sum(_map(m) for m in mine if m.path.startswith(f"layers/0/{block.place}/"))
         for block in layer.blocks
     }
-    mixer, ffn = layer.blocks
+    core = {block.place: block.core_macs(frames, arch.width) for block in layer.blocks}
     return Macs(
-        attention_maps=frames * maps[mixer.place],
-        attention_core=mixer.core_macs(frames, arch.width),
-        ffn=frames * maps[ffn.place] + ffn.core_macs(frames, arch.width),
+        attention_maps=frames * maps[layer.mixer.place],
+        attention_core=core[layer.mixer.place],
+        ffn=frames * (maps["ffn"] + maps.get("macaron", 0)),
+        convolution=frames * maps.get("convolution", 0) + core.get("convolution", 0),
         adapters=layer.adapter.macs(arch.width, frames) if layer.adapter else 0,
     )
 
 
-def _one_less(layer: Layer, number: int, units: Units) -> Layer:
-    """Return a layer with one unit less in a block, the mixer (0) or the feed-forward block (1)."""
+def _one_less(layer: Layer, place: str, units: Units) -> Layer:
+    """Return a layer with one unit less in the block of that place."""
     less = max(units.size - 1, 0)
-    if number == 0:
-        return replace(layer, mixer=layer.mixer.resized(units.name, less))
-    return replace(layer, ffn=layer.ffn.resized(units.name, less))
+    return layer.changed(lambda block: block.resized(units.name, less) if block.place == place else block)
 
 
 def _saved(arch: Arch, index: int, smaller: Layer) -> float:

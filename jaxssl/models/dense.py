@@ -1,6 +1,7 @@
 """The module of a dense map in any form: whole, factorised, in blocks, in int8."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
@@ -59,12 +60,18 @@ class Dense(nnx.Module):
         if spec.bias:
             self.bias = nnx.Param(bias_init(rngs.params(), outputs, jnp.float32))
 
-    def __call__(self, x: Array, activation: Activation = "linear") -> Array:
-        """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs), and apply an activation."""
+    def __call__(
+        self, x: Array, activation: Activation = "linear", *, norm: Callable[[Array], Array] | None = None
+    ) -> Array:
+        """Map the last axes of `x: (batch, time, *inputs)` to (batch, time, *outputs), and apply an activation.
+
+        A norm of what is mapped is given here, where there is one, so that it hears no more of a unit than its gate
+        lets through, and nothing of what it adds gets around the gate.
+        """
+        x = x if norm is None else norm(self._gated(x))
+        x = self._gated(x)
         if self.listening:
             self.heard = nnx.Intermediate(x)
-        if hasattr(self, "gate"):  # (batch or 1, time or 1, units)
-            x = x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
         if self.packed:
             last: native.Activation = "gelu" if activation == "gelu" else "linear"
             y = self._by_kernels(x, last)
@@ -78,6 +85,12 @@ class Dense(nnx.Module):
             y = self._product(self._product(x, "down", self.contracted), "up", 1)
         y = checkpoint_name(y + jnp.expand_dims(self.added(x.dtype), (0, 1)) if hasattr(self, "bias") else y, KEPT)
         return FUNCTIONS[activation](y)
+
+    def _gated(self, x: Array) -> Array:
+        """Multiply units by their gates, (batch or 1, time or 1, units), where they have some."""
+        if not hasattr(self, "gate"):
+            return x
+        return x * jnp.expand_dims(self.gate[...].astype(x.dtype), range(3, x.ndim))
 
     def added(self, dtype: DTypeLike) -> Array:
         """Return the bias; zeros where there is none."""

@@ -4,19 +4,23 @@ For every arch, `describe(arch, init(arch, key)) == arch`.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from compress.errors import InputError
 from jaxssl.models.arch import (
     Adapter,
     Arch,
     Attention,
+    ConvolutionModule,
     FeedForward,
     GatedAttention,
     Grouping,
     IntegrateAndFire,
     Layer,
     LengthAdapter,
+    Macaron,
     Mamba,
+    Mamba2,
     NoFeedForward,
     RelativeBias,
     Shortening,
@@ -30,8 +34,10 @@ from jaxssl.models.part import form_of
 
 # What a layer is read as where the base has none like it.
 PLAIN = tuple(
-    Layer(mixer, FeedForward(0)) for mixer in (Attention(0, 0), GatedAttention((), 0), SummaryMixing(1, 0, 0), Mamba(0))
+    Layer(mixer, FeedForward(0))
+    for mixer in (Attention(0, 0), GatedAttention((), 0), SummaryMixing(1, 0, 0), Mamba(0), Mamba2(0))
 )
+MORE: dict[str, Any] = {part.place: part for part in (Macaron(0), ConvolutionModule(0))}
 
 
 def describe(base: Arch, params: Params) -> Arch:
@@ -110,7 +116,10 @@ def _alike(base: Arch, index: int, arrays: Params) -> Layer:
 def _layer(base: Layer, arrays: Params) -> Layer:
     adapter = Adapter(0).read(arrays[Adapter.place]) if Adapter.place in arrays else None
     mixer, shortening = base.mixer.read(arrays[base.mixer.place]), _grouping(base.shortening, arrays)
+    more: dict[str, Any] = {
+        name: (getattr(base, name) or part).read(arrays[name]) for name, part in MORE.items() if name in arrays
+    }
     if "ffn" not in arrays:
-        return Layer(mixer, NoFeedForward(), adapter, shortening)
+        return Layer(mixer, NoFeedForward(), adapter, shortening, **more)
     base_ffn = base.ffn if isinstance(base.ffn, FeedForward) else FeedForward(0)
-    return Layer(mixer, base_ffn.read(arrays["ffn"]), adapter, shortening)
+    return Layer(mixer, base_ffn.read(arrays["ffn"]), adapter, shortening, **more)

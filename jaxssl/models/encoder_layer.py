@@ -13,7 +13,11 @@ from jaxssl.models.layers import LayerNorm, dropout
 
 
 class EncoderLayer(nnx.Module):
-    """A mixer and a feed-forward block, each with a residual and a norm: before the block (pre-LN) or after the sum."""
+    """A mixer and a feed-forward block, each with a residual and a norm: before the block (pre-LN) or after the sum.
+
+    In a Conformer's layer, which is pre-LN, a convolution stands between them. With a macaron block before both, the
+    feed-forward blocks count half, and a norm of all is last.
+    """
 
     def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: Keys):
         self.norm_first, self.rate = arch.norm_first, arch.dropout.hidden
@@ -25,6 +29,14 @@ class EncoderLayer(nnx.Module):
         self.feeds = feed is not None
         if feed is not None:
             self.ffn, self.ffn_norm = feed, LayerNorm(width, rngs=rngs)
+        words: dict[str, Any] = {"dropout": arch.dropout, "prepared": arch.prepared, "rngs": rngs}
+        self.halved, self.convolves = layer.macaron is not None, layer.convolution is not None
+        if layer.macaron:
+            self.macaron, self.macaron_norm = layer.macaron.build(width, **words), LayerNorm(width, rngs=rngs)
+            self.last_norm = LayerNorm(width, rngs=rngs)
+        if layer.convolution:
+            self.convolution = layer.convolution.build(width, **words)
+            self.convolution_norm = LayerNorm(width, rngs=rngs)
         if layer.shortening:  # which the model runs before the layer, for what is skipped has no shape of its own
             self.shortening = layer.shortening.build(width, rngs=rngs)
         if layer.adapter:
@@ -49,9 +61,16 @@ class EncoderLayer(nnx.Module):
             return dropout(self.ffn(x, rngs), self.rate, rngs)
 
         if self.norm_first:
+            if self.halved:
+                x = x + 0.5 * dropout(self.macaron(self.macaron_norm(x), rngs), self.rate, rngs)
             y, carry = mix(norm(x))
             x = x + y
-            return self.adapted(x + feed(self.ffn_norm(x)) if self.feeds else x), carry
+            if self.convolves:
+                x = x + dropout(self.convolution(self.convolution_norm(x), valid), self.rate, rngs)
+            if self.feeds:
+                y = feed(self.ffn_norm(x))
+                x = x + (0.5 * y if self.halved else y)
+            return self.adapted(self.last_norm(x) if self.halved else x), carry
         y, carry = mix(x)
         x = norm(x + y)
         return self.adapted(self.ffn_norm(x + feed(x)) if self.feeds else x), carry

@@ -99,6 +99,8 @@ class Units:
         shared: whether the units are those of the same part in the layer before, so that both go together.
         arrays: what else has the units: paths below the part, and the axis there.
         also_into: further maps that the units feed.
+        normed: whether a norm over all units stands before the map that they feed, so that no weights of it can stand
+            for a unit's gate: what goes, the norm hears no more.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Units:
     shared: bool = False
     arrays: tuple[tuple[str, int], ...] = ()
     also_into: tuple[str, ...] = ()
+    normed: bool = False
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _axis(arch: Arch, index: int, number: int, units: Units) -> Axis:
         leaves += _leaves(at, {spec.name: spec for spec in block.maps(arch.width)}, mine)
         into += [f"{at}/{name}" for name in (mine.into, *mine.also_into)]
     name = f"layers/{index}/{arch.layers[index].blocks[number].place}/{units.name}"
-    return Axis(name, units.size, tuple(leaves), into[0], tuple(into[1:]))
+    return Axis(name, units.size, tuple(leaves), into[0], tuple(into[1:]), units.normed)
 
 
 def _leaves(at: str, maps: dict[str, Map], units: Units) -> list[tuple[str, int]]:

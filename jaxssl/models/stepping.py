@@ -32,6 +32,8 @@ def check_stream(arch: Arch) -> None:
     arch.front.check_stream()
     for i, layer in enumerate(arch.layers):
         layer.mixer.check_stream(f"layers/{i}")
+        if layer.conformer:
+            raise InputError(f"layers/{i}: a Conformer's convolution hears to both sides; use layers without to stream")
     if arch.length_adapter is not None:
         arch.length_adapter.check_stream()
 

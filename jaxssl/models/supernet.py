@@ -144,7 +144,8 @@ def check_supernet(arch: Arch) -> None:
     for i, layer in enumerate(arch.layers):
         plain = isinstance(layer.mixer, Attention) and not layer.mixer.reuse and isinstance(layer.ffn, FeedForward)
         forms = [spec.form for block in layer.blocks for spec in block.maps(arch.width)]
-        if not plain or layer.adapter or any(form != FULL for form in forms) or layer.ffn.activation != "gelu":
+        more = layer.adapter or layer.conformer or layer.ffn.activation != "gelu"
+        if not plain or more or any(form != FULL for form in forms):
             raise InputError(
                 f"layers/{i}: subnets need plain attention and a feed-forward block of dense float32 maps; unpack or "
                 "dequantize the model, or use another"

@@ -13,14 +13,20 @@ from jaxssl.models.arch import (
     Arch,
     Attention,
     Conv,
+    ConvolutionModule,
+    ConvolvedMel,
     Dropout,
     FeedForward,
     GatedAttention,
     Layer,
+    Macaron,
     Mamba,
+    Mixer,
     NoFeedForward,
     PositionalConvolution,
     RelativeBias,
+    Sinusoids,
+    SummaryMixing,
     Waveform,
     hubert_base,
     hubert_large,
@@ -87,6 +93,42 @@ def mamba_hubert(ffn: int = 0) -> Arch:
     base = hubert_base()
     layer = Layer(Mamba(3 * base.width, state=24, rank=48), FeedForward(ffn) if ffn else NoFeedForward())
     return replace(base, layers=(layer,) * 12)
+
+
+def summary_mixing_conformer() -> Arch:
+    """Return SummaryMixing's wav2vec 2.0: a Conformer over log-Mel frames, 8 heads of 96 (arXiv 2407.13377).
+
+    Known exactly: the published recipe gives all sizes. Its 154.8 million parameters are these, 154,091,520, and what
+    pre-training adds: a projection to 256, a quantiser of 2 × 320 codewords and its projection, 672,896.
+    """
+    return _conformer(SummaryMixing(8, 96, 96, 96, 96, norm=True))
+
+
+def attention_conformer() -> Arch:
+    """Return what SummaryMixing's wav2vec 2.0 is compared with: the same Conformer around attention of 8 heads.
+
+    Known exactly, from the same source: 165.3 million with what pre-training adds, so attention without positions.
+    """
+    return _conformer(Attention(8, 96))
+
+
+def _conformer(mixer: Mixer) -> Arch:
+    """Return the Conformer of that recipe, Swish everywhere, around a mixer."""
+    layer = Layer(
+        mixer,
+        FeedForward(3072, activation="silu"),
+        macaron=Macaron(3072, activation="silu"),
+        convolution=ConvolutionModule(768),
+    )
+    return Arch(
+        front=ConvolvedMel(),
+        width=768,
+        layers=(layer,) * 12,
+        norm_first=True,
+        position=Sinusoids(),
+        mask_embedding=True,
+        dropout=Dropout(activation=0.1, features=0.1, layer=0.05),
+    )
 
 
 def fithubert() -> Arch:
@@ -252,6 +294,8 @@ PRESETS: dict[str, Callable[[], Arch]] = {
     "wavlm-large": wavlm_large,
     "mamba-hubert-base": mamba_hubert,
     "mamba-mlp-hubert-base": lambda: mamba_hubert(896),
+    "summary-mixing-conformer": summary_mixing_conformer,
+    "attention-conformer": attention_conformer,
     "distilhubert": distilhubert,
     "fithubert": fithubert,
     "lighthubert-small": lighthubert_small,

@@ -188,7 +188,7 @@ def operations(arch: Arch, work: Work) -> float:
     Two for each MAC, three times the forward pass's; the layers' forward pass once more with `remat`.
     """
     count = macs(arch, round(work.crop * SAMPLE_RATE))
-    layers = count.attention_maps + count.attention_core + count.ffn
+    layers = count.attention_maps + count.attention_core + count.ffn + count.convolution
     return work.seconds / work.crop * (6 * count.total + (2 * layers if work.remat else 0))
 
 

@@ -15,7 +15,7 @@ from jaxssl.models import checkpoint, cost
 from jaxssl.models.model import apply
 from jaxssl.models.sites import axes, channels
 from jaxssl.training import gates
-from tests.archs import BASE, fresh, noise
+from tests.archs import BASE, MAMBA2, fresh, noise
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device", "untimed")
@@ -30,6 +30,14 @@ def place(tmp_path_factory):
 
 def config(place, out, **changes):
     return joint.Config(model=str(place.model), corpus=place.corpus, out=out, **{**QUICK, **changes})
+
+
+def test_units_in_front_of_a_norm_have_no_gates():
+    """For no weights behind it could stand for one; feed-forward units of the same model have some."""
+    assert {axis.name for axis in axes(MAMBA2) if axis.normed} == {
+        f"layers/{place}" for place in ("0/mamba2/inner", "1/mamba2/inner", "1/mamba2/back")
+    }
+    assert [axis.name for axis in joint.axes_of(joint.Config(), MAMBA2)] == ["layers/0/ffn/hidden"]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from jaxssl.models.arch import (
     Layer,
     LengthAdapter,
     Mamba,
+    Mamba2,
     PositionalConvolution,
     Repeat,
     ScaledConvolution,
@@ -33,6 +34,7 @@ from tests.archs import (
     LARGE,
     LIMITED,
     MAMBA,
+    MAMBA2,
     MEL,
     REUSING,
     STUDENT,
@@ -48,6 +50,7 @@ from tests.archs import (
 NEAR = transformer_layer(4, 24, left=3, right=1)
 PAST = transformer_layer(2, 7, left=5, right=0)
 SCAN = Layer(Mamba(12, state=3, rank=2), FeedForward(8))
+DUAL = Layer(Mamba2(3, 4, 5, groups=2, taps=3), FeedForward(8))
 MEANS = tuple(
     Layer(SummaryMixing(4, 4, 3, 3, 5, window=window, norm=not window[1]), FeedForward(8))
     for window in ((FAR, 0), (3, 0), (FAR, 2), (2, 1))
@@ -59,7 +62,7 @@ STREAMING = {
     ),
     "causal": replace(
         MEL,
-        layers=(PAST, SCAN, *MEANS[:2]),
+        layers=(PAST, SCAN, DUAL, *MEANS[:2]),
         position=ConvolutionStack(2, 3, 4, causal=True),
         norm_first=True,
         head=None,
@@ -190,6 +193,7 @@ def test_limited_context_is_given_to_all_attention():
         (SUMMARY, "layers/0: SummaryMixing takes the mean of all frames; give it a window"),
         (MAMBA, "front: a group norm over time"),
         (replace(MEL, layers=MAMBA.layers), "layers/0: Mamba of directions inner"),
+        (MAMBA2, "layers/0: Mamba-2 of directions inner"),
         (LARGE, "front: normalize needs the whole utterance"),
         (ARCHS["whisper"], "front: Whisper's log-Mel"),
         (replace(STREAMING["causal"], shortening=AveragePooling(2), upsampling=Repeat()), "sequences are made shorter"),

@@ -78,8 +78,10 @@ def test_arithmetic_agrees_with_xla(arch, key):
     the products of a wide model nearly reach."""
     wide = replace(arch, width=64, front=LogMel(40, arch.front.stack), head=None)
     size = 64 // arch.relative.heads if arch.relative else 32
-    sized = {"head_dim": size} if hasattr(arch.layers[0].mixer, "head_dim") else {}
-    layers = tuple(replace(layer, mixer=replace(layer.mixer, **sized)) for layer in arch.layers)
+    layers = tuple(
+        replace(layer, mixer=replace(layer.mixer, head_dim=size)) if hasattr(layer.mixer, "head_dim") else layer
+        for layer in arch.layers
+    )
     position = replace(arch.position, kernel=16) if arch.position.kind == "convolution" else arch.position
     wide = replace(wide, layers=layers, position=position)
     frames = 200 // arch.front.stack

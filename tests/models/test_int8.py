@@ -36,7 +36,7 @@ def _in_int8(layer):
         stored = {name: form if isinstance(form, Blocks) else replace(form, int8=True) for name, form in forms.items()}
         return replace(block, **stored)
 
-    return replace(layer, mixer=each(layer.mixer), ffn=each(layer.ffn))
+    return layer.changed(each)
 
 
 def int8(arch):

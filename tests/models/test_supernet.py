@@ -141,7 +141,9 @@ def test_what_is_no_subnet_of_it_is_refused(change, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["uneven", "reusing", "wavlm", "mamba", "summary", "shortened", "sinusoid", "whisper"])
+@pytest.mark.parametrize(
+    "name", ["uneven", "reusing", "wavlm", "mamba", "conformer", "summary", "shortened", "sinusoid", "whisper"]
+)
 def test_models_without_such_subnets_are_refused(name):
     with pytest.raises(InputError, match="subnets"):
         supernet.check_supernet(ARCHS[name])

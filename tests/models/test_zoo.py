@@ -12,12 +12,15 @@ FRAMES = sum(hubert_base().frames(samples) for samples in cost.UTTERANCES)
 
 # Encoder parameters by these structures, what the published count has beyond them, and the published count.
 PROJECTIONS = {width: 12 * (width * 768 + 768) for width in (432, 480)}
+PRETRAINING = (768 * 256 + 256) + (512 * 640 + 640) + 640 * 128 + (256 * 256 + 256)  # projection, quantiser, targets
 UPSAMPLING = 480 * 480 * 2 + 480
 KNOWN = {
     "distilhubert": (23_491_200, 0, 23_491_200),
     "fithubert": (21_200_096, 2 * UPSAMPLING + 480 * 768 + 768, 22.49e6),
     "mamba-hubert-base": (78_200_960, 0, 78.2e6),
     "mamba-mlp-hubert-base": (94_754_432, 0, 94.7e6),
+    "summary-mixing-conformer": (154_091_520, PRETRAINING, 154.8e6),
+    "attention-conformer": (164_662_272, PRETRAINING, 165.3e6),
     "armhubert": (22_015_552, PROJECTIONS[480], 26.45e6),
     "armhubert-small": (18_403_552, PROJECTIONS[432], 22.39e6),
     "starhubert": (22_308_592, 0, 22.31e6),

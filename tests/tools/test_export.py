@@ -112,7 +112,7 @@ HALVED = replace(BASE.layers[1], shortening=StridedConvolution(2))
 PARTS = {
     **{name: ARCHS[name] for name in ("whisper", "scaled-convolution", "sinusoid")},
     "convolution-stack": ARCHS["convolution-stack"],
-    **{name: ARCHS[name] for name in ("shortened", "summary", "mamba")},
+    **{name: ARCHS[name] for name in ("shortened", "summary", "mamba", "conformer")},
     "shortened-waves": replace(
         BASE, layers=(BASE.layers[0], HALVED), shortening=AveragePooling(3), upsampling=TransposedConvolution(6)
     ),

@@ -13,12 +13,28 @@ from compress.errors import InputError
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.encode import encode
-from jaxssl.models.arch import FeedForward, Layer, LogMel, Mamba, NoFeedForward, SummaryMixing
+from jaxssl.models.arch import (
+    ConvolutionModule,
+    FeedForward,
+    Layer,
+    LogMel,
+    Macaron,
+    Mamba,
+    Mamba2,
+    NoFeedForward,
+    SummaryMixing,
+)
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.mixers.summaries import FAR
 from tests.archs import ARCHS, EXPORTED, LIMITED, MEL, SOFTENED, weights
 
 TOLERANCE = 1e-4
+
+
+def conformer(convolution, macaron):
+    return Layer(Mamba(3, state=2, rank=2), NoFeedForward(), macaron=macaron, convolution=convolution)
+
+
 MIXED = {
     "decay": Layer(SummaryMixing(1, 4, 3, 3, 5, decay=0.8), FeedForward(9)),
     "window": Layer(SummaryMixing(2, 4, 3, 3, 5, window=(2, 1)), FeedForward(9)),
@@ -29,10 +45,15 @@ MIXED = {
     "no hidden unit": Layer(SummaryMixing(1, 4, 3), FeedForward(9)),
     "no channel": Layer(Mamba(0, state=5, rank=2), FeedForward(9)),
     "halved": Layer(Mamba(7, state=5, rank=2, directions="inner", halved=True), FeedForward(9)),
+    "no channel of a Conformer": conformer(ConvolutionModule(0, 3), Macaron(0)),
+    "cut channels": conformer(ConvolutionModule(5, 3, normed=8), None),
+    "no head": Layer(Mamba2(0, 3, 5), FeedForward(9)),
+    "cut heads": Layer(Mamba2(2, 3, 5, groups=2, normed=4), FeedForward(9)),
+    "one side of heads": Layer(Mamba2(0, 3, 5, directions="external", back=2), FeedForward(9)),
     "one side": Layer(Mamba(0, state=5, rank=2, directions="external", back=4), FeedForward(9)),
 }
 KNOWN = {**EXPORTED, "softened": SOFTENED, "limited": LIMITED}
-KNOWN |= {name: replace(MEL, layers=(layer,)) for name, layer in MIXED.items()}
+KNOWN |= {name: replace(MEL, layers=(layer,), norm_first=layer.conformer) for name, layer in MIXED.items()}
 
 
 @pytest.fixture(scope="module")

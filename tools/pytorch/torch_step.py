@@ -267,8 +267,8 @@ def _check(arch: Arch, loss: MaskedPrediction, optimizer: Optimizer) -> None:
         raise InputError(f"the PyTorch step has positions by convolution only, not by {arch.position.kind}")
     if other := [layer.ffn.activation for layer in arch.layers if layer.ffn.activation != "gelu"]:
         raise InputError(f"the PyTorch step has GELU between feed-forward maps only, not {other[0]}")
-    if any(layer.adapter for layer in arch.layers) or getattr(arch.front, "scaled", False):
-        raise InputError("the PyTorch step has no adapters, and no scale of the extractor's output")
+    if any(layer.adapter or layer.conformer for layer in arch.layers) or getattr(arch.front, "scaled", False):
+        raise InputError("the PyTorch step has no adapters, no Conformers, and no scale of the extractor's output")
     if arch.length_adapter is not None:
         raise InputError("the PyTorch step has no length adapter behind the encoder; time a model without one")
     if arch.relative is not None:

@@ -198,14 +198,24 @@ class Listener(nnx.Module):
 def whisper_mel(samples: Array, lengths: Array | None = None, *, bins: int = 80) -> Array:
     """Compute Whisper's log-Mel: (batch, samples // 160, bins), float32; zeros behind each row's end.
 
-    Frames are centred on every 160th sample, the waveform mirrored at its ends; Hann window of 400, power spectrum,
-    Slaney's triangles, decades; what is 8 decades below the loudest of an utterance is raised to that, and 4 + x
-    divided by 4 (Radford et al. 2022, §2.2, and the authors' code).
+    Of `mel_decades`, what is 8 decades below the loudest of an utterance is raised to that, and 4 + x divided by 4
+    (Radford et al. 2022, §2.2, and the authors' code).
 
     Args:
         samples: (batch, samples) in [-1, 1] at 16 kHz.
         lengths: (batch,), valid samples of each row; None: all.
         bins: Mel bins.
+    """
+    decades, valid = mel_decades(samples, lengths, bins=bins)
+    loudest = decades.max((1, 2), keepdims=True, where=valid, initial=math.log10(FLOOR))
+    return jnp.where(valid, (jnp.maximum(decades, loudest - RANGE) + 4) / 4, jnp.zeros_like(decades))
+
+
+def mel_decades(samples: Array, lengths: Array | None = None, *, bins: int = 80) -> tuple[Array, Array]:
+    """Compute log10 of Mel energies, (batch, samples // 160, bins), float32, and which are valid, (batch, frames, 1).
+
+    Frames are centred on every 160th sample, the waveform mirrored at its ends; Hann window of 400, power spectrum,
+    Slaney's triangles. Arguments as of `whisper_mel`.
     """
     batch, total = samples.shape
     count = total // SHIFT
@@ -219,9 +229,7 @@ def whisper_mel(samples: Array, lengths: Array | None = None, *, bins: int = 80)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     energies = jnp.matmul(power, jnp.asarray(slaney_triangles(bins)), precision=jax.lax.Precision.HIGHEST)
     decades = jnp.log10(jnp.maximum(energies, FLOOR))
-    valid = frame_mask(ends // SHIFT, count)[..., None]
-    loudest = decades.max((1, 2), keepdims=True, where=valid, initial=math.log10(FLOOR))
-    return jnp.where(valid, (jnp.maximum(decades, loudest - RANGE) + 4) / 4, jnp.zeros_like(decades))
+    return decades, frame_mask(ends // SHIFT, count)[..., None]
 
 
 def zeros_behind_mel(samples: Array, lengths: Array, *, bins: int = 80) -> Array:

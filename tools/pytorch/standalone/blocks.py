@@ -153,6 +153,39 @@ class FeedForward(nn.Module):
         return self.fc2(x if self.fc1 is None else self.activation(self.fc1(x)))
 
 
+class ConvolutionModule(nn.Module):
+    """A Conformer's convolution: gated, each channel alone, a norm over `count` channels, an activation, a map back."""
+
+    def __init__(self, width: int, part: dict):
+        super().__init__()
+        size, kernel, self.activation = part["size"], part["kernel"], ACTIVATIONS[part["activation"]]
+        self.count = part["normed"] or size
+        self.out = dense(size, width, part["out"]) if size else Bias(width)
+        if not size:
+            return
+        self.pointwise = dense(width, 2 * size, part["pointwise"])
+        self.conv = nn.Conv1d(size, size, kernel, padding=kernel // 2, groups=size)
+        self.norm = nn.LayerNorm(size, EPSILON)  # its weights, for cut channels are in the mean
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Map `x: (batch, frames, width)`; `valid` is (batch, frames, 1)."""
+        if isinstance(self.out, Bias):
+            return self.out(x)
+        value, gate = self.pointwise(x).unflatten(2, (-1, 2)).unbind(3)
+        y = value * gate.sigmoid()
+        y = self.conv((y if valid is None else y * valid).transpose(1, 2)).transpose(1, 2)
+        return self.out(self.activation(self.normalised(y)))
+
+    def normalised(self, y: Tensor) -> Tensor:
+        """Normalise over the channels that there are, and those that were cut as zeros."""
+        gone = self.count - y.shape[2]
+        if not gone:
+            return self.norm(y)
+        mean = y.sum(2, keepdim=True) / self.count
+        squares = (y - mean).square().sum(2, keepdim=True) + gone * mean.square()
+        return (y - mean) * torch.rsqrt(squares / self.count + EPSILON) * self.norm.weight + self.norm.bias
+
+
 class Adapter(nn.Module):
     """What an adapter adds to a layer's output."""
 

@@ -108,14 +108,60 @@ class Extractor(nn.Module):
         return self.norm(x if self.weight is None else x * self.weight), lengths
 
 
-class Listener(nn.Module):
+class Centred(nn.Module):
+    """Log-Mel energies about every 160th sample, the waveform mirrored at each row's own ends."""
+
+    def __init__(self, bins: int):
+        super().__init__()
+        self.register_buffer("window", torch.zeros(WINDOW))
+        self.register_buffer("mel", torch.zeros(WINDOW // 2 + 1, bins))
+
+    def decades(self, samples: Tensor, ends: Tensor) -> Tensor:
+        """Return log10 of the Mel energies, (batch, frames, bins)."""
+        side = WINDOW // 2
+        place = torch.arange(-side, samples.shape[1] + side, device=samples.device)[None].abs()
+        last = ends[:, None] - 1
+        place = torch.where(place > last, 2 * last - place, place).clamp(0, samples.shape[1] - 1)
+        frames = samples.gather(1, place).unfold(1, WINDOW, SHIFT)[:, : samples.shape[1] // SHIFT]
+        return self.energies(frames).clamp(min=1e-10).log10()
+
+    def energies(self, frames: Tensor) -> Tensor:
+        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window))
+        return spectrum.square().sum(-1) @ self.mel
+
+
+class MelConvolutions(Centred):
+    """Log-Mel normalised by each row's own statistics, and convolutions with norms over channels."""
+
+    def __init__(self, front: dict):
+        super().__init__(front["bins"])
+        specs = front["convs"]
+        sizes = [front["bins"], *(spec["channels"] for spec in specs)]
+        self.size, self.hop = sizes[-1], SHIFT * math.prod(spec["stride"] for spec in specs)
+        layers = zip(sizes[:-1], specs, strict=True)
+        self.convs = nn.ModuleList([ConvLayer(i, spec, bias=False, norm="layer") for i, spec in layers])
+        self.norm = nn.LayerNorm(self.size, EPSILON)
+
+    def forward(self, samples: Tensor, lengths: Tensor | None) -> Featured:
+        ends = torch.full_like(samples[:, 0], samples.shape[1]).long() if lengths is None else lengths
+        x = self.decades(samples, ends)
+        valid, count = first(ends // SHIFT, x.shape[1])[..., None], (ends // SHIFT)[:, None, None]
+        x = (x - (x * valid).sum(1, keepdim=True) / count) * valid
+        x = (x * torch.rsqrt(x.square().sum(1, keepdim=True) / count + EPSILON)).transpose(1, 2)
+        lengths = None if lengths is None else lengths // SHIFT
+        for layer in self.convs:
+            kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+            lengths = None if lengths is None else (lengths - kernel) // stride + 1
+            x = layer(x, None)
+        return self.norm(x.transpose(1, 2)), lengths
+
+
+class Listener(Centred):
     """Whisper's front end: its own log-Mel, mirrored and levelled at each row's own end, and two convolutions."""
 
     def __init__(self, front: dict):
-        super().__init__()
+        super().__init__(front["bins"])
         self.longest, self.size, self.hop = front["longest"], front["width"], 2 * SHIFT
-        self.register_buffer("window", torch.zeros(WINDOW))
-        self.register_buffer("mel", torch.zeros(WINDOW // 2 + 1, front["bins"]))
         inner, outer = front["hidden"], front["width"]
         pairs = (front["bins"], inner, 1), (inner, outer, 2)
         self.convs = nn.ModuleList([nn.Conv1d(i, o, 3, stride, padding=1) for i, o, stride in pairs])
@@ -133,21 +179,9 @@ class Listener(nn.Module):
         x = F.gelu(after(F.gelu(before(x.transpose(1, 2))) * heard[:, None]))
         return x.transpose(1, 2), None if lengths is None else (lengths // SHIFT + 1) // 2
 
-    def decades(self, samples: Tensor, ends: Tensor) -> Tensor:
-        """Return log10 of the Mel energies about every 160th sample, (batch, frames, bins)."""
-        side = WINDOW // 2
-        place = torch.arange(-side, samples.shape[1] + side, device=samples.device)[None].abs()
-        last = ends[:, None] - 1
-        place = torch.where(place > last, 2 * last - place, place).clamp(0, samples.shape[1] - 1)
-        frames = samples.gather(1, place).unfold(1, WINDOW, SHIFT)[:, : samples.shape[1] // SHIFT]
-        return self.energies(frames).clamp(min=1e-10).log10()
-
-    def energies(self, frames: Tensor) -> Tensor:
-        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window))
-        return spectrum.square().sum(-1) @ self.mel
-
 
 FRONTS: dict[str, Callable[[dict], Any]] = {
+    "convolved_mel": MelConvolutions,
     "logmel": lambda front: LogMel(front["bins"], front["stack"]),
     "waveform": Extractor,
     "whisper": Listener,

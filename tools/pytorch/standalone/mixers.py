@@ -1,4 +1,4 @@
-"""Mixers of linear cost: SummaryMixing (arXiv 2307.07421) and Mamba (arXiv 2312.00752)."""
+"""Mixers of linear cost: SummaryMixing (arXiv 2307.07421), Mamba (2312.00752) and Mamba-2 (2405.21060)."""
 
 import torch
 import torch.nn.functional as F
@@ -104,13 +104,103 @@ class Mamba(nn.Module):
         """Run the convolution, the scan and the gate on what the map in gives, x and z of each channel in turns."""
         conv, select, step, scanned = (getattr(self, side + name) for name in ("conv", "select", "step", "scan"))
         x, gate = mixed.unflatten(2, (-1, 2)).unbind(3)
-        x = x if valid is None else x * valid
-        x = F.silu(conv(F.pad(x.transpose(1, 2), (conv.kernel_size[0] - 1, 0))).transpose(1, 2))
+        x = _convolved(conv, x, valid)
         selected = select(x)
         steps = F.softplus(step(selected[..., : self.rank]))
         steps = steps if valid is None else steps * valid
         into, out = selected[..., self.rank :].split(self.state, 2)
         return scanned(x, steps, into, out) * F.silu(gate)
+
+
+class Heads(nn.Module):
+    """What heads remember how long, and pass by."""
+
+    def __init__(self, heads: int, groups: int):
+        super().__init__()
+        self.log_decay, self.skip = nn.Parameter(torch.zeros(heads, groups)), nn.Parameter(torch.ones(heads * groups))
+
+    def forward(self, x: Tensor, step: Tensor, selected: Tensor) -> Tensor:
+        """Scan `x: (batch, frames, heads, groups, head_dim)`; into and out of `selected` are (…, groups, state)."""
+        into, out = (each[:, :, None, :, None] for each in selected.unbind(2))
+        share = torch.exp(step * -torch.exp(self.log_decay))[..., None, None]
+        state = scan(share, (step[..., None] * x)[..., None] * into)
+        return (state * out).sum(5) + self.skip.unflatten(0, self.log_decay.shape)[..., None] * x
+
+
+class GroupNorm(nn.Module):
+    """A norm by the mean square over a group's channels, of which there were `count`."""
+
+    def __init__(self, channels: int, count: int):
+        super().__init__()
+        self.weight, self.count = nn.Parameter(torch.ones(channels)), count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x: (batch, frames, heads, groups, head_dim)`; return (batch, frames, channels)."""
+        mean = x.square().sum((2, 4), keepdim=True) / self.count
+        return (x * torch.rsqrt(mean + EPSILON)).flatten(2) * self.weight
+
+
+class Mamba2(nn.Module):
+    """Mamba-2, one way or both; frames that are not valid move no state."""
+
+    def __init__(self, width: int, part: dict):
+        super().__init__()
+        self.groups, self.dim, self.state = (part[name] for name in ("groups", "head_dim", "state"))
+        self.directions, external = part["directions"], part["directions"] == "external"
+        self.sizes = {"": part["heads"]}
+        if self.directions != "one":
+            self.sizes["back_"] = part["back" if external else "heads"]
+        for side, heads in self.sizes.items():
+            if not heads:
+                continue
+            rows = heads * self.groups
+            inner, selected = rows * self.dim, 2 * self.groups * self.state
+            if external or not side:
+                count = part[f"{side}normed"] or heads
+                setattr(self, f"{side}input", dense(width, 2 * inner, part[f"{side}input"], bias=False))
+                setattr(self, f"{side}norm", GroupNorm(inner, count * self.dim))
+                setattr(self, f"{side}out", dense(inner, width, part[f"{side}out"], bias=False))
+            setattr(self, f"{side}select", dense(width, selected, part[f"{side}select"], bias=False))
+            setattr(self, f"{side}step", dense(width, rows, part[f"{side}step"]))
+            setattr(self, f"{side}conv", nn.Conv1d(inner, inner, part["taps"], groups=inner))
+            setattr(self, f"{side}select_conv", nn.Conv1d(selected, selected, part["taps"], groups=selected))
+            setattr(self, f"{side}scan", Heads(heads, self.groups))
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Mix `x: (batch, frames, width)`; `valid` is (batch, frames, 1)."""
+        y, turned, there = torch.zeros_like(x), x.flip(1), None if valid is None else valid.flip(1)
+        if self.sizes[""]:
+            mixed, gate = self.split("", x)
+            scanned = self.direction("", x, mixed, valid)
+            if self.directions == "inner":
+                scanned = scanned + self.direction("back_", turned, mixed.flip(1), there).flip(1)
+            y = self.out(self.norm(scanned * F.silu(gate)))
+        if self.directions == "external" and self.sizes["back_"]:
+            mixed, gate = self.split("back_", turned)
+            scanned = self.direction("back_", turned, mixed, there)
+            y = y + self.back_out(self.back_norm(scanned * F.silu(gate))).flip(1)
+        return y
+
+    def split(self, side: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map frames to what is scanned and to its gate, each (batch, frames, heads, groups, head_dim)."""
+        mixed = getattr(self, f"{side}input")(x).unflatten(2, (self.sizes[side], self.groups, self.dim, 2))
+        return mixed[..., 0], mixed[..., 1]
+
+    def direction(self, side: str, x: Tensor, mixed: Tensor, valid: Tensor | None) -> Tensor:
+        """Run the convolutions and the scan."""
+        select, step, scanned = (getattr(self, side + name) for name in ("select", "step", "scan"))
+        shape = (2, self.groups, self.state)
+        selected = _convolved(getattr(self, f"{side}select_conv"), select(x), valid).unflatten(2, shape)
+        inner = _convolved(getattr(self, f"{side}conv"), mixed.flatten(2), valid).unflatten(2, mixed.shape[2:])
+        steps = F.softplus(step(x))
+        steps = steps if valid is None else steps * valid
+        return scanned(inner, steps.unflatten(2, mixed.shape[2:4]), selected)
+
+
+def _convolved(conv: nn.Conv1d, x: Tensor, valid: Tensor | None) -> Tensor:
+    """Convolve the valid of `x: (batch, frames, channels)` with those before them, and apply SiLU."""
+    x = x if valid is None else x * valid
+    return F.silu(conv(F.pad(x.transpose(1, 2), (conv.kernel_size[0] - 1, 0))).transpose(1, 2))
 
 
 class BlockDiagonal(nn.Module):
@@ -206,4 +296,8 @@ class SummaryMixing(nn.Module):
         return x.sum(1, keepdim=True)
 
 
-MIXERS = {"mamba": ("mamba", Mamba), "summary_mixing": ("mixing", SummaryMixing)}  # by kind: their place, and class
+MIXERS = {  # by kind: their place, and class
+    "mamba": ("mamba", Mamba),
+    "mamba2": ("mamba2", Mamba2),
+    "summary_mixing": ("mixing", SummaryMixing),
+}

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .blocks import Adapter, Attended, Attention, FeedForward, LengthAdapter, Relative, dense
+from .blocks import Adapter, Attended, Attention, ConvolutionModule, FeedForward, LengthAdapter, Relative, dense
 from .fronts import EPSILON, FRONTS, first
 from .mixers import MIXERS
 from .positions import POSITIONS
@@ -43,7 +43,10 @@ class Seen(NamedTuple):
 
 
 class Layer(nn.Module):
-    """A mixer and a feed-forward block, norms before them (`norm_first`) or after the sums, an adapter behind both."""
+    """A mixer and a feed-forward block, norms before them (`norm_first`) or after the sums, an adapter behind both.
+
+    A Conformer's has a convolution between them and a macaron block before both.
+    """
 
     def __init__(self, config: dict, layer: dict):
         super().__init__()
@@ -54,16 +57,29 @@ class Layer(nn.Module):
         self.feeds = layer["ffn"]["kind"] != "no_feed_forward"
         if self.feeds:
             self.ffn, self.ffn_norm = FeedForward(width, layer["ffn"]), nn.LayerNorm(width, EPSILON)
+        macaron, convolution = layer.get("macaron"), layer.get("convolution")
+        self.halved, self.convolves = macaron is not None, convolution is not None
+        if macaron is not None:
+            self.macaron, self.macaron_norm = FeedForward(width, macaron), nn.LayerNorm(width, EPSILON)
+            self.last_norm = nn.LayerNorm(width, EPSILON)
+        if convolution is not None:
+            self.convolution = ConvolutionModule(width, convolution)
+            self.convolution_norm = nn.LayerNorm(width, EPSILON)
         self.adapter = Adapter(width, layer["adapter"]["size"]) if layer.get("adapter") else None
         short = layer.get("shortening")
         self.shortening = Shortening(width, short) if short else None  # which the model runs before the layer
 
     def forward(self, x: Tensor, seen: Seen, before: Tensor | None, lend: bool) -> Attended:
         norm = getattr(self, f"{self.place}_norm")
+        x = x + 0.5 * self.macaron(self.macaron_norm(x)) if self.halved else x
         y, maps = self.mix(norm(x) if self.norm_first else x, seen, before, lend)
         x = x + y if self.norm_first else norm(x + y)
-        if self.feeds:
+        x = x + self.convolution(self.convolution_norm(x), seen.valid) if self.convolves else x
+        if self.feeds and self.halved:
+            x = x + 0.5 * self.ffn(self.ffn_norm(x))
+        elif self.feeds:
             x = x + self.ffn(self.ffn_norm(x)) if self.norm_first else self.ffn_norm(x + self.ffn(x))
+        x = self.last_norm(x) if self.halved else x
         return x if self.adapter is None else x + self.adapter(x), maps
 
     def mix(self, x: Tensor, seen: Seen, before: Tensor | None, lend: bool) -> Attended:
