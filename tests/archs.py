@@ -145,13 +145,14 @@ SUMMARY = replace(
         Layer(SummaryMixing(1, 6, 5, mode="fast", local1=Rank(3), merge_summary=Rank(2)), FeedForward(7)),
     ),
 )
-MAMBA = replace(  # of both directions, so that padding comes first in one
+MAMBA = replace(  # of both directions, so that padding comes first in one; and beside attention
     BASE,
     layers=(
         Layer(Mamba(20, state=5, taps=3, rank=2, directions="inner"), FeedForward(24)),
         Layer(
             Mamba(12, state=3, rank=2, directions="external", back=9, input=Rank(3), back_out=Rank(2)), NoFeedForward()
         ),
+        transformer_layer(2, 7),
     ),
     position=PositionalConvolution(8, 4, causal=True),
     mask_embedding=False,
