@@ -5,7 +5,7 @@ The processes of a run ask each other, so that all of them save, or leave, after
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
@@ -16,6 +16,7 @@ import jax
 
 from jaxssl.training import distributed
 
+Tell = Callable[[int, str], None]  # shows a line of an update to whoever watches
 AGREE_EVERY = 5  # updates between two questions among processes
 SIGNALS = {signal.SIGTERM: "leave", signal.SIGUSR1: "save"}
 

@@ -21,6 +21,7 @@ from jaxssl.data.feeds import MelCorpus
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Dropout
 from jaxssl.training import fit as fit_module
+from jaxssl.training import watching
 from jaxssl.training.corpus import load_data, loader
 from jaxssl.training.fit import fit
 from jaxssl.training.lifeline import LOST
@@ -200,7 +201,7 @@ def test_hopeless_gradients_end_the_run(place, tmp_path, monkeypatch):
     """Speech that is not a number teaches nothing, which is said in one line."""
     one = fit_module.make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(fit_module, "make_mesh", lambda fsdp: one)
-    monkeypatch.setattr(fit_module, "HOPELESS", 4)
+    monkeypatch.setattr(watching, "HOPELESS", 4)
     arch, params = checkpoint.load(place.model)
     arch = replace(arch, dropout=Dropout(0, 0, 0, 0, 0))  # its random bits would take longest to compile
     data = load_data(place.corpus, arch, labels=None, valid=None)
@@ -342,3 +343,22 @@ def test_sigusr1_saves_now(place, unbroken, tmp_path):
     output, _ = place.finish(out, save_every=1000)
     assert resumed(output) == number >= 20
     assert_same(out, unbroken)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_back_ends_the_same_however_often_it_is_killed(place, tmp_path):
+    """Where nearly every batch counts as a spike: rows of them come, and lead back to checkpoints."""
+    words = {"steps": 110, "spike_far": 0.4, "spike_row": 3, "save_every": 15, "keep": 1}
+    _, errors = place.finish(tmp_path / "unbroken", **words)
+    assert "spikes in a row; goes on from update" in errors
+    out, rng, went_back = tmp_path / "run", random.Random(5), 0
+    for number in (20, 70, 84, 92, 100):
+        with place.start(out, **words) as process:
+            reach(process, number)
+            time.sleep(rng.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL if number != 92 else signal.SIGTERM)
+            _, errors = process.communicate(timeout=300)
+        went_back += "spikes in a row" in errors
+    _, errors = place.finish(out, **words)
+    assert went_back + ("spikes in a row" in errors) > 0
+    assert_same(out, tmp_path / "unbroken")
