@@ -10,6 +10,7 @@ new one is read back and compared before it gets its name, and only then an olde
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from compress.errors import InputError
-from jaxssl.runtime import files, seal
+from jaxssl.runtime import files, seal, steady
 from jaxssl.training import read_back
 from jaxssl.training.sharding import place
 from jaxssl.training.spikes import none_yet
@@ -52,6 +53,7 @@ class Checkpoints:
         Raises:
             InputError: what Orbax says of a checkpoint there is damaged.
         """
+        steady.by_monotonic_clock()
         self.folder = folder.absolute()
         later = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         self._kept = Kept(keep)
@@ -175,7 +177,8 @@ class Checkpoints:
 
     def _lacking(self, number: int, targets: Mapping[str, Any]) -> dict[str, Any]:
         """Begin what a checkpoint of before spikes were watched does not have."""
-        there = ocp.StandardCheckpointHandler().metadata(self.folder / str(number) / "state").tree
+        with closing(ocp.StandardCheckpointHandler()) as handler:
+            there = handler.metadata(self.folder / str(number) / "state").tree
         fresh = {f"{SPIKES}{name}": value for name, value in vars(none_yet()).items()}
         return {
             name: place(value, targets[name].sharding)

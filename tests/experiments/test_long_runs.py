@@ -1,8 +1,9 @@
-"""What happens to long runs: spikes lead back to a checkpoint.
+"""What happens to long runs: spikes lead back to a checkpoint, clocks jump.
 
 A run that is broken off anywhere ends where an unbroken one does.
 """
 
+import itertools
 import os
 import signal
 import time
@@ -201,6 +202,22 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(train, tmp_pat
     heard = capsys.readouterr().err
     assert "note: checkpoint 20 is damaged, the one before it is used" in heard
     assert "goes on from update 10" in heard
+
+
+@pytest.mark.parametrize("day", [-86_400, 86_400])
+def test_a_clock_that_jumps_changes_nothing(unbroken, train, tmp_path, monkeypatch, day):
+    """Set back or forward by a day between any two looks at it: intervals, rates and results are as before."""
+    real, looks = (time.time, time.time_ns), itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real[0]() + day * (next(looks) % 2))
+    monkeypatch.setattr(time, "time_ns", lambda: real[1]() + 10**9 * day * (next(looks) % 2))
+    begun, folder = time.monotonic(), tmp_path / "run"
+    found = train(folder)
+    took = time.monotonic() - begun
+    assert next(looks) > 40  # TensorBoard's file, at least, has the time of day; Orbax would have given up a save
+    assert_same(found, unbroken[1], folder, unbroken[0])
+    assert saved(folder) == saved(unbroken[0])
+    rates = [row["updates_per_s"] for row in read_journal(folder) if row["part"] == "train"]
+    assert min(rates) > 5 / took
 
 
 def state(row=0, first=0, returns=0, step=30):
