@@ -1,4 +1,4 @@
-"""What happens to long runs: spikes lead back to a checkpoint, clocks jump.
+"""What happens to long runs: spikes lead back to a checkpoint, machines are taken away, clocks jump.
 
 A run that is broken off anywhere ends where an unbroken one does.
 """
@@ -6,6 +6,7 @@ A run that is broken off anywhere ends where an unbroken one does.
 import itertools
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,7 @@ from jaxssl.training.step import start
 from jaxssl.training.telemetry import read_journal
 from tests.archs import MEL, weights
 from tests.experiments.small import make
+from tests.training.test_notices import serving
 
 pytestmark = pytest.mark.usefixtures("one_device")
 BAD = range(22, 28)  # batches, from 0, whose labels are all 0: updates 23 to 28
@@ -202,6 +204,25 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(train, tmp_pat
     heard = capsys.readouterr().err
     assert "note: checkpoint 20 is damaged, the one before it is used" in heard
     assert "goes on from update 10" in heard
+
+
+def test_a_notice_of_gce_ends_a_run_as_sigterm_does(unbroken, train, tmp_path, monkeypatch, capsys):
+    """One update after it came; the run then goes on where no metadata server is, and ends the same."""
+    folder = tmp_path / "run"
+    with serving() as metadata:
+        monkeypatch.setenv("GCE_METADATA_HOST", metadata.host)
+
+        def preempt():
+            metadata.say("preempted", "TRUE")
+            while any(each.name == "notice of preempted" for each in threading.enumerate()):
+                time.sleep(0.01)
+
+        with pytest.raises(Preempted, match="after update 14 of 40, saved"):
+            train(folder, At(13, preempt))
+    assert "note: preempted is TRUE, says GCE: this machine goes; saving, then leaving" in capsys.readouterr().err
+    assert saved(folder) == [10, 14]
+    monkeypatch.delenv("GCE_METADATA_HOST")
+    assert_same(train(folder), unbroken[1], folder, unbroken[0])
 
 
 @pytest.mark.parametrize("day", [-86_400, 86_400])
