@@ -55,7 +55,7 @@ from jaxssl.training.distillation import joined, split
 from jaxssl.training.fit import Programs, Run, open_run
 from jaxssl.training.hidden_states import dphubert
 from jaxssl.training.lesson import Lesson
-from jaxssl.training.settings import optimizer
+from jaxssl.training.settings import optimizer, policy
 from jaxssl.training.sharding import fetch, shardings
 from jaxssl.training.step import State, compile_step, start
 
@@ -211,7 +211,7 @@ def _programs(
         return gates.gated(_plain(params), mine, z)
 
     plain = run.programs(arch, state, view=view)
-    step = compile_step(goal, build, shardings=shardings(state, run.mesh))
+    step = compile_step(goal, build, shardings=shardings(state, run.mesh), spikes=policy(run.training))
     return replace(plain, step=step, lesson=lesson, give=given)
 
 

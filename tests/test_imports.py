@@ -1,6 +1,7 @@
 """Who may import whom, what a file may be called, and how long it may be."""
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from graphlib import TopologicalSorter
@@ -83,3 +84,10 @@ def test_a_file_name_means_one_thing():
 def _module(found, modules):
     """Return the module that an import reads: the named one, or that which the name is taken from."""
     return found if found in modules else found.rpartition(".")[0] if found.rpartition(".")[0] in modules else None
+
+
+def test_the_time_of_day_is_only_shown_or_the_age_of_what_others_left():
+    """It may be set back or forward while a command runs; what is waited for or counted is so by other clocks."""
+    looks = re.compile(r"\btime\.time(_ns)?\b|\bfrom time import\b|\bdatetime\b|\bctime\b|\bgmtime\b|\blocaltime\b")
+    found = {path.relative_to(ROOT).as_posix() for path in FILES if looks.search(path.read_text())}
+    assert found == {"jaxssl/training/board.py", "jaxssl/data/embedded.py"}

@@ -86,6 +86,7 @@ class Curve:
             valid_every=steps + 1,  # points are what is validated
             save_every=self.save_every,
             log_every=log_every,
+            spikes="skip",  # to go back would be to go back behind events, too
         )
 
 

@@ -10,6 +10,7 @@ A point that is there is whole; what a broken-off run had begun of the next one 
 """
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -112,6 +113,7 @@ class Bench:
         programs: compiled forward passes by shape.
         draw: makes curve.png, called as `pictures.draw_curve`, which None stands for.
         transcripts: held-out speech that the model's CTC layer writes down, where it has one.
+        drawn: when this process last drew curve.png, by `time.monotonic`; empty: never.
         clock: times a point of some name, in place of a race of all on noise.
     """
 
@@ -131,6 +133,7 @@ class Bench:
     programs: dict[Arch, Program] = field(default_factory=dict)
     draw: Callable[..., None] | None = None
     transcripts: Transcripts | None = None
+    drawn: list[float] = field(default_factory=list)
     clock: Callable[[str], Row] | None = None
 
     def quality(self, subject: Subject) -> dict[str, float]:
@@ -282,12 +285,17 @@ class Bench:
         show(rows[-1:] if len(rows) > 1 else rows, self.title)
 
     def picture(self, rows: Sequence[Row], *, every: float = 0) -> None:
-        """Draw the points, unless the picture that is there has them all, or is less than `every` seconds old."""
-        path = self.out / "curve.png"
-        drawn = path.stat().st_mtime if path.is_file() else -math.inf
-        if drawn < (self.out / "points.json").stat().st_mtime and time.time() - drawn >= every:
-            draw = self.draw or pictures.draw_curve
-            draw(path, rows, level=self.technique, title=self.title, caption=self.caption)
+        """Draw the points, unless the picture has them all, or this process drew one less than `every` seconds ago."""
+        path, points = self.out / "curve.png", (self.out / "points.json").stat().st_mtime_ns
+        if path.is_file() and path.stat().st_mtime_ns == points:  # it is set so, for clocks may be set back
+            return
+        if self.drawn and time.monotonic() - self.drawn[-1] < every:
+            return
+        draw = self.draw or pictures.draw_curve
+        draw(path, rows, level=self.technique, title=self.title, caption=self.caption)
+        self.drawn[:] = [time.monotonic()]
+        if path.is_file():
+            os.utime(path, ns=(points, points))
 
     @property
     def title(self) -> str:

@@ -34,7 +34,7 @@ from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.sentences import SENTENCES
 from jaxssl.data.voices import PHONES, SPEAKERS, Speaker, segments
-from jaxssl.runtime import files, private, seal
+from jaxssl.runtime import files, locks, private, seal
 
 FORMAT = 1  # counts up whenever the same settings come to mean another corpus
 PACKAGE = "espeakng-loader"
@@ -227,11 +227,12 @@ def _staging(place: Path) -> Iterator[Path]:
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
         with suppress(FileNotFoundError):  # another process clears away, too
-            if time.time() - left.stat().st_mtime > ABANDONED:
+            if time.time() - left.stat().st_mtime > ABANDONED and not locks.at_work(left):  # the clock may have jumped
                 shutil.rmtree(left, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
-        yield staging
+        with locks.working(staging):
+            yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -30,7 +30,7 @@ from jaxssl.models import arch_json
 from jaxssl.models.arch import Arch
 from jaxssl.models.checks import check_finite, check_pieces
 from jaxssl.models.model import Params, check_params, shapes
-from jaxssl.runtime import files, seal
+from jaxssl.runtime import files, seal, steady
 
 FORMAT = 1
 # Bytes that are read back at once: there are three copies of them then, and Orbax reads the list of all arrays anew.
@@ -174,6 +174,7 @@ def _portioned(**words: Any) -> ocp.Checkpointer:
 
 def _no_others() -> ocp.options.MultiprocessingOptions:
     here = jax.process_index()
+    steady.by_monotonic_clock()
     return ocp.options.MultiprocessingOptions(here, {here}, barrier_sync_key_prefix=f"process-{here}")
 
 

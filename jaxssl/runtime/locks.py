@@ -72,6 +72,41 @@ def take(folder: Path) -> None:
         held.tell(f"note: {folder}: {said} ended here without a word; its place is taken")
 
 
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Let other processes see, as long as the body of `with` runs, that one works in a folder; see `at_work`."""
+    with _opened(folder) as file:
+        with suppress(OSError):  # there are no locks here, and `at_work` says so
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may
+        yield
+
+
+def at_work(folder: Path) -> bool:
+    """Tell whether a living process works in a folder; where file systems have no locks, no one is seen.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    with _opened(folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                raise
+    return False
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
 def _locked(path: Path) -> tuple[IO[str] | None, str]:
     """Open and lock a file; also return what it says. None: there are no locks here."""
     while True:

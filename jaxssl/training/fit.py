@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from compress.errors import InputError
 from jaxssl.data.batches import Loader
 from jaxssl.data.buckets import Watch
 from jaxssl.inference.latency import matmul_peak
@@ -25,22 +24,21 @@ from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import Params, Stack
 from jaxssl.runtime.cli import Preempted, console, updates
-from jaxssl.training import distributed, images
+from jaxssl.training import distributed, images, rollback
 from jaxssl.training.corpus import Data, arrays, evaluate, hearing, held_out, loader, pretraining_loss, total
 from jaxssl.training.distillation import distilling, student
 from jaxssl.training.lesson import Give, Lesson
 from jaxssl.training.loop import Hook, every, train
 from jaxssl.training.losses import Sums, means
-from jaxssl.training.optimizer import Optimizer, skipped
+from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.resume import Checkpoints
-from jaxssl.training.settings import Training, optimizer
+from jaxssl.training.settings import Training, optimizer, policy
 from jaxssl.training.sharding import check_rows, fetch, make_mesh, place, shardings
+from jaxssl.training.spikes import Policy
 from jaxssl.training.step import Loss, State, Step, View, as_seen, compile_step, make_evaluation, make_step, start
 from jaxssl.training.telemetry import Journal, Meter, read_journal
-from jaxssl.training.told import Told, listening
-
-Tell = Callable[[int, str], None]
-HOPELESS = 100  # updates skipped in a row after which a run gives up
+from jaxssl.training.told import Tell, Told, listening
+from jaxssl.training.watching import log
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Run:
         loss, dtype = loss or pretraining_loss(arch, self.data), jnp.dtype(self.training.dtype)
         goal: Any = loss if lesson is None else lesson.loss(arch)
         leaves, form = jax.tree.flatten(shardings(state, self.mesh))
-        how = optimizer(self.training), dtype, self.training.stack
+        how = optimizer(self.training), policy(self.training), dtype, self.training.stack
         step = _step(arch, goal, lesson is not None, view, *how, tuple(leaves), form)
         check = _check(arch, loss, view, dtype)
         if lesson is None:
@@ -166,12 +164,13 @@ class Run:
 
         Raises:
             Preempted: SIGTERM came; all is saved.
-            InputError: no gradient has been finite for long.
+            InputError: no gradient has been finite for long, or spikes do not end.
         """
+        back = rollback.Rollback(self.training, self.saves, self.journal, self.tell)
 
         def save(number: int, state: State, sums: Sums) -> None:
             beside = {"position": self.feed.state(), "arch": to_json(programs.arch), **record()}
-            self.saves.save(number, state, beside)
+            self.saves.save(number, state, beside, anchor=rollback.anchor(self.training, state))
 
         def heed(number: int, state: State, sums: Sums) -> None:
             self.told.agree(number)
@@ -181,19 +180,24 @@ class Run:
 
         hooks: list[Hook] = [
             lambda number, state, sums: note(number, sums),
-            every(self.training.log_every, _log(self), last=last),
+            every(self.training.log_every, log(self.training, self.meter, self.tell, self.journal), last=last),
             every(self.training.valid_every, _validate(self, programs), last=last),
             every(self.training.save_every, save, last=last),
             heed,
+            back.look,
         ]
-        state = train(
-            programs.step,
-            state,
-            _stream(self, programs),
-            steps=last,
-            hooks=hooks,
-            stop=lambda number: pause() or self.told.leaving,
-        )
+        back.look(int(state.step), state, {})  # a checkpoint may be of an update after which it is due
+        while True:
+            state = train(
+                programs.step,
+                back.settled(state),
+                _stream(self, programs),
+                steps=last,
+                hooks=hooks,
+                stop=lambda number: pause() or self.told.leaving or back.due,
+            )
+            if not back.due or pause() or self.told.leaving:
+                break
         if (number := int(state.step)) < last:
             save(number, state, {})
             if not pause():
@@ -274,6 +278,7 @@ def _step(
     taught: bool,
     view: View,
     optimizer: Optimizer,
+    spikes: Policy | None,
     dtype: jnp.dtype,
     stack: Stack,
     leaves: tuple[Any, ...],
@@ -282,27 +287,14 @@ def _step(
     """Build an update; `leaves` and `form` are the state's shardings, which a cache cannot compare as a tree."""
     build, places = optimizer.build(), jax.tree.unflatten(form, leaves)
     if not taught:
-        return make_step(arch, goal, build, view=view, dtype=dtype, stack=stack, shardings=places)
-    return compile_step(distilling(arch, goal, view=view, dtype=dtype, stack=stack), build, shardings=places)
+        return make_step(arch, goal, build, view=view, dtype=dtype, stack=stack, shardings=places, spikes=spikes)
+    goal = distilling(arch, goal, view=view, dtype=dtype, stack=stack)
+    return compile_step(goal, build, shardings=places, spikes=spikes)
 
 
 @lru_cache(maxsize=4)
 def _check(arch: Arch, loss: Loss, view: View, dtype: jnp.dtype) -> Callable[[Any, Any, Any], Sums]:
     return make_evaluation(arch, loss, view=student(view), dtype=dtype)
-
-
-def _log(run: Run) -> Hook:
-    """Tell losses and rates; give up when no gradient has been finite for long."""
-    rate = optimizer(run.training).schedule()
-
-    def log(number: int, state: State, sums: Sums) -> None:
-        values = means(sums) | {"learning_rate": float(rate(number - 1))} | run.meter.read()
-        _give_up(state)
-        run.tell(number, _line(number, values, run.training.steps))
-        if run.journal:
-            run.journal.write(number, "train", values)
-
-    return log
 
 
 def _validate(run: Run, programs: Programs) -> Hook:
@@ -361,24 +353,6 @@ def _macs(programs: Programs, samples: int) -> float:
 @lru_cache(maxsize=4096)
 def _forward(arch: Arch, samples: int) -> float:
     return cost.macs(arch, samples).total
-
-
-def _give_up(state: State) -> None:
-    _, row = skipped(state.optimizer)
-    if int(row) >= HOPELESS:
-        raise InputError(
-            f"update {int(state.step)}: the last {int(row)} gradients were not finite (limit {HOPELESS}); lower "
-            "--learning-rate, or look for what is wrong with the speech"
-        )
-
-
-def _line(number: int, values: dict[str, float], steps: int) -> str:
-    left = max(steps - number, 0) / max(values["updates_per_s"], 1e-9)
-    words = f"loss {values['loss']:.3f}"
-    if (accuracy := values.get("masked_accuracy")) is not None:  # not of distillation
-        words += f", masked accuracy {accuracy:.1%}"
-    words += f", {values['updates_per_s']:.2f} updates/s, {values['audio_s_per_s']:.0f} s of speech/s"
-    return f"{words}, MFU {values['mfu']:.0%}, {left // 60:.0f}:{left % 60:02.0f} left"
 
 
 def _draw(run: Run, number: int, arch: Arch, params: Params) -> None:

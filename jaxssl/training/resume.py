@@ -9,7 +9,9 @@ new one is read back and compared before it gets its name, and only then an olde
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,27 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from compress.errors import InputError
-from jaxssl.runtime import files, seal
+from jaxssl.runtime import files, seal, steady
 from jaxssl.training import read_back
+from jaxssl.training.sharding import place
+from jaxssl.training.spikes import none_yet
 from jaxssl.training.step import State
 
 PARTS = ("state", "record")
+SPIKES = "spikes|"  # how the names of arrays begin that states of before did not have
+
+
+@dataclass
+class Kept:
+    """Which checkpoints stay, for Orbax: the newest `keep`, and that which the run may go back to."""
+
+    keep: int
+    anchor: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Tell of each checkpoint, from the oldest on, whether it stays."""
+        newest = len(checkpoints) - self.keep
+        return [i >= newest or each.step == self.anchor for i, each in enumerate(checkpoints)]
 
 
 class Checkpoints:
@@ -35,9 +53,11 @@ class Checkpoints:
         Raises:
             InputError: what Orbax says of a checkpoint there is damaged.
         """
+        steady.by_monotonic_clock()
         self.folder = folder.absolute()
         later = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, async_options=later)
+        self._kept = Kept(keep)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=True, async_options=later)
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except ValueError as error:  # of a list that is JSON, but none of Orbax's
@@ -61,8 +81,10 @@ class Checkpoints:
         finally:
             self._sweep()
 
-    def save(self, number: int, state: State, record: Mapping[str, Any]) -> None:
+    def save(self, number: int, state: State, record: Mapping[str, Any], *, anchor: int | None = None) -> None:
         """Write the state after update `number` and the record beside it; all processes call it.
+
+        The checkpoint of update `anchor` stays besides the newest.
 
         Returns once the arrays are copied; writing goes on in the background, and so does reading back. A checkpoint
         that is there stays.
@@ -74,10 +96,28 @@ class Checkpoints:
             return
         self._manager.wait_until_finished()
         self._check()
+        self._kept.anchor = anchor
         named = _named(state)
         self._given = read_back.sums(named) if jax.process_index() == 0 else {}
         arrays, text = ocp.args.StandardSave(named), ocp.args.JsonSave(dict(record))
         self._manager.save(number, args=ocp.args.Composite(state=arrays, record=text))
+
+    def last_until(self, number: int) -> tuple[int, list[str]]:
+        """Find the last whole checkpoint of update `number` or before; damaged ones are set aside.
+
+        Returns:
+            Its number, 0 where there is none, and a line for each damaged one.
+        """
+        self._manager.wait_until_finished()
+        self._check()
+        found, notes = self._newest(step for step in self._manager.all_steps() if step <= number)
+        return found[0] if found else 0, notes
+
+    def forget_after(self, number: int) -> None:
+        """Remove the checkpoints of updates beyond `number`, from which nothing goes on any more."""
+        for each in self._manager.all_steps():
+            if each > number:
+                self._manager.delete(each)
 
     def newest(self) -> tuple[int, dict[str, Any], list[str]] | None:
         """Find the newest whole checkpoint.
@@ -87,8 +127,16 @@ class Checkpoints:
         Returns:
             Its number, its record, and a line for each damaged one; None when there is none.
         """
+        found, notes = self._newest(self._manager.all_steps())
+        if found:
+            return *found, notes
+        if notes:
+            raise InputError(f"{self.folder}: no checkpoint is whole; {notes[0]}; remove the folder to start anew")
+        return None
+
+    def _newest(self, numbers: Iterable[int]) -> tuple[tuple[int, dict[str, Any]] | None, list[str]]:
         notes: list[str] = []
-        for number in sorted(self._manager.all_steps(), reverse=True):
+        for number in sorted(numbers, reverse=True):
             try:
                 seal.check(self.folder / str(number), parts=PARTS)
                 record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
@@ -99,10 +147,8 @@ class Checkpoints:
                 notes.append(f"checkpoint {number} is damaged, the one before it is used: {error}")
                 self._set_aside(number)
             else:
-                return number, record, notes
-        if notes:
-            raise InputError(f"{self.folder}: no checkpoint is whole; {notes[0]}; remove the folder to start anew")
-        return None
+                return (number, record), notes
+        return None, notes
 
     def restore(self, number: int, like: State) -> State:
         """Read a state into arrays of the shapes and at the places of `like`.
@@ -119,13 +165,26 @@ class Checkpoints:
             for name, leaf in _named(like).items()
         }
         try:
-            found = self._manager.restore(number, args=ocp.args.Composite(state=ocp.args.StandardRestore(targets)))
+            fresh = self._lacking(number, targets)
+            wanted = {name: target for name, target in targets.items() if name not in fresh}
+            found = self._manager.restore(number, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
         except MemoryError:
             raise
         except Exception as error:  # Orbax and TensorStore raise whatever they meet, down to Exception itself
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{self.folder / str(number)}: not a state of this run ({reason})") from error
-        return _unnamed(found["state"], like)
+        return _unnamed({**found["state"], **fresh}, like)
+
+    def _lacking(self, number: int, targets: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin what a checkpoint of before spikes were watched does not have."""
+        with closing(ocp.StandardCheckpointHandler()) as handler:
+            there = handler.metadata(self.folder / str(number) / "state").tree
+        fresh = {f"{SPIKES}{name}": value for name, value in vars(none_yet()).items()}
+        return {
+            name: place(value, targets[name].sharding)
+            for name, value in fresh.items()
+            if name in targets and name not in there
+        }
 
     def _seal(self) -> None:
         """Read a checkpoint back when all of it is written, and list its files, before it gets its name.

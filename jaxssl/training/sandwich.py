@@ -22,7 +22,7 @@ from jaxssl.training.distillation import TAUGHT, Distillation, once, split, stud
 from jaxssl.training.fit import Programs, Run
 from jaxssl.training.lesson import Give, Lesson
 from jaxssl.training.losses import Sums
-from jaxssl.training.settings import optimizer
+from jaxssl.training.settings import optimizer, policy
 from jaxssl.training.sharding import shardings
 from jaxssl.training.step import Arrays, Loss, Objective, State, as_seen, compile_step, make_evaluation
 
@@ -89,7 +89,7 @@ def supernet_programs(
     training = run.training
     dtype, how = jnp.dtype(training.dtype), optimizer(training)
     goal = sandwich(arch, lesson.loss(arch), dtype=dtype, stack=training.stack)
-    step = compile_step(goal, how.build(), shardings=shardings(state, run.mesh))
+    step = compile_step(goal, how.build(), shardings=shardings(state, run.mesh), spikes=policy(training))
     check = make_evaluation(arch, pretraining_loss(arch, run.data), view=student(as_seen), dtype=dtype)
     give = drawing(lesson.give(arch, run.data), arch, space, count=count, seed=seed)
     return Programs(arch, student(as_seen), step, check, lesson, give)

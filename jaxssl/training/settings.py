@@ -1,16 +1,17 @@
 """How to train: the settings that training experiments share, and the folder that belongs to a run's settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
 from jaxssl.models.model import Stack
 from jaxssl.runtime import files
-from jaxssl.runtime.ranges import Count, Crop, Length, Natural, Positive, Seed, Share
+from jaxssl.runtime.ranges import Count, Crop, Inner, Length, Natural, Positive, Seed, Share
 from jaxssl.training import distributed
 from jaxssl.training.optimizer import Optimizer
+from jaxssl.training.spikes import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,15 @@ class Training:
     """checkpoints kept"""
     log_every: Count[int] = 20
     """updates between two lines"""
+    spikes: Literal["rollback", "skip", "off"] = field(default="rollback", repr=False)
+    """what follows when the loss or the gradient of an update is far above the recent ones: skip that update; rollback:
+    and after several in a row go back to the last checkpoint, with a smaller step and the speech that comes next"""
+    spike_far: Positive[float] = field(default=10.0, repr=False)
+    """how far is far: in standard deviations of the last 128 updates, from their median"""
+    spike_row: Count[int] = field(default=10, repr=False)
+    """spikes in a row, or gradients that are not finite, before a run goes back"""
+    spike_shrink: Inner[float] = field(default=0.5, repr=False)
+    """by which the step is multiplied each time that a run goes back"""
     fsdp: Count[int] = 1
     """devices over which each parameter is spread"""
     coordinator: str | None = None
@@ -65,8 +75,10 @@ class Training:
     """seconds to wait for the other processes"""
 
 
-# A resumed run may change these: on other devices and hosts it goes on with the same batches.
-ANYWHERE = ("coordinator", "processes", "process", "timeout", "fsdp", "log_every", "keep")
+# A resumed run may change these: on other devices and hosts it goes on with the same batches, and it may be spikes that
+# it stopped for. What a control is found by, how `Training` prints, does not have the latter either.
+SPIKES = ("spikes", "spike_far", "spike_row", "spike_shrink")
+ANYWHERE = ("coordinator", "processes", "process", "timeout", "fsdp", "log_every", "keep", *SPIKES)
 
 
 def optimizer(training: Training) -> Optimizer:
@@ -79,6 +91,14 @@ def optimizer(training: Training) -> Optimizer:
         steps=training.steps,
         clip=training.clip,
     )
+
+
+def policy(training: Training) -> Policy | None:
+    """Return what the settings say of loss spikes; None: nothing is done about them."""
+    if training.spikes == "off":
+        return None
+    row = training.spike_row if training.spikes == "rollback" else None
+    return Policy(training.spike_far, row, training.spike_shrink)
 
 
 def claim(out: Path, config: Any, *, free: Sequence[str] = ANYWHERE) -> None:

@@ -17,8 +17,9 @@ from jax import Array
 from compress.errors import InputError
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Output, Params, Stack, apply
-from jaxssl.training.losses import Sums
+from jaxssl.training.losses import Sums, ratio
 from jaxssl.training.optimizer import skipped
+from jaxssl.training.spikes import Policy, Spikes, begun_anew, none_yet, passed_over, step_size, watched
 
 Arrays = Mapping[str, Array]  # inputs, lengths, labels, mask; as `jaxssl.data.batches.Batch` names them
 Loss = Callable[[Output, Array, Array], tuple[Array, Sums]]
@@ -37,6 +38,7 @@ class State:
         params: float32 parameters.
         optimizer: optax's state.
         key: raw random key, from which each batch's randomness is derived; it never changes.
+        spikes: what is remembered of losses and gradients, by which spikes are known.
         held: arrays that the view needs and the optimiser leaves alone.
     """
 
@@ -45,6 +47,7 @@ class State:
     params: Any
     optimizer: Any
     key: Array
+    spikes: Spikes
     held: Any = ()
 
 
@@ -61,7 +64,7 @@ def start(params: Any, optimizer: optax.GradientTransformation, *, seed: int, he
             raise InputError(f"{name}: {leaf.dtype} has no gradient; {remedy} the model before training")
     params, begun = _begun(optimizer.init, params)
     zero = jnp.zeros((), jnp.int32)
-    return State(zero, zero.copy(), params, begun, jax.random.key_data(jax.random.key(seed)), held)
+    return State(zero, zero.copy(), params, begun, jax.random.key_data(jax.random.key(seed)), none_yet(), held)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -76,6 +79,8 @@ def change(
     state: State, edit: Callable[[Any], Any], *, held: Any = None, reset: optax.GradientTransformation | None = None
 ) -> State:
     """Change the parameters between two updates, and the optimiser's moments with them.
+
+    What is known of recent losses is forgotten, for the changed model has others.
 
     Args:
         state: as it is.
@@ -95,7 +100,8 @@ def change(
     else:
         with jax.numpy_dtype_promotion("standard"):
             optimizer = reset.init(params)
-    return replace(state, params=params, optimizer=optimizer, held=state.held if held is None else held)
+    kept = state.held if held is None else held
+    return replace(state, params=params, optimizer=optimizer, spikes=begun_anew(state.spikes), held=kept)
 
 
 def as_seen(params: Any, held: Any) -> Params:
@@ -110,12 +116,12 @@ class Step:
     Attributes:
         whole: gradient and update in one, for a single batch.
         gradient: one batch's share of an accumulated gradient.
-        update: the update with an accumulated gradient.
+        update: the update with an accumulated gradient and the mean loss.
     """
 
     whole: Callable[[State, Arrays], tuple[State, Sums]]
     gradient: Callable[[State, Arrays, Any, float], tuple[Any, Sums]]
-    update: Callable[[State, Any, int], tuple[State, Sums]]
+    update: Callable[[State, Any, Array, int], tuple[State, Sums]]
 
     def __call__(self, state: State, batches: Sequence[Arrays]) -> tuple[State, Sums]:
         """Update once with the mean gradient of `batches`; return the new state and what the loss reports.
@@ -130,7 +136,7 @@ class Step:
             seen = replace(state, batches=state.batches + i)
             gradient, sums = self.gradient(seen, batch, gradient, 1 / len(batches))
             total = {name: _added(total.get(name), pair) for name, pair in sums.items()}
-        state, more = self.update(state, gradient, len(batches))
+        state, more = self.update(state, gradient, ratio(*total["loss"]), len(batches))
         return state, total | more
 
 
@@ -156,6 +162,7 @@ def make_step(
     dtype: Any = jnp.float32,
     stack: Stack = "unroll",
     shardings: State | None = None,
+    spikes: Policy | None = None,
 ) -> Step:
     """Build the update `params ← optimizer(∇ loss(apply(arch, view(params), batch)))`.
 
@@ -167,12 +174,18 @@ def make_step(
         dtype: of the computation; parameters, gradients and moments stay float32.
         stack: see `apply`.
         shardings: where the state lives, when it is spread over devices.
+        spikes: which updates are passed over although they are finite; None: none is.
     """
-    return compile_step(predicting(arch, loss, view=view, dtype=dtype, stack=stack), optimizer, shardings=shardings)
+    goal = predicting(arch, loss, view=view, dtype=dtype, stack=stack)
+    return compile_step(goal, optimizer, shardings=shardings, spikes=spikes)
 
 
 def compile_step(
-    objective: Objective, optimizer: optax.GradientTransformation, *, shardings: State | None = None
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    shardings: State | None = None,
+    spikes: Policy | None = None,
 ) -> Step:
     """Build the update `params ← optimizer(∇ objective(params, held, batch, key))`; arguments as `make_step`."""
 
@@ -184,23 +197,30 @@ def compile_step(
         found, sums = jax.grad(value, has_aux=True)(state.params, state, batch)
         return jax.tree.map(lambda t, g: t + share * g, total, found), sums
 
-    def update(state: State, found: Any, batches: int) -> tuple[State, Sums]:
-        one = jnp.ones((), jnp.float32)
+    def update(state: State, found: Any, loss: Array, batches: int) -> tuple[State, Sums]:
+        one, norm, number, seen = jnp.ones((), jnp.float32), optax.tree.norm(found), state.step + 1, state.spikes
+        if spikes is not None:
+            spike, seen = watched(seen, spikes, loss, norm, number)
+            found = passed_over(spike, found)
         with jax.numpy_dtype_promotion("standard"):  # optax's bias correction multiplies integers and floats
             updates, optimizer_state = optimizer.update(found, state.optimizer, state.params)
+        if spikes is not None:
+            updates = optax.tree.scale(step_size(seen, spikes), updates)
         after = replace(
             state,
-            step=state.step + 1,
+            step=number,
             batches=state.batches + batches,
             params=optax.apply_updates(state.params, updates),
             optimizer=optimizer_state,
+            spikes=seen,
         )
-        total, _ = skipped(optimizer_state)
-        return after, {"gradient_norm": (optax.tree.norm(found), one), "skipped": (total.astype(jnp.float32), one)}
+        counts = {"skipped": skipped(optimizer_state)[0]} | ({} if spikes is None else {"spikes": seen.total})
+        told = {name: (count.astype(jnp.float32), one) for name, count in counts.items()}
+        return after, {"gradient_norm": (norm, one), **told}
 
     def whole(state: State, batch: Arrays) -> tuple[State, Sums]:
         found, sums = jax.grad(value, has_aux=True)(state.params, state, batch)
-        after, more = update(state, found, 1)
+        after, more = update(state, found, ratio(*sums["loss"]), 1)
         return after, sums | more
 
     out = None if shardings is None else (shardings, None)
@@ -208,7 +228,7 @@ def compile_step(
     return Step(
         whole=jax.jit(whole, donate_argnums=0, out_shardings=out),
         gradient=jax.jit(gradient, donate_argnums=2, out_shardings=total),
-        update=jax.jit(update, donate_argnums=0, static_argnums=2, out_shardings=out),
+        update=jax.jit(update, donate_argnums=0, static_argnums=3, out_shardings=out),
     )
 
 

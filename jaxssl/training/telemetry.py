@@ -59,11 +59,8 @@ class Journal:
 
     def __init__(self, folder: Path, *, after: int = 0):
         self._path = folder / "metrics.jsonl"
-        _keep_until(self._path, after)
-        self._file = self._path.open("a")
         self._board: Board | None = None
-        with self._or_without():
-            self._board = Board(folder / "tensorboard", first=after + 1)
+        self._open(after)
 
     def __enter__(self) -> "Journal":
         return self
@@ -72,6 +69,17 @@ class Journal:
         with files.naming(self._path), self._file, self._or_without():
             if self._board is not None:
                 self._board.close()
+
+    def rewind(self, after: int) -> None:
+        """Drop what is of updates beyond `after`: the run went back there, and does them again."""
+        self.__exit__()
+        self._open(after)
+
+    def _open(self, after: int) -> None:
+        _keep_until(self._path, after)
+        self._file = self._path.open("a")
+        with self._or_without():
+            self._board = Board(self._path.parent / "tensorboard", first=after + 1)
 
     def write(self, number: int, part: str, values: Mapping[str, float]) -> None:
         """Write the numbers of update `number`; `part` says of what: train, valid.

@@ -7,7 +7,9 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -251,6 +253,19 @@ def test_what_a_kill_left_is_cleared_away(tmp_path):
     with embedded._staging(tmp_path / "corpus"):
         assert not old.exists()
         assert new.exists()  # perhaps another process at work
+
+
+def test_who_builds_there_is_left_alone_when_the_clock_jumps(tmp_path, monkeypatch):
+    """By a day, either way; what nobody works at is still cleared away."""
+    now = time.time()
+    with embedded._staging(tmp_path / "corpus") as mine:
+        for days in (-1, 1):
+            abandoned = tmp_path / ".corpus.abandoned"
+            abandoned.mkdir(exist_ok=True)
+            monkeypatch.setattr(embedded, "time", SimpleNamespace(time=partial(float, now + 86_400 * days)))
+            with embedded._staging(tmp_path / "corpus"):
+                assert mine.is_dir()
+                assert abandoned.is_dir() == (days < 0)
 
 
 def test_two_at_once_make_one(few, tmp_path):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import tradeoff
+from experiments.curves import points
 from experiments.curves.measures import COSTS, by_default, measured
 from experiments.curves.points import Bench
 from experiments.reports import canvas, pictures, published
@@ -114,22 +115,27 @@ def test_a_growing_curve_is_drawn_from_its_first_point_on(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "2.png"]
 
 
-@pytest.mark.parametrize(("age", "every", "drawn"), [(30, 20, 1), (10, 20, 0), (10, 0, 1), (-1, 20, 0), (-1, 0, 0)])
-def test_a_picture_follows_a_run_without_holding_it_up(tmp_path, age, every, drawn):
-    """The first point is drawn, then now and then, then all at the end; what has all points is not drawn again."""
-    model, found = SimpleNamespace(name="mel", trained=True), []
-    bench = Bench(
-        tmp_path, model, None, None, Load(1.0), "float32", 1, None, "heads", draw=lambda *_, **__: found.append(1)
-    )
-    files.write_json(tmp_path / "points.json", HEADS)
-    bench.picture(HEADS, every=every)
+@pytest.mark.parametrize(("age", "every", "drawn"), [(30, 20, 1), (10, 20, 0), (10, 0, 1)])
+@pytest.mark.parametrize("jump", [-86_400, 0, 86_400])
+def test_a_picture_follows_a_run_without_holding_it_up(tmp_path, monkeypatch, age, every, drawn, jump):
+    """The first point is drawn, then now and then, then all at the end, whatever happens to the clock on the wall."""
+    model, found, ticks = SimpleNamespace(name="mel", trained=True), [], iter((100.0, 100.0 + age, 200.0))
+    monkeypatch.setattr(points, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+
+    def draw(path, rows, **_):
+        found.append(len(rows))
+        path.touch()
+
+    bench = Bench(tmp_path, model, None, None, Load(1.0), "float32", 1, None, "heads", draw=draw)
+    files.write_json(tmp_path / "points.json", HEADS[:1])
+    for _ in range(2):  # what has all points is not drawn again
+        bench.picture(HEADS[:1], every=every)
     assert found == [1]
-    (tmp_path / "curve.png").touch()
-    now = time.time()
-    os.utime(tmp_path / "curve.png", (now - age, now - age))
-    os.utime(tmp_path / "points.json", (now - 5, now - 5))
+    files.write_json(tmp_path / "points.json", HEADS)
+    now = time.time() + jump
+    os.utime(tmp_path / "points.json", (now, now))
     bench.picture(HEADS, every=every)
-    assert len(found) == 1 + drawn
+    assert found == [1, len(HEADS)][: 1 + drawn]
 
 
 def test_a_busy_machine_does_not_move_a_point(tmp_path, monkeypatch):

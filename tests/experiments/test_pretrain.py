@@ -21,11 +21,13 @@ from jaxssl.data.feeds import MelCorpus
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Dropout
 from jaxssl.training import fit as fit_module
+from jaxssl.training import watching
 from jaxssl.training.corpus import load_data, loader
 from jaxssl.training.fit import fit
 from jaxssl.training.lifeline import LOST
 from jaxssl.training.settings import Training, claim, own
 from jaxssl.training.telemetry import read_journal
+from jaxssl.training.told import AGREE_EVERY
 from tests.experiments.small import Small, make, reach
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +202,7 @@ def test_hopeless_gradients_end_the_run(place, tmp_path, monkeypatch):
     """Speech that is not a number teaches nothing, which is said in one line."""
     one = fit_module.make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(fit_module, "make_mesh", lambda fsdp: one)
-    monkeypatch.setattr(fit_module, "HOPELESS", 4)
+    monkeypatch.setattr(watching, "HOPELESS", 4)
     arch, params = checkpoint.load(place.model)
     arch = replace(arch, dropout=Dropout(0, 0, 0, 0, 0))  # its random bits would take longest to compile
     data = load_data(place.corpus, arch, labels=None, valid=None)
@@ -262,11 +264,12 @@ def pair(place):
     """Start two processes of one run; whatever happens, none stays behind."""
     started = []
 
-    def start(out):
+    def start(out, **changes):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             where = f"127.0.0.1:{free.getsockname()[1]}"
-        started[:] = [place.start(out, coordinator=where, processes=2, process=i, timeout=60) for i in range(2)]
+        words = {"coordinator": where, "processes": 2, "timeout": 60, **changes}
+        started[:] = [place.start(out, process=i, **words) for i in range(2)]
         return started
 
     yield start
@@ -333,12 +336,52 @@ def test_sigusr1_saves_now(place, unbroken, tmp_path):
     with place.start(out, save_every=1000) as process:
         reach(process, 20)
         process.send_signal(signal.SIGUSR1)
-        line = next(line for line in process.stderr if "saved, as SIGUSR1 asks" in line)
-        number = int(line.split()[1].partition("/")[0])
-        while number not in saved(out):  # it is written in the background
-            time.sleep(0.01)
+        number = asked_for(process, out)
         process.kill()
         process.communicate()
     output, _ = place.finish(out, save_every=1000)
     assert resumed(output) == number >= 20
     assert_same(out, unbroken)
+
+
+def asked_for(process, out):
+    """Wait until what SIGUSR1 asked for is saved; return its number."""
+    told_of = (line.split()[1].partition("/")[0] for line in process.stderr if "saved, as SIGUSR1 asks" in line)
+    number = int(next(told_of))
+    while number not in saved(out):  # it is written in the background
+        time.sleep(0.01)
+    return number
+
+
+@pytest.mark.slow
+def test_sigusr1_to_one_process_saves_in_all(place, pair, unbroken, tmp_path):
+    """After the same update, the next at which they ask each other; one alone then goes on from what both saved."""
+    both = pair(out := tmp_path / "run", save_every=1000)
+    reach(both[0], 20)
+    both[1].send_signal(signal.SIGUSR1)
+    assert (number := asked_for(both[0], out)) >= 20
+    assert number % AGREE_EVERY == 0
+    for process in both:
+        process.kill()
+        process.communicate()
+    assert resumed(place.finish(out, save_every=1000)[0]) == number
+    assert_close(final(out), final(unbroken), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_back_ends_the_same_however_often_it_is_killed(place, tmp_path):
+    """Where nearly every batch counts as a spike: rows of them come, and lead back to checkpoints."""
+    words = {"steps": 110, "spike_far": 0.4, "spike_row": 3, "save_every": 15, "keep": 1}
+    _, errors = place.finish(tmp_path / "unbroken", **words)
+    assert "spikes in a row; goes on from update" in errors
+    out, rng, went_back = tmp_path / "run", random.Random(5), 0
+    for number in (20, 70, 84, 92, 100):
+        with place.start(out, **words) as process:
+            reach(process, number)
+            time.sleep(rng.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL if number != 92 else signal.SIGTERM)
+            _, errors = process.communicate(timeout=300)
+        went_back += "spikes in a row" in errors
+    _, errors = place.finish(out, **words)
+    assert went_back + ("spikes in a row" in errors) > 0
+    assert_same(out, tmp_path / "unbroken")
