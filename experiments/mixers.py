@@ -89,7 +89,7 @@ def run(config: Config) -> None:
         for number, name in enumerate(mixers, 1):
             _point(config, job, bench, lesson, name, number)
 
-    names = {name: WAYS[name] for name in mixers}
+    names = {str(name): WAYS[name] for name in mixers}
     picture = partial(methods.draw, names=names, costs=(TIME, MACS))
     draw(job, points, ends=(config.steps,), out=config.out, technique="mixers", label="mixers", now=0, picture=picture)
 

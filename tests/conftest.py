@@ -22,6 +22,9 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=4 {QUICKLY} {
 import jax
 import pytest
 
+from jaxssl.runtime import hooks
+
+hooks.log_in_one_line()  # a trace, written while a test parses code, would break the parser
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

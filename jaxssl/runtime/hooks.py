@@ -18,13 +18,18 @@ from jaxssl.runtime import causes
 def install() -> None:
     """Let commands end in one line."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's remarks
-    for name in ("absl", "asyncio"):  # the second has what a failed write leaves of Orbax's other tasks
-        log = logging.getLogger(name)
-        log.addFilter(_not_of_the_disk)
-        log.addFilter(_in_one_line)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_of_the_disk)
+    log_in_one_line()
     sys.unraisablehook = _unraisable
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks a training run to save, and would end what trains not
+
+
+def log_in_one_line() -> None:
+    """Let what Orbax logs be one line each, and what a failed write leaves of its other tasks, which asyncio logs."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_in_one_line)
 
 
 def _not_of_the_disk(record: logging.LogRecord) -> bool:
