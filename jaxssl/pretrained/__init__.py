@@ -1,6 +1,6 @@
 """Models that come with the package: small, trained, half precision on disk.
 
-jaxssl/pretrained/melhubert-mini/
+jaxssl/pretrained/NAME/
 arch.json             what the arrays are
 weights.safetensors   float16
 stats.npy             mean and deviation of its log-Mel features
