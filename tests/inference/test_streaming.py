@@ -60,9 +60,10 @@ STREAMING = {
     "student": replace(
         STUDENT, front=Waveform(THIN, norm="layer", feature_norm=False, scaled=True), layers=(NEAR, PAST)
     ),
+    "dual": replace(MEL, layers=(DUAL,), position=PositionalConvolution(8, 4, causal=True), head=None),
     "causal": replace(
         MEL,
-        layers=(PAST, SCAN, DUAL, *MEANS[:2]),
+        layers=(PAST, SCAN, *MEANS[:2]),
         position=ConvolutionStack(2, 3, 4, causal=True),
         norm_first=True,
         head=None,
