@@ -38,8 +38,7 @@ def streamed(stream_model, arch, folder, inputs, lengths, *, frames=3):
 @pytest.mark.parametrize(
     ("name", "frames"),
     [
-        *((name, 3) for name in STREAMING if name != "dual"),
-        pytest.param("dual", 3, marks=pytest.mark.xfail(strict=True, reason="ONNX Runtime refuses a Where of Mamba-2")),
+        *((name, 3) for name in STREAMING),
         *(pytest.param(name, 2, marks=pytest.mark.slow) for name in MORE),
         pytest.param("causal", 1, marks=pytest.mark.slow),  # whose loops run once
     ],

@@ -81,8 +81,11 @@ def pad(graph: Graph, equation: Any, name: str, value: str) -> str:
 
 
 def select(graph: Graph, equation: Any, which: str, *cases: str) -> str:
-    """Choose the second case where `which` is true."""
-    return graph.add("Where", which, cases[1], cases[0])
+    """Choose the second case where `which` is true; of truths by logic, for ONNX Runtime has no choice between them."""
+    if equation.outvars[0].aval.dtype != bool:
+        return graph.add("Where", which, cases[1], cases[0])
+    others = graph.add("And", graph.add("Not", which), cases[0])
+    return graph.add("Or", graph.add("And", which, cases[1]), others)
 
 
 def convert(graph: Graph, equation: Any, name: str) -> str:

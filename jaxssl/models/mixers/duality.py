@@ -70,6 +70,6 @@ def _within(moved: Array, faded: Array, into: Array, out: Array) -> Array:
     faded = jnp.moveaxis(faded, 2, -1)  # (batch, chunk, heads, groups, frames)
     apart = faded[..., :, None] - faded[..., None, :]
     earlier = jnp.tril(jnp.ones((size, size), bool))
-    share = jnp.exp(jnp.where(jnp.broadcast_to(earlier, apart.shape), apart, jnp.full_like(apart, -jnp.inf)))
+    share = jnp.exp(jnp.where(jnp.broadcast_to(earlier, apart.shape), apart, -jnp.inf))
     weights = share * jnp.einsum("bclgn,bcmgn->bcglm", out, into)[:, :, None]
     return jnp.einsum("bchglm,bcmhgp->bclhgp", weights, moved)
