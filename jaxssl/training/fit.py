@@ -178,6 +178,9 @@ class Run:
                 save(number, state, sums)
                 self.tell(number, "saved, as SIGUSR1 asks")
 
+        def halted() -> bool:
+            return pause() or self.told.leaving
+
         hooks: list[Hook] = [
             lambda number, state, sums: note(number, sums),
             every(self.training.log_every, log(self.training, self.meter, self.tell, self.journal), last=last),
@@ -188,15 +191,11 @@ class Run:
         ]
         back.look(int(state.step), state, {})  # a checkpoint may be of an update after which it is due
         while True:
+            begin, stream = back.settled(state), _stream(self, programs)
             state = train(
-                programs.step,
-                back.settled(state),
-                _stream(self, programs),
-                steps=last,
-                hooks=hooks,
-                stop=lambda number: pause() or self.told.leaving or back.due,
+                programs.step, begin, stream, steps=last, hooks=hooks, stop=lambda number: halted() or back.due
             )
-            if not back.due or pause() or self.told.leaving:
+            if halted() or not back.due:
                 break
         if (number := int(state.step)) < last:
             save(number, state, {})

@@ -46,7 +46,10 @@ def run(graph: Graph, program: Jaxpr, constants: Sequence[str], inputs: Sequence
     known = dict(zip((*program.constvars, *program.invars), (*constants, *inputs), strict=True))
 
     def named(var: Any) -> str:
-        return graph.constant(np.asarray(var.val, var.aval.dtype)) if isinstance(var, Literal) else known[var]
+        if not isinstance(var, Literal):
+            return known[var]
+        kind: Any = var.aval  # the number itself may be Python's
+        return graph.constant(np.asarray(var.val, kind.dtype))
 
     for equation in program.eqns:
         found = operate(graph, equation, [named(var) for var in equation.invars])

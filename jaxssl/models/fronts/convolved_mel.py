@@ -10,7 +10,7 @@ from jax import Array
 
 from compress.address import Axis
 from compress.errors import InputError
-from jaxssl.models.fronts.waveform import Conv, StridedConv
+from jaxssl.models.fronts.waveform import Conv, StridedConv, check_waveforms
 from jaxssl.models.fronts.whisper_frames import SHIFT, mel_decades
 from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
@@ -139,8 +139,7 @@ class ConvolvedMel:
         Raises:
             InputError: it is of another form.
         """
-        if inputs.ndim != 2:
-            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+        check_waveforms(inputs)
 
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of waveforms; `reduction` frames become one later.

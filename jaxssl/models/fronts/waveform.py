@@ -41,6 +41,16 @@ class Conv:
 HUBERT_CONVS = (Conv(512, 10, 5), *(Conv(512, 3, 2),) * 4, *(Conv(512, 2, 2),) * 2)
 
 
+def check_waveforms(inputs: Array) -> None:
+    """Refuse what is no batch of waveforms, however short.
+
+    Raises:
+        InputError: it is of another form.
+    """
+    if inputs.ndim != 2:
+        raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+
+
 @dataclass(frozen=True)
 class Waveform:
     """Strided convolutions over raw samples at 16 kHz.
@@ -201,8 +211,7 @@ class Waveform:
         Raises:
             InputError: it is of another form.
         """
-        if inputs.ndim != 2:
-            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+        check_waveforms(inputs)
 
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of waveforms; `reduction` frames become one later.

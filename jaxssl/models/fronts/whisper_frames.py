@@ -13,7 +13,7 @@ from jax import Array
 
 from compress.address import Axis
 from compress.errors import InputError
-from jaxssl.models.fronts.waveform import Conv, StridedConv
+from jaxssl.models.fronts.waveform import Conv, StridedConv, check_waveforms
 from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import frame_mask, gelu
@@ -121,8 +121,7 @@ class Whisper:
         Raises:
             InputError: it is of another form.
         """
-        if inputs.ndim != 2:
-            raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
+        check_waveforms(inputs)
 
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of waveforms of at most `longest` frames; `reduction` frames become one later.

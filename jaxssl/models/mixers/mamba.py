@@ -36,6 +36,16 @@ def _rules(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
+def check_one_way(directions: Directions, what: str) -> None:
+    """Refuse a second direction in a stream.
+
+    Raises:
+        InputError: there is one; `what` says where and of what.
+    """
+    if directions != "one":
+        raise InputError(f"{what} of directions {directions} starts at the end too; use directions one to stream")
+
+
 @dataclass(frozen=True)
 class Mamba:
     """Mamba-1: [x; z] = W u; x through a causal convolution, SiLU and a selective scan; out(y · SiLU(z)).
@@ -210,10 +220,7 @@ class Mamba:
         Raises:
             InputError: there is one.
         """
-        if self.directions != "one":
-            raise InputError(
-                f"{where}: Mamba of directions {self.directions} starts at the end too; use directions one to stream"
-            )
+        check_one_way(self.directions, f"{where}: Mamba")
 
     def memory(self, batch: int, width: int) -> Memory:
         """Return what a stream holds before the first frame: the convolution's inputs and the scan's state."""

@@ -16,7 +16,7 @@ from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, convolve, encoder_init
 from jaxssl.models.mixers.duality import CHUNK, chunked, duality
-from jaxssl.models.mixers.mamba import Directions
+from jaxssl.models.mixers.mamba import Directions, check_one_way
 from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, check_counts, form_of
 
 MAPS = ("input", "select", "step", "out")
@@ -206,10 +206,7 @@ class Mamba2:
         Raises:
             InputError: there is one.
         """
-        if self.directions != "one":
-            raise InputError(
-                f"{where}: Mamba-2 of directions {self.directions} starts at the end too; use directions one to stream"
-            )
+        check_one_way(self.directions, f"{where}: Mamba-2")
 
     def memory(self, batch: int, width: int) -> Memory:
         """Return what a stream holds before the first frame: the convolutions' inputs and the state."""
