@@ -36,16 +36,18 @@ bench: $(VENV)/.tested  ## time forward passes and a training step beside PyTorc
 	$(BIN)/python -m benchmarks.forward $(ARGS)
 	$(BIN)/python -m benchmarks.training
 
-# Workers share compiled programs; a file's tests stay together, for they share what it prepares.
+# Workers share compiled programs; a file's tests stay together, for they share what it prepares. A worker that dies
+# ends the run: replaced, it leaves the others waiting for ever.
+APART := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: $(VENV)/.tested  ## run the test suite, two files and more at a time
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(APART) $(ARGS)
 
 LAWS := compress jaxssl tests/compress tests/test_imports.py tests/test_golden.py tests/models/test_model.py
 quick: lint  ## check style, format, types, the laws of compression and of the model, and the docstrings' examples
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(LAWS) $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(APART) $(LAWS) $(ARGS)
 
 slow: $(VENV)/.tested  ## run the slow tests: whole runs, exporters of PyTorch, full-size models
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -m slow --numprocesses 2 $(APART) $(ARGS)
 
 lint: $(VENV)/.tested  ## check style, format and types
 	$(BIN)/ruff check .
