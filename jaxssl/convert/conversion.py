@@ -4,8 +4,9 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -62,7 +63,9 @@ def read(
     Raises:
         InputError: it is unknown, damaged, hostile, of an unsupported model, or its names and shapes do not fit.
     """
-    return _built(path, sources.describe(Path(path), heads=heads, config=config, subnet=subnet))
+    source = sources.describe(Path(path), heads=heads, config=config, subnet=subnet)
+    with _digests(source) as provenance:
+        return _converted(source, *_built(path, source), provenance())
 
 
 def convert(
@@ -93,28 +96,31 @@ def convert(
     if not overwrite and Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
         raise InputError(f"{out}: already there; choose another folder, or --force to replace a model")
     source = sources.describe(Path(path), heads=heads, config=config, subnet=subnet)
-    converted = _built(path, source, held=_for_writing)
-    extra = converted.extra | ({} if stats is None else {"stats.npy": _stats(converted.arch, Path(stats))})
-    checkpoint.save(
-        out, converted.arch, converted.params, provenance=converted.provenance, extra=extra, overwrite=overwrite
-    )
-    return converted
+    with _digests(source) as provenance:
+        params, left, extra = _built(path, source, held=_for_writing)
+        more = {} if stats is None else {"stats.npy": _stats(source.arch, Path(stats))}
+        checkpoint.save(out, source.arch, params, provenance=provenance, extra=extra | more, overwrite=overwrite)
+        return _converted(source, params, left, extra, provenance())
 
 
-def _built(path: str | Path, source: Source, held: Callable[[np.ndarray], Any] = own) -> Converted:
-    with ThreadPoolExecutor(1) as beside:  # digests leave Python to other threads
-        provenance = beside.submit(_provenance, source)
-        params, left = build(source.arch, source.tensors, source.dialect, left=source.left, where=str(path), held=held)
-        extra = _ctc_files(source.ctc, source.arch) if source.ctc else {}
-    return Converted(
-        kind=source.kind,
-        arch=source.arch,
-        params=params,
-        extra=extra,
-        left_behind=left,
-        notes=source.notes,
-        provenance=provenance.result(),
-    )
+@contextmanager
+def _digests(source: Source) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Find the provenance beside other work, for digests leave Python to other threads; give what waits for it."""
+    with ThreadPoolExecutor(1) as beside:
+        yield beside.submit(_provenance, source).result
+
+
+def _built(
+    path: str | Path, source: Source, held: Callable[[np.ndarray], Any] = own
+) -> tuple[Params, tuple[str, ...], dict[str, bytes]]:
+    params, left = build(source.arch, source.tensors, source.dialect, left=source.left, where=str(path), held=held)
+    return params, left, _ctc_files(source.ctc, source.arch) if source.ctc else {}
+
+
+def _converted(
+    source: Source, params: Params, left: tuple[str, ...], extra: dict[str, bytes], provenance: dict[str, Any]
+) -> Converted:
+    return Converted(source.kind, source.arch, params, extra, left, source.notes, provenance)
 
 
 def _for_writing(array: np.ndarray) -> Any:

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +35,8 @@ from jaxssl.runtime import files, seal, steady
 FORMAT = 1
 # Bytes that are read back at once: there are three copies of them then, and Orbax reads the list of all arrays anew.
 PORTION = 144 << 20
+LARGE = 512 << 20  # bytes from which each array gets a file: Orbax's few files for many arrays cost copies of them all
+SAMPLE = 65_536  # numbers of an array among which zeros are counted
 SPARSE = 0.1  # share of zeros from which compressing float32 pays: it shrinks dense weights by 8 %, in twice the time
 LONGEST = 4_000_000  # bytes of an arch.json: some 2,000 layers
 
@@ -44,7 +46,7 @@ def save(
     arch: Arch,
     params: Params,
     *,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     extra: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -54,7 +56,7 @@ def save(
         folder: where; it must not exist, unless `overwrite` and it holds a model.
         arch: what `params` is.
         params: arrays that fit `arch`, of whatever dtype; they come back in it.
-        provenance: JSON values that say where the model came from.
+        provenance: JSON values that say where the model came from, or what returns them, asked after all else is done.
         extra: further files, relative name to bytes, that appear together with the model.
         overwrite: replace a model that is there; the old one stays until the new one is whole.
 
@@ -68,8 +70,6 @@ def save(
     _check_free(folder, overwrite)
     with _staging(folder) as staging:
         (staging / "arch.json").write_text(_dump({"format": FORMAT, **arch_json.to_json(arch)}))
-        if provenance is not None:
-            (staging / "provenance.json").write_text(_dump(provenance))
         for name, content in (extra or {}).items():
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,9 @@ def save(
             sealed = beside.submit(seal.seal, staging / "params")
             _compare(staging, arch, params)
         sealed.result()
+        if provenance is not None:
+            told = provenance() if callable(provenance) else provenance
+            (staging / "provenance.json").write_text(_dump(told))
         _replace(staging, folder)
 
 
@@ -152,8 +155,10 @@ def _alone() -> ocp.StandardCheckpointer:
 
 
 def _write(folder: Path, params: Params) -> None:
-    """Write arrays, compressed where that pays."""
-    with _portioned(use_compression=not _is_noise(params), save_concurrent_gb=1) as checkpointer:
+    """Write arrays, compressed where that pays; those of a large model each in a file."""
+    together = sum(leaf.nbytes for leaf in flatten(params).values()) < LARGE
+    words = {"use_compression": not _is_noise(params), "use_ocdbt": together, "save_concurrent_gb": 1}
+    with _portioned(**words) as checkpointer:
         checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(params))
 
 
@@ -162,8 +167,13 @@ def _is_noise(params: Params) -> bool:
     leaves = flatten(params).values()
     if any(leaf.dtype != np.float32 for leaf in leaves):
         return False
-    zeros = sum(leaf.size - int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves)
-    return zeros < SPARSE * sum(leaf.size for leaf in leaves)
+    dense = sum(leaf.size * float(np.count_nonzero(some := _some(leaf))) / some.size for leaf in leaves if leaf.size)
+    return dense > (1 - SPARSE) * sum(leaf.size for leaf in leaves)
+
+
+def _some(leaf: Any) -> np.ndarray:
+    """Return numbers of an array, evenly taken, of whose widths an odd step is no multiple; of a small one all."""
+    return np.asarray(leaf).reshape(-1)[:: leaf.size // SAMPLE | 1]
 
 
 def _portioned(**words: Any) -> ocp.Checkpointer:

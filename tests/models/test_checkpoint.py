@@ -1,5 +1,6 @@
 """A saved model comes back as it was; what is not whole is not loaded, and what fails leaves nothing behind."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -32,6 +33,34 @@ def test_any_shape_loads_without_a_flag(arch, tmp_path, key):
     assert read_arch == arch
     for path, leaf in flatten(params).items():
         np.testing.assert_array_equal(flatten(read)[path], leaf)
+
+
+def test_a_large_model_has_a_file_for_each_array_and_loads_as_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LARGE", 0)
+    params = weights(MEL)
+    checkpoint.save(tmp_path / "model", MEL, params)
+    assert not list((tmp_path / "model/params").rglob("ocdbt*"))
+    found = flatten(checkpoint.load(tmp_path / "model")[1])
+    assert all(np.array_equal(found[path], leaf) for path, leaf in flatten(params).items())
+    file = max((tmp_path / "model/params").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"{file.name}: damaged: \d+ bytes"):
+        checkpoint.load(tmp_path / "model")
+
+
+def test_lists_of_earlier_versions_are_of_sha256(saved):
+    folder, _ = saved
+    path = folder / "params/files.json"
+    listed = {
+        name: {"bytes": entry["bytes"], "sha256": hashlib.sha256((folder / "params" / name).read_bytes()).hexdigest()}
+        for name, entry in json.loads(path.read_text()).items()
+    }
+    path.write_text(json.dumps(listed))
+    checkpoint.load(folder)
+    next(iter(listed.values()))["sha256"] = "0" * 64
+    path.write_text(json.dumps(listed))
+    with pytest.raises(InputError, match="damaged: sha256"):
+        checkpoint.load(folder)
 
 
 def test_neighbours_appear_with_the_model(saved):
@@ -198,7 +227,7 @@ def test_damaged_arrays_are_named_before_orbax_sees_them(saved, tmp_path):
     with pytest.raises(InputError, match=rf"{file.name}: damaged: 40 bytes, {len(content)} were written"):
         checkpoint.load(folder)
     file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    with pytest.raises(InputError, match=rf"{file.name}: damaged: SHA-256"):
+    with pytest.raises(InputError, match=rf"{file.name}: damaged: blake3"):
         checkpoint.load(folder)
 
 
