@@ -6,6 +6,7 @@ A run that is broken off anywhere ends where an unbroken one does.
 import itertools
 import os
 import signal
+import socket
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from jaxssl.training.step import start
 from jaxssl.training.telemetry import read_journal
 from tests.archs import MEL, weights
 from tests.experiments.small import make
+from tests.processes import start as launch
 from tests.training.test_notices import serving
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -85,36 +87,45 @@ def send(which):
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    place = make(tmp_path_factory.mktemp("spiking"), layers=1, dropout=0.0)
-    arch, params = checkpoint.load(place.model)
-    return arch, params, load_data(place.corpus, arch, labels=None, valid=None)
+def place(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("spiking"), layers=1, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
-def train(subject):
+def subject(place):
+    return opened(place.model, place.corpus)
+
+
+def opened(model, corpus):
+    arch, params = checkpoint.load(model)
+    return arch, params, load_data(corpus, arch, labels=None, valid=None)
+
+
+def spiking(folder, subject, *at, **changes):
     """Train on speech of which some batches spike, or go on there; each of `at` is called after updates."""
     read, look = Loader.__next__, Rollback.look
 
-    def spiking(self):
+    def loud(self):
         where = self.state()
         batch = read(self)
         bad = where["epoch"] * self.steps + where["step"] in BAD
         return replace(batch, labels=np.minimum(batch.labels, 0)) if bad else batch
 
-    def run(folder, *at, **changes):
-        def looking(self, number, state, sums):
-            look(self, number, state, sums)
-            for each in at if sums else ():
-                each(number, state)
+    def looking(self, number, state, sums):
+        look(self, number, state, sums)
+        for each in at if sums else ():
+            each(number, state)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(spikes, "ENOUGH", 8)
-            patch.setattr(Loader, "__next__", spiking)
-            patch.setattr(Rollback, "look", looking)
-            return flatten(fit.fit(folder, *subject, replace(SETTINGS, **changes), loss=LOSS).params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spikes, "ENOUGH", 8)
+        patch.setattr(Loader, "__next__", loud)
+        patch.setattr(Rollback, "look", looking)
+        return fit.fit(folder, *subject, replace(SETTINGS, **changes), loss=LOSS).params
 
-    return run
+
+@pytest.fixture(scope="module")
+def train(subject):
+    return lambda folder, *at, **changes: flatten(spiking(folder, subject, *at, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +199,36 @@ def test_without_a_checkpoint_of_before_it_goes_on_from_there(train, tmp_path, c
     assert "spikes in a row; goes on from there: nothing is saved yet, with 0.5 of the step" in capsys.readouterr().err
     (row,) = [row for row in told(tmp_path / "run") if row["part"] == "rollback"]
     assert (row["step"], row["after"]) == (31, 30)
+
+
+ONE_OF_TWO = """
+import sys
+from pathlib import Path
+from jaxssl.training import distributed
+process, port, model, corpus, out = sys.argv[1:]
+distributed.initialize(f"127.0.0.1:{port}", 2, int(process), timeout_s=60)
+from tests.experiments.test_long_runs import opened, spiking
+with distributed.guard():
+    spiking(Path(out), opened(Path(model), Path(corpus)))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_as_one(place, unbroken, tmp_path):
+    """To the same checkpoint, which both read, after the same update; and go on as one process does, to rounding."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = (port, place.model, place.corpus, tmp_path / "run")
+    both = [launch("-c", ONE_OF_TWO, i, *words) for i in range(2)]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert all("3 spikes in a row; goes on from update 20" in each for each in errors)
+    found, expected = told(tmp_path / "run"), told(unbroken[0])
+    assert [row for row in found if row["part"] == "rollback"] == [row for row in expected if row["part"] == "rollback"]
+    for row, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(row.get("loss", 0), other.get("loss", 0), rtol=1e-5, err_msg=str(row["step"]))
+    assert saved(tmp_path / "run") == [20, 30, 40]
 
 
 @pytest.mark.slow
