@@ -31,7 +31,7 @@ from experiments.transcripts.decoder import published
 from jaxssl import pretrained
 from jaxssl.data import prepared
 from jaxssl.data.arrays import read_array
-from jaxssl.data.labels import assign
+from jaxssl.data.kmeans import assign
 from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.pretrained import Labeller, Pretrained
@@ -130,7 +130,7 @@ def pack(model: Path, corpus: Path, *, labels: str, layer: int, out: Path) -> No
 
 
 def _check(model: str, corpus: prepared.Prepared, labels: str, layer: int, centres: np.ndarray) -> None:
-    again, _ = assign(layer_source(f"{model}:{layer}", corpus).vectors(0), centres)
+    again, _ = assign(layer_source(f"{model}:{layer}", corpus).of(0), centres)
     if not np.array_equal(again, there := corpus.labels(labels)[0]):
         wrong = int((again != there).sum())
         raise InputError(f"labels {labels}: {wrong} of {len(there)} are not what layer {layer} of {model} gives")

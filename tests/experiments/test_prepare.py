@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from compress.errors import InputError
-from jaxssl.data import labels as labels_module
+from jaxssl.data import kmeans
 from jaxssl.data.audio import read
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import stats_bytes
@@ -96,7 +96,7 @@ def test_labels_are_the_nearest_centres_of_what_they_say(done, models):
     }
     for name, vectors in expected.items():
         found, labels = (
-            labels_module.assign(vectors, np.load(done / f"labels/{name}.centres.npy"))[0],
+            kmeans.assign(vectors, np.load(done / f"labels/{name}.centres.npy"))[0],
             corpus.labels(name),
         )
         assert len(found) == len(labels[4])
@@ -166,16 +166,16 @@ def test_a_model_s_own_statistics_are_used(done, models, tmp_path):
     found, bare = layer_source(f"{tmp_path}/own:0", corpus), layer_source(f"{models}/mel:0", corpus)
     assert [len(found.notes), len(bare.notes)] == [0, 1]
     expected = states(models / "mel", read(corpus.manifest.utterances[0].path).samples, other)[0]
-    np.testing.assert_allclose(found.vectors(0), expected, atol=0.05)
-    assert np.abs(bare.vectors(0) - expected).max() > 0.2
+    np.testing.assert_allclose(found.of(0), expected, atol=0.05)
+    assert np.abs(bare.of(0) - expected).max() > 0.2
 
 
 @pytest.mark.parametrize("name", ["mel", "base"])
 def test_long_utterances_are_cut_without_losing_frames(done, models, monkeypatch, name):
     corpus = load(done)
-    whole = layer_source(f"{models}/{name}:1", corpus).vectors(5)
+    whole = layer_source(f"{models}/{name}:1", corpus).of(5)
     monkeypatch.setattr(label_source, "LONGEST", 1)
-    cut = layer_source(f"{models}/{name}:1", corpus).vectors(5)
+    cut = layer_source(f"{models}/{name}:1", corpus).of(5)
     assert cut.shape == whole.shape
     assert not np.allclose(cut, whole)
 
