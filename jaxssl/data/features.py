@@ -42,6 +42,7 @@ MINUTE = 60 * SAMPLE_RATE // SHIFT  # frames
 SHARD = 60 * MINUTE  # frames of a shard: 29 MB in float16
 WHOLE = 2**62  # frames of a shard in folders of before there were shards
 Storage = Literal["float16", "float32"]
+_logmel = jax.jit(logmel)
 
 
 class Piece(NamedTuple):
@@ -200,18 +201,28 @@ def extract(work: Work, tick: Callable[[], object] = bool) -> None:
     Raises:
         InputError: a file is not what the manifest says.
     """
-    files, planned, compute = shard_files(work.folder, len(work.plan.first) - 1), work.plan, jax.jit(logmel)
+    files = shard_files(work.folder, len(work.plan.first) - 1)
     for shard in work.team.mine(work.missing):
-        begin = int(planned.offsets[planned.first[shard]])
-        frames = np.empty((int(planned.offsets[planned.first[shard + 1]]) - begin, BINS), planned.storage)
-        for pieces, samples in _filled(work.manifest, list(planned.grids(shard))):
-            found = np.asarray(compute(samples))
-            for piece in pieces:
-                at = int(planned.offsets[piece.utterance]) + piece.first - begin
-                frames[at : at + piece.frames] = found[piece.row, piece.at : piece.at + piece.frames]
-            tick()
-        write_blocks(files[shard], frames.shape, planned.storage, (frames,))
+        frames = computed(work.manifest, work.plan, shard, tick)
+        write_blocks(files[shard], frames.shape, work.plan.storage, (frames,))
     work.team.wait()
+
+
+def computed(manifest: Manifest, planned: Plan, shard: int, tick: Callable[[], object] = bool) -> np.ndarray:
+    """Compute the features of a shard, (frames, bins), in memory; `tick` is called once for each of its grids.
+
+    Raises:
+        InputError: a file is not what the manifest says.
+    """
+    begin, end = (int(planned.offsets[planned.first[k]]) for k in (shard, shard + 1))
+    frames = np.empty((end - begin, BINS), planned.storage)
+    for pieces, samples in _filled(manifest, list(planned.grids(shard))):
+        found = np.asarray(_logmel(samples))
+        for piece in pieces:
+            at = int(planned.offsets[piece.utterance]) + piece.first - begin
+            frames[at : at + piece.frames] = found[piece.row, piece.at : piece.at + piece.frames]
+        tick()
+    return frames
 
 
 def finish(work: Work) -> None:

@@ -5,6 +5,7 @@ learn_kmeans.py. A batch is drawn by number, from all frames, and its frames go 
 them their nearest centres, and all move the centres by the same sums.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -149,6 +150,32 @@ def _assigned(x: np.ndarray, centres: np.ndarray, team: Team) -> tuple[np.ndarra
         row[: len(block), 0], row[: len(block), 1] = nearest(block, centres)
     every = team.shared(rows, len(blocks)).reshape(-1, 2)[: len(x)]
     return every[:, 0].astype(np.int64), every[:, 1]
+
+
+def times(frames: np.ndarray, centres: np.ndarray) -> tuple[float, float, float]:
+    """Measure what a fit to such frames takes: k-means++ once, a batch's nearest centres, and moving the centres.
+
+    Args:
+        frames: (3 × `BATCH`, size).
+        centres: (clusters, size).
+
+    Returns:
+        Seconds of each.
+    """
+    from sklearn.cluster import kmeans_plusplus
+    from threadpoolctl import threadpool_limits
+
+    x, wide = frames[:BATCH], centres.astype(np.float64)
+    with threadpool_limits(1):
+        clock = [time.monotonic()]
+        kmeans_plusplus(frames, len(centres), random_state=0)
+        clock.append(time.monotonic())
+        labels, _ = _assigned(x, wide, ALONE)
+        clock.append(time.monotonic())
+        _averaged(x, labels, wide, np.zeros(len(centres)))
+        clock.append(time.monotonic())
+    begin, near, move = np.diff(clock).tolist()
+    return begin, near, move
 
 
 def nearest(frames: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

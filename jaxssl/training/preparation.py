@@ -76,7 +76,7 @@ def run(config: Preparation) -> None:
     Raises:
         InputError: the speech, the model or the settings cannot be used, or a process is missing.
     """
-    _check(config)
+    check(config)
     distributed.initialize(config.coordinator, config.processes, config.process, timeout_s=config.timeout)
     with distributed.guard():
         prepare(config, team=distributed.team())
@@ -93,7 +93,7 @@ def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = N
     Raises:
         InputError: the speech, the model or the settings cannot be used.
     """
-    _check(config)
+    check(config)
     begun = time.monotonic()
     corpus = _features(config, team)
     like = None if config.like is None else prepared.load(config.like)
@@ -116,7 +116,7 @@ def _features(config: Preparation, team: Team) -> Prepared:
     frames = None if config.shard is None else max(round(config.shard * MINUTE), 1)
     manifest = None
     if team.main:
-        manifest = _manifest(config)
+        manifest = manifest_of(config)
         planned = features.plan(manifest, storage=config.storage)
         _tell(manifest)
         console.print(f"features: {planned.bytes / 1e6:.1f} MB in {config.out}", markup=False)
@@ -168,7 +168,12 @@ def _bar(what: str, total: int, team: Team) -> Iterator[Callable[[], object]]:
         yield tick
 
 
-def _check(config: Preparation) -> None:
+def check(config: Preparation) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        InputError: they do not.
+    """
     ranges.check(config)
     if config.name is not None and len(config.labels) != 1:
         raise InputError(f"--name names one set of labels, --labels asks for {len(config.labels)}")
@@ -176,7 +181,12 @@ def _check(config: Preparation) -> None:
         raise InputError(f"--period {config.period}: labels come each {PERIOD_MS} ms or a multiple of it, as 20")
 
 
-def _manifest(config: Preparation) -> Manifest:
+def manifest_of(config: Preparation) -> Manifest:
+    """Read the corpus that the settings name, with a validation part where they ask for one.
+
+    Raises:
+        InputError: it cannot be read, or not be split so.
+    """
     if config.audio:
         with messages.status("reading the corpus"):
             manifest = corpora.read(config.audio, phones=config.phones)
