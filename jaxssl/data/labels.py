@@ -32,12 +32,14 @@ class Clustering:
         rows: labels of each utterance, (frames,) int32.
         inertia: mean squared distance of a frame to its centre, over all frames.
         fitted: frames that the centres were fitted to; 0 when they were given.
+        new: utterances that were labelled in this call.
     """
 
     centres: np.ndarray
     rows: "Made"
     inertia: float
     fitted: int
+    new: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,10 @@ class Corpus:
     frames: np.ndarray
     first: np.ndarray
 
+    def size(self, shards: Sequence[int]) -> int:
+        """Count the utterances of some shards."""
+        return sum(int(self.first[shard + 1] - self.first[shard]) for shard in shards)
+
     def shard_of(self, utterances: np.ndarray) -> np.ndarray:
         """Say in which shard utterances are."""
         return np.searchsorted(self.first, utterances, side="right") - 1
@@ -130,7 +136,7 @@ def cluster(
         restarts: initialisations tried.
         centres: (clusters, size), those of another corpus, to be used instead of a fit.
         team: who works together; all call this.
-        tick: called once for every utterance that this process does.
+        tick: called once for every utterance that this process does, or need not do.
 
     Raises:
         InputError: fewer different frames than clusters.
@@ -141,7 +147,10 @@ def cluster(
     else:
         found = Fit(centres, 0, np.zeros(len(corpus.frames), np.int8))
     files = tuple(folder / f"{shard:05d}.npz" for shard in range(len(corpus.first) - 1))
-    for shard in team.mine(missing(files, team)):
+    absent = missing(files, team)
+    for _ in range(corpus.size(team.mine(range(len(files)))) - corpus.size(team.mine(absent))):
+        tick()
+    for shard in team.mine(absent):
         _label(corpus, shard, found, kept, files[shard], tick)
     team.wait()
     made = Made(files, corpus.first)
@@ -149,7 +158,8 @@ def cluster(
         for file in files:
             team.see(file)
     total = team.said(np.array([made.inertia() if team.main else 0.0]))
-    return Clustering(found.centres, made, float(total[0]), found.fitted)
+    new = tuple(i for k in absent for i in range(int(corpus.first[k]), int(corpus.first[k + 1])))
+    return Clustering(found.centres, made, float(total[0]), found.fitted, new)
 
 
 def missing(files: Sequence[Path], team: Team) -> tuple[int, ...]:
@@ -173,6 +183,8 @@ def _fitted(
     owners = corpus.shard_of(drawn) % team.processes
     size = int(team.gather(np.array([next(iter(kept.values())).shape[1] if kept else 0])).max())
     mine = np.concatenate([np.zeros((0, size), np.float32), *kept.values()])
+    ends = np.cumsum([0, *map(len, kept.values())]).tolist()
+    kept = {i: mine[begin:end] for i, begin, end in zip(kept, ends, ends[1:], strict=False)}  # not twice in memory
     frames = Frames(starts, owners, mine, team)
     centres = fit_together(frames, clusters=clusters, seed=seed, restarts=restarts)
     if team.main:

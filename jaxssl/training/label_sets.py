@@ -13,6 +13,7 @@ import numpy as np
 from compress.errors import InputError
 from jaxssl.data import prepared
 from jaxssl.data.arrays import read_array
+from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.labels import Clustering, Corpus, at_period, cluster
 from jaxssl.data.prepared import PERIOD_MS, Labels, Prepared
 from jaxssl.data.quality import entropy, phone_quality
@@ -49,10 +50,13 @@ class LabelSet:
     seed: int
 
 
-def make(corpus: Prepared, source: Source, wanted: LabelSet, team: Team, bar: Bar) -> bool:
-    """Cluster one source, unless the same labels are there, and say what they are worth; return whether it was made.
+def make(corpus: Prepared, source: Source, wanted: LabelSet, team: Team, bar: Bar) -> float:
+    """Cluster one source, unless the same labels are there, and say what they are worth.
 
     What is made meanwhile lies in `labels/.NAME`, one file for each shard that is done.
+
+    Returns:
+        Seconds of speech that were labelled now; 0 where all was there.
 
     Raises:
         InputError: there are no centres of that name to take, or too few frames for so many clusters.
@@ -74,11 +78,10 @@ def make(corpus: Prepared, source: Source, wanted: LabelSet, team: Team, bar: Ba
     }
     there = corpus.sets.get(name)
     if not team.said(np.array([there is not None and _same(there, wanted, settings)])):
-        _make(corpus, replace(source, name=name), wanted, settings, centres, team, bar)
-        return True
+        return _make(corpus, replace(source, name=name), wanted, settings, centres, team, bar)
     if there is not None and team.main:
         _report(there)
-    return False
+    return 0.0
 
 
 def _same(there: Labels, wanted: LabelSet, settings: dict[str, Any]) -> bool:
@@ -103,17 +106,17 @@ def _make(
     centres: np.ndarray | None,
     team: Team,
     bar: Bar,
-) -> None:
+) -> float:
     first, work = prepared.shard_bounds(wanted.folder, len(corpus)), wanted.folder / "labels" / f".{source.name}"
     if team.main:
         _begin(work, {**settings, "clusters": wanted.clusters, "name": source.name})
     team.wait()
-    # Whoever asks for labels that come more often than these does not know how many there are: it is asked again.
+    # About so many: a layer may give one more or less, and how many it does is counted when it has.
     frames = np.maximum(corpus.lengths * PERIOD_MS // source.period_ms, 1)
-    shards = team.mine(range(len(first) - 1))
-    with bar(f"labels {source.name}", sum(int(first[k + 1] - first[k]) for k in shards)) as tick:
+    what = Corpus(source.vectors, frames, first)
+    with bar(f"labels {source.name}", what.size(team.mine(range(len(first) - 1)))) as tick:
         made = cluster(
-            Corpus(source.vectors, frames, first),
+            what,
             work,
             clusters=wanted.clusters,
             seed=wanted.seed,
@@ -127,6 +130,7 @@ def _make(
         _write(corpus, source, wanted, settings, made)
         shutil.rmtree(work)
     team.wait()
+    return sum(corpus.manifest.utterances[i].samples for i in made.new) / SAMPLE_RATE
 
 
 def _begin(work: Path, settings: dict[str, Any]) -> None:

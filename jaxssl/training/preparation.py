@@ -94,7 +94,6 @@ def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = N
         InputError: the speech, the model or the settings cannot be used.
     """
     check(config)
-    begun = time.monotonic()
     corpus = _features(config, team)
     like = None if config.like is None else prepared.load(config.like)
     if source is not None:
@@ -107,8 +106,6 @@ def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = N
         for note in found.notes if team.main else ():
             console.print(f"note: {note}", markup=False)
         _label(corpus, found, config, config.period, team)
-    if team.main:
-        _speed("all", corpus.manifest.seconds, time.monotonic() - begun, team)
 
 
 def _features(config: Preparation, team: Team) -> Prepared:
@@ -147,7 +144,7 @@ def _label(corpus: Prepared, source: Source, config: Preparation, period: int, t
     )
     made = make(corpus, source, wanted, team, lambda what, total: _bar(what, total, team))
     if made and team.main:
-        _speed(f"labels of {source.about}", corpus.manifest.seconds, time.monotonic() - begun, team)
+        _speed(f"labels of {source.about}", made, time.monotonic() - begun, team)
 
 
 def _speed(what: str, seconds: float, took: float, team: Team) -> None:
