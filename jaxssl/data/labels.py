@@ -4,6 +4,7 @@ The shards of the corpus are labelled one after the other, each by one process. 
 off stays: the next goes on, with other processes if need be, and its labels are the same.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -33,6 +34,7 @@ class Clustering:
         inertia: mean squared distance of a frame to its centre, over all frames.
         fitted: frames that the centres were fitted to; 0 when they were given.
         new: utterances that were labelled in this call.
+        fit_s: seconds that fitting took in it.
     """
 
     centres: np.ndarray
@@ -40,6 +42,7 @@ class Clustering:
     inertia: float
     fitted: int
     new: tuple[int, ...]
+    fit_s: float
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,11 @@ def cluster(
     Raises:
         InputError: fewer different frames than clusters.
     """
-    kept: dict[int, np.ndarray] = {}
+    kept, fit_s = dict[int, np.ndarray](), 0.0
     if centres is None:
-        found, kept = _fitted(corpus, folder, clusters=clusters, seed=seed, limit=limit, restarts=restarts, team=team)
+        found, kept, fit_s = _fitted(
+            corpus, folder, clusters=clusters, seed=seed, limit=limit, restarts=restarts, team=team
+        )
     else:
         found = Fit(centres, 0, np.zeros(len(corpus.frames), np.int8))
     files = tuple(folder / f"{shard:05d}.npz" for shard in range(len(corpus.first) - 1))
@@ -159,7 +164,7 @@ def cluster(
             team.see(file)
     total = team.said(np.array([made.inertia() if team.main else 0.0]))
     new = tuple(i for k in absent for i in range(int(corpus.first[k]), int(corpus.first[k + 1])))
-    return Clustering(found.centres, made, float(total[0]), found.fitted, new)
+    return Clustering(found.centres, made, float(total[0]), found.fitted, new, fit_s)
 
 
 def missing(files: Sequence[Path], team: Team) -> tuple[int, ...]:
@@ -170,13 +175,17 @@ def missing(files: Sequence[Path], team: Team) -> tuple[int, ...]:
 
 def _fitted(
     corpus: Corpus, folder: Path, *, clusters: int, seed: int, limit: int, restarts: int, team: Team
-) -> tuple[Fit, dict[int, np.ndarray]]:
-    """Read the centres that are there, or fit them; also return the frames of this process that they came from."""
+) -> tuple[Fit, dict[int, np.ndarray], float]:
+    """Read the centres that are there, or fit them.
+
+    Returns:
+        Them, the frames of this process that they came from, and the seconds that fitting took.
+    """
     path = folder / "fit.npz"
     if not missing((path,), team):
         team.see(path)
         there = read_arrays(path, "centres", "fitted", "turns")
-        return Fit(there["centres"], int(there["fitted"][0]), there["turns"]), {}
+        return Fit(there["centres"], int(there["fitted"][0]), there["turns"]), {}, 0.0
     kept, lengths, turns = _sample(corpus, limit=limit, seed=seed, team=team)
     drawn = np.array(list(lengths))
     starts = np.minimum(np.cumsum([0, *lengths.values()]), limit)
@@ -186,10 +195,11 @@ def _fitted(
     ends = np.cumsum([0, *map(len, kept.values())]).tolist()
     kept = {i: mine[begin:end] for i, begin, end in zip(kept, ends, ends[1:], strict=False)}  # not twice in memory
     frames = Frames(starts, owners, mine, team)
+    begun = time.monotonic()
     centres = fit_together(frames, clusters=clusters, seed=seed, restarts=restarts)
     if team.main:
         write_arrays(path, {"centres": centres, "fitted": np.array([len(frames)]), "turns": turns})
-    return Fit(centres, len(frames), turns), kept
+    return Fit(centres, len(frames), turns), kept, time.monotonic() - begun
 
 
 def _sample(

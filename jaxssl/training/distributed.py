@@ -122,8 +122,8 @@ def team() -> Team:
         if not array.size:
             return np.zeros((jax.process_count(), *array.shape), array.dtype)
         # As bytes: jax would make 64 bits 32.
-        raw = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
-        return np.frombuffer(np.asarray(raw).tobytes(), array.dtype).reshape(-1, *array.shape)
+        raw = multihost_utils.process_allgather(array.reshape(-1).view(np.uint8))
+        return np.ascontiguousarray(raw).view(array.dtype).reshape(-1, *array.shape)
 
     return Team(jax.process_index(), jax.process_count(), wait, gather)
 

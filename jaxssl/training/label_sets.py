@@ -13,7 +13,6 @@ import numpy as np
 from compress.errors import InputError
 from jaxssl.data import prepared
 from jaxssl.data.arrays import read_array
-from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.labels import Clustering, Corpus, at_period, cluster
 from jaxssl.data.prepared import PERIOD_MS, Labels, Prepared
 from jaxssl.data.quality import entropy, phone_quality
@@ -50,13 +49,13 @@ class LabelSet:
     seed: int
 
 
-def make(corpus: Prepared, source: Source, wanted: LabelSet, team: Team, bar: Bar) -> float:
+def make(corpus: Prepared, source: Source, wanted: LabelSet, team: Team, bar: Bar) -> Clustering | None:
     """Cluster one source, unless the same labels are there, and say what they are worth.
 
     What is made meanwhile lies in `labels/.NAME`, one file for each shard that is done.
 
     Returns:
-        Seconds of speech that were labelled now; 0 where all was there.
+        What was made; None where it was there.
 
     Raises:
         InputError: there are no centres of that name to take, or too few frames for so many clusters.
@@ -81,7 +80,7 @@ def make(corpus: Prepared, source: Source, wanted: LabelSet, team: Team, bar: Ba
         return _make(corpus, replace(source, name=name), wanted, settings, centres, team, bar)
     if there is not None and team.main:
         _report(there)
-    return 0.0
+    return None
 
 
 def _same(there: Labels, wanted: LabelSet, settings: dict[str, Any]) -> bool:
@@ -106,7 +105,7 @@ def _make(
     centres: np.ndarray | None,
     team: Team,
     bar: Bar,
-) -> float:
+) -> Clustering:
     first, work = prepared.shard_bounds(wanted.folder, len(corpus)), wanted.folder / "labels" / f".{source.name}"
     if team.main:
         _begin(work, {**settings, "clusters": wanted.clusters, "name": source.name})
@@ -130,7 +129,7 @@ def _make(
         _write(corpus, source, wanted, settings, made)
         shutil.rmtree(work)
     team.wait()
-    return sum(corpus.manifest.utterances[i].samples for i in made.new) / SAMPLE_RATE
+    return made
 
 
 def _begin(work: Path, settings: dict[str, Any]) -> None:

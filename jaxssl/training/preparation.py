@@ -10,6 +10,7 @@ from typing import Literal
 
 from compress.errors import InputError
 from jaxssl.data import corpora, features, prepared
+from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.features import MINUTE
 from jaxssl.data.manifest import Manifest, split
 from jaxssl.data.prepared import PERIOD_MS, Prepared
@@ -143,8 +144,12 @@ def _label(corpus: Prepared, source: Source, config: Preparation, period: int, t
         seed=config.seed,
     )
     made = make(corpus, source, wanted, team, lambda what, total: _bar(what, total, team))
-    if made and team.main:
-        _speed(f"labels of {source.about}", made, time.monotonic() - begun, team)
+    if made is None or not team.main:
+        return
+    if made.fit_s:
+        console.print(f"k-means of {source.about}: {made.fitted} frames in {made.fit_s:.1f} s", markup=False)
+    seconds = sum(corpus.manifest.utterances[i].samples for i in made.new) / SAMPLE_RATE
+    _speed(f"labels of {source.about}", seconds, time.monotonic() - begun - made.fit_s, team)
 
 
 def _speed(what: str, seconds: float, took: float, team: Team) -> None:

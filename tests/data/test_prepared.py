@@ -307,6 +307,20 @@ def test_damage_is_named(folder, name):
         load(folder)
 
 
+def test_damage_of_shards_is_named(corpus, tmp_path, small_grids):
+    """A shard when it is opened, the table of them at once."""
+    features.prepare(corpus, tmp_path, shard_frames=SHARD)
+    shard, table = tmp_path / "features/00001.npy", tmp_path / "shards.npy"
+    np.save(shard, np.load(shard)[:-1])
+    found, first = load(tmp_path), np.load(table)
+    assert found.features(0).shape == (1, 40)
+    with pytest.raises(InputError, match=r"00001.npy: \d+ frames, its utterances have \d+"):
+        found.features(int(first[1]))
+    np.save(table, first[[0, 2, 1, 3]])
+    with pytest.raises(InputError, match=f"shards.npy: not the first of {len(LENGTHS)} utterances in each shard"):
+        load(tmp_path)
+
+
 def test_pickles_are_not_opened(folder):
     np.save(folder / "offsets.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(InputError, match="offsets.npy: not a readable"):
