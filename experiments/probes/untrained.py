@@ -20,7 +20,7 @@ from experiments.curves.recovery import own_quality
 from experiments.probes.listening import period_ms
 from jaxssl.analysis.similarity import cka
 from jaxssl.data.audio import SAMPLE_RATE
-from jaxssl.data.labels import assign, fit
+from jaxssl.data.kmeans import assign, fit
 from jaxssl.data.quality import quality
 from jaxssl.inference.source import Model
 from jaxssl.models.arch import Arch

@@ -1,7 +1,10 @@
 """Arrays on disk: .npy files mapped into memory, rows of unequal length in one of them, files written whole."""
 
+import os
 import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +35,50 @@ class Slices:
         if not 0 <= i < len(self):
             raise IndexError(i)
         return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+MAPPED = 1000  # files at once; Linux allows a process 65,530 pieces of mapped memory, and each file is one
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Rows that lie one after the other in several .npy files, which are opened when a row of theirs is asked for.
+
+    Attributes:
+        files: in the order of the rows.
+        first: (files + 1,), the first row of each file, and the number of rows.
+        offsets: (rows + 1,), where each row begins, were all files one array.
+    """
+
+    files: tuple[Path, ...]
+    first: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int, /) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        shard = int(np.searchsorted(self.first, i, side="right")) - 1
+        begin = self.offsets[self.first[shard]]
+        return self.shard(shard)[self.offsets[i] - begin : self.offsets[i + 1] - begin]
+
+    @cached_property
+    def shard(self) -> Callable[[int], np.ndarray]:
+        """Open the rows of one file, given its number, as one array.
+
+        Raises:
+            InputError: it is missing or damaged, or holds another number of entries than its rows have.
+        """
+        return lru_cache(MAPPED)(self._map)
+
+    def _map(self, number: int) -> np.ndarray:
+        path, array = self.files[number], read_array(self.files[number])
+        wanted = int(self.offsets[self.first[number + 1]] - self.offsets[self.first[number]])
+        if len(array) != wanted:
+            raise InputError(f"{path}: {len(array)} frames, its utterances have {wanted}; make it again")
+        return array
 
 
 def read_array(path: Path, *, axes: int | None = None) -> np.ndarray:
@@ -82,6 +129,18 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file so that it appears whole or not at all."""
     with whole(path) as part, part.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def write_blocks(path: Path, shape: tuple[int, ...], dtype: str, blocks: Iterable[np.ndarray]) -> None:
+    """Write a .npy file of `shape`, whose rows come in blocks, so that it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with whole(path) as part, part.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).tobytes())
+        file.flush()
+        os.fsync(file.fileno())  # before it gets its name, by which it counts
 
 
 def write_whole(path: Path, content: bytes) -> None:

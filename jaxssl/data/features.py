@@ -1,8 +1,9 @@
-"""Preparing a corpus: log-Mel features of all utterances into one file, in a way that may be broken off at any time.
+"""Preparing a corpus: log-Mel features of all utterances, by any number of processes, and broken off at any time.
 
 Frames do not depend on what stands beside them, so utterances are laid one after the other into a fixed grid of
-samples (long ones are cut, frames at seams are thrown away): one compiled program, no padding, any length. The grids
-follow from the lengths alone; a run that was broken off goes on at the grid it stopped at and ends with the same bytes.
+samples (long ones are cut, frames at seams are thrown away): one compiled program, no padding, any length. The corpus
+is cut into shards, and these into grids, by the lengths of its utterances alone. A shard is one file, which appears
+when it is whole: who makes it, and what was there before, does not change its bytes.
 """
 
 import hashlib
@@ -20,13 +21,15 @@ import jax
 import numpy as np
 
 from compress.errors import InputError
-from jaxssl.data.arrays import Slices, read_array, write_array, write_whole
-from jaxssl.data.audio import SHORTEST, read
-from jaxssl.data.logmel import SHIFT, WINDOW, collect, logmel, stats_bytes
+from jaxssl.data import corpora
+from jaxssl.data.arrays import Shards, write_array, write_blocks, write_whole
+from jaxssl.data.audio import SAMPLE_RATE, SHORTEST, read
+from jaxssl.data.logmel import SHIFT, WINDOW, logmel, stats_bytes, stats_of, sums
 from jaxssl.data.manifest import Manifest, Utterance, write
-from jaxssl.data.prepared import frame_count
+from jaxssl.data.prepared import frame_count, shard_files
+from jaxssl.data.team import ALONE, Team
 from jaxssl.runtime import locks
-from jaxssl.runtime.files import naming, read_json
+from jaxssl.runtime.files import read_json
 
 ROWS, SAMPLES = (
     8,
@@ -35,7 +38,11 @@ ROWS, SAMPLES = (
 SEAM = -(-WINDOW // SHIFT) - 1  # frames that reach from one utterance into the next
 BINS = 40
 AHEAD = 16  # utterances decoded in advance
+MINUTE = 60 * SAMPLE_RATE // SHIFT  # frames
+SHARD = 60 * MINUTE  # frames of a shard: 29 MB in float16
+WHOLE = 2**62  # frames of a shard in folders of before there were shards
 Storage = Literal["float16", "float32"]
+_logmel = jax.jit(logmel)
 
 
 class Piece(NamedTuple):
@@ -53,18 +60,68 @@ class Plan:
     """What preparing a corpus takes.
 
     Attributes:
-        offsets: where each utterance begins in features.npy, in frames.
-        grids: the pieces of every grid.
-        bytes: size of features.npy.
+        offsets: where each utterance begins among the features, in frames.
+        first: (shards + 1,), the first utterance of each shard, and their number.
+        storage: type of the features.
     """
 
     offsets: np.ndarray
-    grids: tuple[tuple[Piece, ...], ...]
-    bytes: int
+    first: np.ndarray
+    storage: Storage
+
+    @property
+    def bytes(self) -> int:
+        """Size of all features."""
+        return self.size(0, len(self.first) - 1)
+
+    def size(self, shard: int, end: int) -> int:
+        """Count the bytes of the features of some shards."""
+        frames = int(self.offsets[self.first[end]] - self.offsets[self.first[shard]])
+        return frames * BINS * np.dtype(self.storage).itemsize
+
+    def grids(self, shard: int) -> Iterator[tuple[Piece, ...]]:
+        """Lay out the utterances of a shard."""
+        begin, end = self.first[shard], self.first[shard + 1]
+        return _grids(np.diff(self.offsets[begin : end + 1]).tolist(), int(begin))
 
 
-def plan(manifest: Manifest, *, storage: Storage = "float16") -> Plan:
+@dataclass(frozen=True)
+class Work:
+    """Features that are to be made.
+
+    Attributes:
+        manifest: the corpus.
+        folder: where.
+        plan: of all.
+        team: who makes them.
+        missing: shards that are not there.
+    """
+
+    manifest: Manifest
+    folder: Path
+    plan: Plan
+    team: Team
+    missing: tuple[int, ...]
+
+    @property
+    def grids(self) -> int:
+        """Count the grids that this process computes."""
+        return sum(1 for shard in self.team.mine(self.missing) for _ in self.plan.grids(shard))
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the speech that is missing."""
+        begins = self.plan.offsets[self.plan.first]
+        return float(sum(begins[k + 1] - begins[k] for k in self.missing)) * SHIFT / SAMPLE_RATE
+
+
+def plan(manifest: Manifest, *, storage: Storage = "float16", shard_frames: int = SHARD) -> Plan:
     """Lay out all utterances and tell the size beforehand.
+
+    Args:
+        manifest: the corpus.
+        storage: type of the features.
+        shard_frames: of a shard at most, but for its last utterance; shards are as equal as whole utterances can be.
 
     Raises:
         InputError: an utterance is shorter than a frame.
@@ -72,9 +129,10 @@ def plan(manifest: Manifest, *, storage: Storage = "float16") -> Plan:
     if short := [u for u in manifest.utterances if u.samples < SHORTEST]:
         some = f"{len(short)} of {len(manifest.utterances)} utterances are shorter than a frame of {SHORTEST} samples"
         raise InputError(f"{some}, the first is {short[0].path} with {short[0].samples}; leave them out")
-    frames = [frame_count(u.samples) for u in manifest.utterances]
-    offsets = np.cumsum([0, *frames], dtype=np.int64)
-    return Plan(offsets, tuple(_grids(frames)), int(offsets[-1]) * BINS * np.dtype(storage).itemsize)
+    offsets = np.cumsum([0, *(frame_count(u.samples) for u in manifest.utterances)], dtype=np.int64)
+    count = -(-int(offsets[-1]) // shard_frames)
+    ends = np.searchsorted(offsets, np.arange(count + 1) * int(offsets[-1]) // count)
+    return Plan(offsets, np.unique(ends), storage)
 
 
 def prepare(
@@ -82,40 +140,127 @@ def prepare(
     folder: str | Path,
     *,
     storage: Storage = "float16",
+    shard_frames: int | None = None,
+    team: Team = ALONE,
     tick: Callable[[], object] = bool,
 ) -> None:
-    """Write manifest, features and statistics of a corpus; go on where a run with the same corpus stopped.
+    """Write manifest, features and statistics of a corpus: `begin`, `extract` and `finish`, which see, in one."""
+    work = begin(manifest, folder, storage=storage, shard_frames=shard_frames, team=team)
+    extract(work, tick)
+    finish(work)
+
+
+def begin(
+    manifest: Manifest | None,
+    folder: str | Path,
+    *,
+    storage: Storage = "float16",
+    shard_frames: int | None = None,
+    team: Team = ALONE,
+) -> Work:
+    """Write the tables of a corpus, or check that those there are of this one, and see which features are missing.
 
     Args:
-        manifest: the corpus.
+        manifest: the corpus; only process 0 needs it, the others read what that writes.
         folder: where; labels that are there stay when the corpus is the same.
         storage: float16 is off by 0.1 % of a deviation and half as large.
-        tick: called once for each of `plan(manifest).grids`.
+        shard_frames: frames of a shard, see `plan`; None: what the folder has, else `SHARD`.
+        team: who works together; all call this, `extract` and `finish`.
 
     Raises:
-        InputError: a file is not what the manifest says, the disk is too small, or the folder holds another corpus, or
-            another command works there.
+        InputError: the disk is too small, or the folder holds another corpus, or another command works there.
     """
-    folder, planned = Path(folder), plan(manifest, storage=storage)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = _begin(manifest, folder, planned, storage)
-    locks.take(folder)
-    if done < len(planned.grids) or not (folder / "features.npy").is_file():
-        _check_space(folder, planned)
-        _extract(manifest, folder, planned, storage, done, tick)
-    else:
-        for _ in planned.grids:
-            tick()
-    if not (folder / "stats.npy").is_file():
-        rows = Slices(read_array(folder / "features.npy"), planned.offsets)
-        write_whole(folder / "stats.npy", stats_bytes(collect(rows[i] for i in range(len(rows)))))
+    folder = Path(folder)
+    if manifest is None or not team.main:
+        team.wait()
+        for name in (".features.json", "manifest.tsv"):
+            team.see(folder / name)
+        manifest = corpora.read(folder / "manifest.tsv", present=False)
+    planned = plan(manifest, storage=storage, shard_frames=_shard_frames(folder, shard_frames))
+    there = np.zeros(len(planned.first) - 1, bool)
+    if team.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        _begin(manifest, folder, planned, _shard_frames(folder, shard_frames))
+        locks.take(folder)
+        there[:] = [path.is_file() for path in shard_files(folder, len(there))]
+        _check_space(folder, planned, there)
+        team.wait()
+    work = Work(manifest, folder, planned, team, tuple(np.flatnonzero(~team.said(there)).tolist()))
+    if team.main and work.missing:
+        (folder / "stats.npy").unlink(missing_ok=True)
+    return work
 
 
-def _grids(frames: list[int]) -> Iterator[tuple[Piece, ...]]:
-    """Cut utterances into pieces and lay them into the rows of one grid after another."""
+def extract(work: Work, tick: Callable[[], object] = bool) -> None:
+    """Make this process's part of the features that are missing, one shard after another.
+
+    Args:
+        work: of `begin`.
+        tick: called once for each of `work.grids`.
+
+    Raises:
+        InputError: a file is not what the manifest says.
+    """
+    files = shard_files(work.folder, len(work.plan.first) - 1)
+    for shard in work.team.mine(work.missing):
+        frames = computed(work.manifest, work.plan, shard, tick)
+        write_blocks(files[shard], frames.shape, work.plan.storage, (frames,))
+    work.team.wait()
+
+
+def computed(manifest: Manifest, planned: Plan, shard: int, tick: Callable[[], object] = bool) -> np.ndarray:
+    """Compute the features of a shard, (frames, bins), in memory; `tick` is called once for each of its grids.
+
+    Raises:
+        InputError: a file is not what the manifest says.
+    """
+    begin, end = (int(planned.offsets[planned.first[k]]) for k in (shard, shard + 1))
+    frames = np.empty((end - begin, BINS), planned.storage)
+    for pieces, samples in _filled(manifest, list(planned.grids(shard))):
+        found = np.asarray(_logmel(samples))
+        for piece in pieces:
+            at = int(planned.offsets[piece.utterance]) + piece.first - begin
+            frames[at : at + piece.frames] = found[piece.row, piece.at : piece.at + piece.frames]
+        tick()
+    return frames
+
+
+def finish(work: Work) -> None:
+    """Write the statistics of the features, unless they are there; they are the last of a prepared corpus.
+
+    Each shard is added up by one process, and the sums are added in the order of the shards.
+
+    Raises:
+        InputError: a bin never varies, or a shard that another process wrote does not appear.
+    """
+    planned, team, path = work.plan, work.team, work.folder / "stats.npy"
+    done = team.main and path.is_file()  # whoever asks before it is there may be told so for a while after
+    if not team.said(np.array([done])).all():
+        count = len(planned.first) - 1
+        files = shard_files(work.folder, count)
+        for file in team.mine(files):
+            team.see(file)
+        rows = Shards(files, planned.first, planned.offsets)
+        mine = [_sums(rows, planned.first, shard) for shard in team.mine(range(count))]
+        total = team.shared(np.reshape(mine, (-1, 2, BINS)), count).sum(0)
+        if team.main:
+            write_whole(path, stats_bytes(stats_of(total, int(planned.offsets[-1]))))
+    team.wait()
+    team.see(path)
+
+
+def _sums(rows: Shards, first: np.ndarray, shard: int) -> np.ndarray:
+    total = np.zeros((2, BINS))
+    for i in range(int(first[shard]), int(first[shard + 1])):
+        total = total + sums(rows[i])
+    return total
+
+
+def _grids(frames: list[int], utterance: int) -> Iterator[tuple[Piece, ...]]:
+    """Cut utterances, numbered from `utterance` on, into pieces and lay these into the rows of grid after grid."""
     capacity, row, at = frame_count(SAMPLES), 0, 0
     grid: list[Piece] = []
-    for utterance, count in enumerate(frames):
+    for number, count in enumerate(frames, utterance):
         first = 0
         while first < count:
             if at >= capacity:
@@ -124,26 +269,27 @@ def _grids(frames: list[int]) -> Iterator[tuple[Piece, ...]]:
                 yield tuple(grid)
                 grid, row = [], 0
             taken = min(count - first, capacity - at)
-            grid.append(Piece(utterance, first, taken, row, at))
+            grid.append(Piece(number, first, taken, row, at))
             first, at = first + taken, at + taken + SEAM
     if grid:
         yield tuple(grid)
 
 
-def _begin(manifest: Manifest, folder: Path, planned: Plan, storage: Storage) -> int:
-    """Write the tables, or check that those there are of this corpus; return how many grids are done."""
-    journal = {"corpus": _fingerprint(manifest), "storage": storage, "grids": len(planned.grids), "done": 0}
+def _begin(manifest: Manifest, folder: Path, planned: Plan, shard_frames: int) -> None:
+    """Write the tables, or check that those there are of this corpus."""
+    journal = {"corpus": _fingerprint(manifest), "storage": planned.storage, "shard_frames": shard_frames}
     there = _journal(folder)
     if there is None and any(folder.iterdir()):
         raise InputError(f"{folder}: holds files but no prepared corpus; choose another folder")
-    if there is not None and there != {**journal, "done": there.get("done")}:
+    if there is not None and (there.get("corpus"), there.get("storage")) != (journal["corpus"], planned.storage):
         what = "another corpus" if there.get("corpus") != journal["corpus"] else f"{there.get('storage')} features"
-        raise InputError(f"{folder}: holds {what}, not this {storage} one; remove it or choose another folder")
+        raise InputError(f"{folder}: holds {what}, not this {planned.storage} one; remove it or choose another folder")
     if there is None:
         write_whole(folder / ".features.json", json.dumps(journal).encode())
     write(manifest, folder)
     write_array(folder / "offsets.npy", planned.offsets)
-    return int(there["done"]) if there is not None else 0
+    if len(planned.first) > 2:
+        write_array(folder / "shards.npy", planned.first)
 
 
 def _journal(folder: Path) -> Mapping[str, Any] | None:
@@ -156,51 +302,31 @@ def _journal(folder: Path) -> Mapping[str, Any] | None:
         raise InputError(f"{path}: damaged ({error}); remove {folder} and prepare it again") from error
 
 
-def _extract(
-    manifest: Manifest, folder: Path, planned: Plan, storage: Storage, done: int, tick: Callable[[], object]
-) -> None:
-    part = folder / ".features.npy.part"
-    shape = (int(planned.offsets[-1]), BINS)
-    first, done = _begun(part, shape, storage, done)
-    for _ in range(done):
-        tick()
-    compute, row = jax.jit(logmel), BINS * np.dtype(storage).itemsize
-    # Written, not mapped: where the disk is full meanwhile, a map ends the process without a word.
-    with naming(part), part.open("r+b") as file:
-        for i, samples in _filled(manifest, planned.grids, done):
-            frames = np.asarray(compute(samples))
-            for piece in planned.grids[i]:
-                file.seek(first + row * int(planned.offsets[piece.utterance] + piece.first))
-                file.write(frames[piece.row, piece.at : piece.at + piece.frames].astype(storage).tobytes())
-            file.flush()  # before the journal says so
-            os.fsync(file.fileno())
-            journal = {**(_journal(folder) or {}), "done": i + 1}
-            write_whole(folder / ".features.json", json.dumps(journal).encode())
-            tick()
-    os.replace(part, folder / "features.npy")
+def _shard_frames(folder: Path, asked: int | None) -> int:
+    """Return the frames of a shard: those of the folder, where there is one, or those that are asked for."""
+    if (journal := _journal(folder)) is None:
+        return asked or SHARD
+    there = journal.get("shard_frames", WHOLE)
+    if not isinstance(there, int) or there < 1:
+        raise InputError(f"{folder / '.features.json'}: damaged ({there!r} frames); prepare {folder} again")
+    if asked is not None and asked != there:
+        has = "features in one file" if there == WHOLE else f"shards of {there * SHIFT / SAMPLE_RATE / 60:g} minutes"
+        raise InputError(f"{folder}: holds {has}, not of {asked * SHIFT / SAMPLE_RATE / 60:g}; leave out --shard")
+    return there
 
 
-def _begun(part: Path, shape: tuple[int, int], storage: Storage, done: int) -> tuple[int, int]:
-    """Begin the unfinished file, unless it is there; return where its numbers begin and how many grids are done."""
-    if done and part.is_file():
-        there = np.lib.format.open_memmap(part, mode="r")
-        if there.shape == shape and there.dtype == storage:
-            return there.offset, done
-    return np.lib.format.open_memmap(part, mode="w+", dtype=storage, shape=shape).offset, 0
-
-
-def _filled(manifest: Manifest, grids: Sequence[Sequence[Piece]], start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, samples) of each grid from `start` on."""
-    wanted = dict.fromkeys(piece.utterance for grid in grids[start:] for piece in grid)
+def _filled(manifest: Manifest, grids: Sequence[tuple[Piece, ...]]) -> Iterator[tuple[tuple[Piece, ...], np.ndarray]]:
+    """Yield each grid and its samples, (ROWS, SAMPLES)."""
+    wanted = dict.fromkeys(piece.utterance for grid in grids for piece in grid)
     stream, current, speech = _read_ahead(manifest, list(wanted)), -1, np.empty(0, np.float32)
-    for i in range(start, len(grids)):
+    for grid in grids:
         samples = np.zeros((ROWS, SAMPLES), np.float32)
-        for piece in grids[i]:
+        for piece in grid:
             while current != piece.utterance:
                 current, speech = next(stream)
             cut = speech[piece.first * SHIFT : (piece.first + piece.frames - 1) * SHIFT + WINDOW]
             samples[piece.row, piece.at * SHIFT : piece.at * SHIFT + len(cut)] = cut
-        yield i, samples
+        yield grid, samples
 
 
 def _read_ahead(manifest: Manifest, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -235,8 +361,7 @@ def _fingerprint(manifest: Manifest) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _check_space(folder: Path, planned: Plan) -> None:
-    part = folder / ".features.npy.part"
-    missing = planned.bytes - (part.stat().st_blocks * 512 if part.is_file() else 0)
+def _check_space(folder: Path, planned: Plan, there: np.ndarray) -> None:
+    missing = sum(planned.size(shard, shard + 1) for shard in np.flatnonzero(~there).tolist())
     if (free := shutil.disk_usage(folder).free) < missing:
         raise InputError(f"{folder}: the features need {missing / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; make room")

@@ -100,18 +100,30 @@ def collect(features: Iterable[np.ndarray]) -> Stats:
     """Accumulate corpus statistics over arrays (frames, bins): the mean, and sqrt(E[x²] − E[x]²), in float64.
 
     Raises:
+        InputError: as `stats_of`.
+    """
+    total, count = np.zeros((2, 1)), 0
+    for frames in features:
+        total, count = total + sums(frames), count + len(frames)
+    return stats_of(total, count)
+
+
+def sums(frames: np.ndarray) -> np.ndarray:
+    """Add up `frames: (count, bins)` and their squares, (2, bins) float64."""
+    wide = np.asarray(frames, np.float64)
+    return np.stack([wide.sum(0), np.square(wide).sum(0)])
+
+
+def stats_of(total: np.ndarray, count: int) -> Stats:
+    """Make statistics of the `sums` of `count` frames.
+
+    Raises:
         InputError: there are no frames, or a bin never varies (digital silence) or is not finite.
     """
-    count = 0
-    total: np.ndarray | np.float64 = np.float64(0)
-    squares: np.ndarray | np.float64 = np.float64(0)
-    for frames in features:
-        wide = np.asarray(frames, np.float64)
-        count, total, squares = count + len(wide), total + wide.sum(0), squares + np.square(wide).sum(0)
     if not count:
         raise InputError("no frames to take mean and standard deviation from")
-    mean = total / count
-    variance = squares / count - mean**2
+    mean = total[0] / count
+    variance = total[1] / count - mean**2
     if (useless := ~(variance > LEAST_VARIANCE)).any():  # also where it is NaN
         bins = np.flatnonzero(useless).tolist()
         raise InputError(f"bins {bins} never vary over {count} frames, or are not finite; give speech, and more of it")

@@ -1,10 +1,12 @@
-"""A prepared corpus on disk: features of all utterances in one memory-mapped file, and frame labels beside them.
+"""A prepared corpus on disk: features of all utterances in memory-mapped files, and frame labels beside them.
 
     prepared/
       manifest.tsv  phones.tsv    the corpus (`jaxssl.data.manifest`)
       stats.npy                   (2, 40) mean and deviation of log-Mel over the corpus
       features.npy                (frames, 40) log-Mel each 10 ms, not normalised, one utterance after the other
-      offsets.npy                 (utterances + 1,) int64, where each begins
+      features/00000.npy  …       instead, where they are in several shards
+      shards.npy                  (shards + 1,) int64, the first utterance of each shard; where there are several
+      offsets.npy                 (utterances + 1,) int64, where each begins, counted through all shards
       labels/NAME.npy             (label frames,) cluster of each frame
       labels/NAME.offsets.npy     (utterances + 1,) int64
       labels/NAME.centres.npy     (clusters, size) k-means centres, where there are such
@@ -23,7 +25,7 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.data import corpora
-from jaxssl.data.arrays import Rows, Slices, read_array, write_array, write_whole
+from jaxssl.data.arrays import Rows, Shards, Slices, read_array, write_array, write_blocks, write_whole
 from jaxssl.data.logmel import SHIFT, WINDOW, Stats, load_stats
 from jaxssl.data.manifest import Manifest
 from jaxssl.runtime.files import read_object
@@ -148,18 +150,47 @@ def load(folder: str | Path) -> Prepared:
         InputError: it is not there, not finished, or its files do not fit together.
     """
     folder = Path(folder)
-    if not (folder / "features.npy").is_file() or not (folder / "stats.npy").is_file():
+    if (
+        not ((folder / "features.npy").is_file() or (folder / "features").is_dir())
+        or not (folder / "stats.npy").is_file()
+    ):
         begun = (folder / "manifest.tsv").is_file()
         why = "preparing it was not finished; run the same experiments.prepare again" if begun else "not prepared"
         raise InputError(f"{folder}: no features.npy and stats.npy: {why}")
     manifest, stats = corpora.read(folder / "manifest.tsv", present=False), load_stats(folder / "stats.npy")
-    rows = _slices(folder / "features.npy", folder / "offsets.npy", len(manifest.utterances))
-    if rows.values.ndim != 2 or rows.values.shape[1] != len(stats.mean):
-        raise InputError(
-            f"{folder}: features of shape {rows.values.shape}, statistics of {len(stats.mean)} bins; redo it"
-        )
+    rows = _features(folder, len(manifest.utterances))
+    shape = rows.shard(0).shape
+    if len(shape) != 2 or shape[1] != len(stats.mean):
+        raise InputError(f"{folder}: features of shape {shape}, statistics of {len(stats.mean)} bins; redo it")
     sets = {path.stem: load_labels(path, len(rows)) for path in sorted((folder / "labels").glob("*.json"))}
     return Prepared(manifest, stats, np.diff(rows.offsets), False, rows, sets)
+
+
+def shard_files(folder: Path, count: int) -> tuple[Path, ...]:
+    """Name the files of a corpus's features, in `count` shards."""
+    if count == 1:
+        return (folder / "features.npy",)
+    return tuple(folder / "features" / f"{shard:05d}.npy" for shard in range(count))
+
+
+def shard_bounds(folder: Path, utterances: int) -> np.ndarray:
+    """Return the first utterance of each shard of a prepared corpus, and their number, (shards + 1,) int64.
+
+    Raises:
+        InputError: the table is damaged.
+    """
+    path = folder / "shards.npy"
+    if not path.is_file():
+        return np.array([0, utterances])
+    first = np.asarray(read_array(path, axes=1))
+    if first.dtype.kind != "i" or len(first) < 3 or first[0] or first[-1] != utterances or (np.diff(first) < 1).any():
+        raise InputError(f"{path}: not the first of {utterances} utterances in each shard; make it again")
+    return first
+
+
+def _features(folder: Path, utterances: int) -> Shards:
+    first, offsets = shard_bounds(folder, utterances), _offsets(folder / "offsets.npy", utterances)
+    return Shards(shard_files(folder, len(first) - 1), first, offsets)
 
 
 def load_labels(path: Path, utterances: int) -> Labels:
@@ -181,6 +212,16 @@ def load_labels(path: Path, utterances: int) -> Labels:
     return Labels(path.stem, clusters, period, rows, info)
 
 
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of labels.
+
+    Raises:
+        InputError: it is no file name.
+    """
+    if not name or name.startswith(".") or {"/", "\\", "\0"} & set(name):
+        raise InputError(f"labels cannot be called {name!r}; use letters, digits, - and _")
+
+
 def write_labels(
     folder: str | Path,
     name: str,
@@ -189,6 +230,7 @@ def write_labels(
     clusters: int,
     period_ms: int,
     info: Mapping[str, Any],
+    lengths: np.ndarray | None = None,
     centres: np.ndarray | None = None,
 ) -> None:
     """Add a set of labels to a prepared corpus, or replace one; it counts once it is whole.
@@ -200,27 +242,24 @@ def write_labels(
         clusters: how many there may be.
         period_ms: time from one label to the next.
         info: JSON values kept beside them.
+        lengths: (utterances,), of the rows; where it is given, these need not be in memory together.
         centres: (clusters, size), kept beside them to label other corpora by.
 
     Raises:
         InputError: the name is no file name, the number of rows is not that of the utterances, or a label is too large.
     """
-    if not name or name.startswith(".") or {"/", "\\", "\0"} & set(name):
-        raise InputError(f"labels cannot be called {name!r}; use letters, digits, - and _")
-    listed = list(rows)
-    offsets = np.cumsum([0, *map(len, listed)], dtype=np.int64)
-    values = np.concatenate(listed).astype(np.int16 if clusters <= 2**15 else np.int32)
+    check_name(name)
+    if lengths is None:
+        rows = list(_checked(name, rows, clusters))
+        lengths = np.array([len(row) for row in rows], np.int64)
+    offsets, dtype = np.cumsum([0, *lengths], dtype=np.int64), "int16" if clusters <= 2**15 else "int32"
     wanted = len(read_array(Path(folder) / "offsets.npy")) - 1
-    if len(listed) != wanted:
-        raise InputError(f"{folder}: labels of {len(listed)} utterances for {wanted}; give every utterance a row")
-    if len(values) and not -1 <= values.min() <= values.max() < clusters:
-        raise InputError(
-            f"labels {name}: {values.min()} to {values.max()} for {clusters} clusters; use 0 to {clusters - 1}"
-        )
+    if len(lengths) != wanted:
+        raise InputError(f"{folder}: labels of {len(lengths)} utterances for {wanted}; give every utterance a row")
     target = Path(folder) / "labels"
     target.mkdir(exist_ok=True)
     (target / f"{name}.json").unlink(missing_ok=True)
-    write_array(target / f"{name}.npy", values)
+    write_blocks(target / f"{name}.npy", (int(offsets[-1]),), dtype, _checked(name, rows, clusters))
     write_array(target / f"{name}.offsets.npy", offsets)
     if centres is not None:
         write_array(target / f"{name}.centres.npy", centres)
@@ -228,12 +267,28 @@ def write_labels(
     write_whole(target / f"{name}.json", (json.dumps(described, indent=1) + "\n").encode())
 
 
+def _checked(name: str, rows: Iterable[np.ndarray], clusters: int) -> Iterable[np.ndarray]:
+    for row in rows:
+        if len(row) and not -1 <= row.min() <= row.max() < clusters:
+            raise InputError(
+                f"labels {name}: {row.min()} to {row.max()} for {clusters} clusters; use 0 to {clusters - 1}"
+            )
+        yield row
+
+
 def _slices(values: Path, offsets: Path, utterances: int) -> Slices:
-    rows = Slices(read_array(values), np.asarray(read_array(offsets, axes=1)))
-    if rows.offsets.dtype.kind != "i":
-        raise InputError(f"{offsets}: offsets are whole numbers, not {rows.offsets.dtype}; make it again")
-    if rows.offsets.shape != (utterances + 1,):
-        raise InputError(f"{offsets}: {rows.offsets.size - 1} utterances, the manifest has {utterances}; make it again")
-    if rows.offsets[0] or (np.diff(rows.offsets) < 0).any() or rows.offsets[-1] != len(rows.values):
+    rows = Slices(read_array(values), _offsets(offsets, utterances))
+    if rows.offsets[-1] != len(rows.values):
         raise InputError(f"{offsets}: ends at {rows.offsets[-1]}, {values.name} has {len(rows.values)}; make it again")
     return rows
+
+
+def _offsets(path: Path, utterances: int) -> np.ndarray:
+    offsets = np.asarray(read_array(path, axes=1))
+    if offsets.dtype.kind != "i":
+        raise InputError(f"{path}: offsets are whole numbers, not {offsets.dtype}; make it again")
+    if offsets.shape != (utterances + 1,):
+        raise InputError(f"{path}: {offsets.size - 1} utterances, the manifest has {utterances}; make it again")
+    if offsets[0] or (np.diff(offsets) < 0).any():
+        raise InputError(f"{path}: does not ascend from 0; make it again")
+    return offsets

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 
 import jax
 import numpy as np
@@ -19,9 +20,11 @@ from jax._src import clusters, distributed  # the parts of `jax.distributed` tha
 from jax.experimental import multihost_utils
 
 from compress.errors import InputError
+from jaxssl.data.team import ALONE, Team
 from jaxssl.training.lifeline import LINE, Watch
 from jaxssl.training.rollcall import Place, call_roll, connect
 
+PATIENCE_S = 14 * 24 * 3600.0  # for a process that is alive, but has more to do
 VERDICT_S = 2.0  # a failed collective waits that long to hear whether another process is the cause
 
 _watch: Watch | None = None
@@ -102,6 +105,27 @@ def barrier(name: str, *, timeout_s: float = 600.0) -> None:
     """
     if (client := distributed.global_state.client) is not None:
         client.wait_at_barrier(name, round(1000 * timeout_s))
+
+
+def team() -> Team:
+    """Return the processes of this run as those that prepare a corpus; what they wait for may take days."""
+    if jax.process_count() == 1:
+        return ALONE
+    numbers = count()
+
+    def wait() -> None:
+        barrier(f"team {next(numbers)}", timeout_s=PATIENCE_S)
+
+    def gather(array: np.ndarray) -> np.ndarray:
+        wait()  # a collective on CPUs waits 30 s for the others
+        array = np.ascontiguousarray(array)
+        if not array.size:
+            return np.zeros((jax.process_count(), *array.shape), array.dtype)
+        # As bytes: jax would make 64 bits 32.
+        raw = multihost_utils.process_allgather(array.reshape(-1).view(np.uint8))
+        return np.ascontiguousarray(raw).view(array.dtype).reshape(-1, *array.shape)
+
+    return Team(jax.process_index(), jax.process_count(), wait, gather)
 
 
 def anywhere(flag: bool) -> bool:

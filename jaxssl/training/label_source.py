@@ -1,7 +1,8 @@
-"""What labels are clustered from: log-Mel, MFCC, or a layer of any model, utterance by utterance."""
+"""What labels are clustered from: log-Mel, MFCC, or a layer of any model, which hears several utterances at once."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ class Source:
     Attributes:
         name: as labels are called, but for the number of clusters.
         about: as the labels' description calls it.
-        vectors: utterance → (frames, width) float32.
+        vectors: utterances → each one's number and frames, (frames, width) float32, in any order.
         period_ms: time from one frame to the next.
         digest: of the model or the statistics they come from.
         centres: to take instead of fitting new ones: the model's own, where they were asked for.
@@ -46,6 +47,10 @@ class Source:
     centres: np.ndarray | None = None
     near: bool = True
     notes: tuple[str, ...] = ()
+
+    def of(self, utterance: int) -> np.ndarray:
+        """Return the frames of one utterance, (frames, width) float32."""
+        return next(self.vectors([utterance]))[1]
 
 
 def source_of(spec: str, corpus: Prepared, *, period: int, stats: Stats | None, seed: int) -> Source:
@@ -65,11 +70,15 @@ def source_of(spec: str, corpus: Prepared, *, period: int, stats: Stats | None, 
         stack = period // PERIOD_MS
         about = "log-Mel, normalised" + f", {stack} frames joined" * (stack > 1)
         digest = stats_bytes(stats or corpus.stats)
-        return Source(spec, about, lambda i: corpus.inputs(i, stack=stack, stats=stats), period, digest)
+        return Source(spec, about, _each(lambda i: corpus.inputs(i, stack=stack, stats=stats)), period, digest)
     if spec == "mfcc":
         paths = [utterance.path for utterance in corpus.manifest.utterances]
-        return Source(spec, "MFCC", lambda i: mfcc(read(paths[i]).samples), PERIOD_MS)
+        return Source(spec, "MFCC", _each(lambda i: mfcc(read(paths[i]).samples)), PERIOD_MS)
     return layer_source(spec, corpus, seed=seed)
+
+
+def _each(one: Callable[[int], np.ndarray]) -> Vectors:
+    return lambda numbers: ((i, one(i)) for i in numbers)
 
 
 def layer_source(spec: str, corpus: Prepared, *, seed: int = 0) -> Source:
@@ -89,7 +98,9 @@ def layer_source(spec: str, corpus: Prepared, *, seed: int = 0) -> Source:
     return model_source(load_model(place, seed=seed), which, corpus, place=place)
 
 
-def model_source(model: Model, which: int | str, corpus: Prepared, *, place: str) -> Source:
+def model_source(
+    model: Model, which: int | str, corpus: Prepared, *, place: str, together: int | None = None
+) -> Source:
     """Make what a model says of an utterance a function of the utterance.
 
     Log-Mel models read the corpus's features, others its audio. Beyond 30 s an utterance is cut, and its parts do not
@@ -101,6 +112,7 @@ def model_source(model: Model, which: int | str, corpus: Prepared, *, place: str
             "head": its own codewords, the one that its output layer holds most likely at each frame.
         corpus: whose utterances are labelled.
         place: what the model is called.
+        together: utterances, of similar length, that it hears at once; None: what suits the device.
 
     Raises:
         InputError: it has no such layer.
@@ -124,11 +136,14 @@ def model_source(model: Model, which: int | str, corpus: Prepared, *, place: str
     edges = [seconds * how.rate for seconds in range(STEP, LONGEST + STEP, STEP)]
 
     # The weights as they are: labels must not depend on what a device runs fastest.
-    encode = partial(encode_all, layers=layer, batch=1, edges=edges, longest=LONGEST, prepare=False)
+    encode = partial(encode_all, layers=layer, batch=together, edges=edges, longest=LONGEST, prepare=False)
 
-    def vectors(i: int) -> np.ndarray:
-        found = next(encode(model.arch, model.params, [read_inputs(i)]))[1]
-        return found[late : late + grid.frames(corpus.manifest.utterances[i].samples)] if late else found
+    def vectors(numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        with ThreadPoolExecutor(2) as pool:
+            inputs = list(pool.map(read_inputs, numbers))
+        for place, found in encode(model.arch, model.params, inputs):
+            i = numbers[place]
+            yield i, found[late : late + grid.frames(corpus.manifest.utterances[i].samples)] if late else found
 
     about = f"codewords of {place}" if which == "head" else f"layer {layer} of {place}"
     codewords = None if model.arch.head is None else np.eye(sum(model.arch.head.sets), dtype=np.float32)

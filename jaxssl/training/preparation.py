@@ -1,24 +1,25 @@
 """Speech made ready for training: manifest, log-Mel features, their statistics, and k-means labels with their worth."""
 
-import hashlib
+import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from compress.errors import InputError
 from jaxssl.data import corpora, features, prepared
-from jaxssl.data.arrays import read_array
-from jaxssl.data.labels import Clustering, at_period, cluster
+from jaxssl.data.audio import SAMPLE_RATE
+from jaxssl.data.features import MINUTE
 from jaxssl.data.manifest import Manifest, split
-from jaxssl.data.prepared import PERIOD_MS, Labels, Prepared
-from jaxssl.data.quality import entropy, phone_quality
+from jaxssl.data.prepared import PERIOD_MS, Prepared
+from jaxssl.data.team import ALONE, Team
 from jaxssl.runtime import ranges
 from jaxssl.runtime.cli import console, messages, progress
-from jaxssl.runtime.ranges import Count, Less, Seed, There
+from jaxssl.runtime.ranges import Count, Less, Natural, Positive, Seed, There
+from jaxssl.training import distributed
+from jaxssl.training.label_sets import LabelSet, make
 from jaxssl.training.label_source import Source, source_of
 
 MINUTES = 20.0  # of embedded speech
@@ -57,39 +58,124 @@ class Preparation:
     """type of the features on disk"""
     seed: Seed[int] = 0
     """of the validation part, of the frames fitted to, and of k-means"""
+    shard: Positive[float | None] = None
+    """minutes of speech that one process does at a time, and that are one file of features; default: what the folder
+    has already, else 60"""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for several processes with one shared --out; TPU pods and SLURM are recognised without"""
+    processes: Count[int | None] = None
+    """how many processes there are"""
+    process: Natural[int | None] = None
+    """which one this is, from 0"""
+    timeout: Positive[float] = 300.0
+    """seconds to wait for the other processes"""
 
 
-def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = None) -> None:
+def run(config: Preparation) -> None:
+    """Prepare a corpus in this process and those that it is started together with.
+
+    Raises:
+        InputError: the speech, the model or the settings cannot be used, or a process is missing.
+    """
+    check(config)
+    distributed.initialize(config.coordinator, config.processes, config.process, timeout_s=config.timeout)
+    with distributed.guard():
+        prepare(config, team=distributed.team())
+
+
+def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = None, *, team: Team = ALONE) -> None:
     """Prepare a corpus, or go on where a broken-off run stopped; labels that are there already are kept.
 
     Args:
         config: what to prepare.
         source: what to cluster, at its own period, instead of what the settings name.
+        team: the processes that all call this.
 
     Raises:
         InputError: the speech, the model or the settings cannot be used.
     """
-    _check(config)
-    manifest = _manifest(config)
-    planned = features.plan(manifest, storage=config.storage)
-    _tell(manifest)
-    console.print(f"features: {planned.bytes / 1e6:.1f} MB in {config.out / 'features.npy'}", markup=False)
-    with progress("log-Mel features", len(planned.grids)) as tick:
-        features.prepare(manifest, config.out, storage=config.storage, tick=tick)
-    corpus = prepared.load(config.out)
+    check(config)
+    corpus = _features(config, team)
     like = None if config.like is None else prepared.load(config.like)
     if source is not None:
         made = source(corpus)
-        return _label(corpus, made, replace(config, period=made.period_ms))
+        _label(corpus, made, config, made.period_ms, team)
+        return
     for spec in config.labels:
         stats = None if like is None else like.stats
         found = source_of(spec, corpus, period=config.period, stats=stats, seed=config.seed)
-        for note in found.notes:
+        for note in found.notes if team.main else ():
             console.print(f"note: {note}", markup=False)
-        _label(corpus, found, config)
+        _label(corpus, found, config, config.period, team)
 
 
-def _check(config: Preparation) -> None:
+def _features(config: Preparation, team: Team) -> Prepared:
+    """Make the features that are missing."""
+    frames = None if config.shard is None else max(round(config.shard * MINUTE), 1)
+    manifest = None
+    if team.main:
+        manifest = manifest_of(config)
+        planned = features.plan(manifest, storage=config.storage)
+        _tell(manifest)
+        console.print(f"features: {planned.bytes / 1e6:.1f} MB in {config.out}", markup=False)
+    begun = time.monotonic()
+    work = features.begin(manifest, config.out, storage=config.storage, shard_frames=frames, team=team)
+    with _bar("log-Mel features", work.grids, team) as tick:
+        features.extract(work, tick)
+    features.finish(work)
+    if team.main and work.missing:
+        _speed("features", work.seconds, time.monotonic() - begun, team)
+    if team.main and team.processes > len(work.plan.first) - 1:
+        idle = f"{team.processes} processes for {len(work.plan.first) - 1} shards: some have nothing to do"
+        console.print(f"note: {idle}; a new folder with a smaller --shard would give them work", markup=False)
+    return prepared.load(config.out)
+
+
+def _label(corpus: Prepared, source: Source, config: Preparation, period: int, team: Team) -> None:
+    begun = time.monotonic()
+    wanted = LabelSet(
+        config.out,
+        clusters=config.clusters,
+        period_ms=period,
+        name=config.name,
+        like=config.like,
+        frames=config.frames,
+        restarts=config.restarts,
+        seed=config.seed,
+    )
+    made = make(corpus, source, wanted, team, lambda what, total: _bar(what, total, team))
+    if made is None or not team.main:
+        return
+    if made.fit_s:
+        console.print(f"k-means of {source.about}: {made.fitted} frames in {made.fit_s:.1f} s", markup=False)
+    seconds = sum(corpus.manifest.utterances[i].samples for i in made.new) / SAMPLE_RATE
+    _speed(f"labels of {source.about}", seconds, time.monotonic() - begun - made.fit_s, team)
+
+
+def _speed(what: str, seconds: float, took: float, team: Team) -> None:
+    """Say how fast a step was."""
+    rate = seconds / 3600 / max(took, 1e-3) * 60
+    many = f", {rate / team.processes:.3g} for each of {team.processes} processes" if team.processes > 1 else ""
+    line = f"{what}: {seconds / 3600:.3g} hours of speech in {took:.1f} s, {rate:.3g} hours a minute{many}"
+    console.print(line, markup=False)
+
+
+@contextmanager
+def _bar(what: str, total: int, team: Team) -> Iterator[Callable[[], object]]:
+    """Show how far process 0 is; the others are about as far."""
+    if not team.main:
+        yield bool
+        return
+    with progress(what, total) as tick:
+        yield tick
+
+
+def check(config: Preparation) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        InputError: they do not.
+    """
     ranges.check(config)
     if config.name is not None and len(config.labels) != 1:
         raise InputError(f"--name names one set of labels, --labels asks for {len(config.labels)}")
@@ -97,7 +183,12 @@ def _check(config: Preparation) -> None:
         raise InputError(f"--period {config.period}: labels come each {PERIOD_MS} ms or a multiple of it, as 20")
 
 
-def _manifest(config: Preparation) -> Manifest:
+def manifest_of(config: Preparation) -> Manifest:
+    """Read the corpus that the settings name, with a validation part where they ask for one.
+
+    Raises:
+        InputError: it cannot be read, or not be split so.
+    """
     if config.audio:
         with messages.status("reading the corpus"):
             manifest = corpora.read(config.audio, phones=config.phones)
@@ -123,109 +214,3 @@ def _tell(manifest: Manifest) -> None:
     known = sum(bool(u.phones) for u in utterances)
     size = f"{len(utterances)} utterances ({words}), {speakers} speakers, {manifest.seconds / 60:.1f} minutes"
     console.print(f"corpus: {size}, phone times of {known}", markup=False)
-
-
-def _label(corpus: Prepared, source: Source, config: Preparation) -> None:
-    """Cluster one source, unless the same labels are there, and say what they are worth."""
-    centres = source.centres
-    name = config.name or (source.name if centres is not None else f"{source.name}-{config.clusters}")
-    source = replace(source, name=name)
-    if centres is not None:
-        config = replace(config, clusters=len(centres))
-    elif config.like is not None:
-        centres = _centres(config.like, source.name, config.clusters)
-    settings = {
-        "source": source.about,
-        "digest": _digest(corpus, source, centres),
-        "seed": config.seed,
-        "frames": config.frames,
-        "restarts": config.restarts,
-        "like": None if config.like is None else str(config.like),
-    }
-    labels = corpus.sets.get(source.name)
-    wanted = (config.clusters, config.period, settings)
-    if labels is None or (labels.clusters, labels.period_ms, {k: labels.info.get(k) for k in settings}) != wanted:
-        with progress(f"labels {source.name}", len(corpus)) as tick:
-            labels = _make(corpus, source, config, settings, centres, tick)
-    _report(labels)
-
-
-def _digest(corpus: Prepared, source: Source, centres: np.ndarray | None) -> str:
-    """Name what labels and their quality follow from, besides the settings."""
-    digest = hashlib.sha256(source.digest)
-    digest.update(b"" if centres is None else np.ascontiguousarray(centres).tobytes())
-    for utterance in corpus.manifest.utterances:
-        digest.update(repr(utterance.phones).encode())
-    return digest.hexdigest()
-
-
-def _make(
-    corpus: Prepared,
-    source: Source,
-    config: Preparation,
-    settings: dict[str, Any],
-    centres: np.ndarray | None,
-    tick: Callable[[], object],
-) -> Labels:
-    made = cluster(
-        source.vectors,
-        len(corpus),
-        clusters=config.clusters,
-        seed=config.seed,
-        limit=config.frames,
-        restarts=config.restarts,
-        centres=centres,
-        tick=tick,
-    )
-    labels = at_period(Labels(source.name, config.clusters, source.period_ms, made.rows), config.period)
-    inertia = made.inertia if source.near else None
-    info = {**settings, "fitted": made.fitted, "inertia": inertia, **_worth(corpus, labels, made)}
-    rows, clusters, period = [labels[i] for i in range(len(labels))], config.clusters, config.period
-    prepared.write_labels(
-        config.out,
-        source.name,
-        rows,
-        clusters=clusters,
-        period_ms=period,
-        info=info,
-        centres=made.centres if source.near else None,
-    )
-    return Labels(source.name, clusters, period, rows, info)
-
-
-def _centres(like: Path, name: str, clusters: int) -> np.ndarray:
-    path = like / "labels" / f"{name}.centres.npy"
-    if not path.is_file():
-        raise InputError(f"{like}: no centres of labels {name}; make them there first, or give --name")
-    centres = read_array(path, axes=2)
-    if len(centres) != clusters:
-        raise InputError(f"{path}: {len(centres)} centres, --clusters {clusters}; use the same")
-    return np.asarray(centres)
-
-
-def _worth(corpus: Prepared, labels: Labels, made: Clustering) -> dict[str, Any]:
-    counts = np.bincount(np.concatenate([labels[i] for i in range(len(labels))]), minlength=labels.clusters)
-    values: dict[str, Any] = {
-        "size": made.centres.shape[1],
-        "used": int((counts > 0).sum()),
-        "entropy": entropy(counts),
-    }
-    found = phone_quality(corpus, labels)
-    if found is None:
-        return {**values, "purity": None, "phone_purity": None, "pnmi": None}
-    worth = asdict(found)
-    return {**values, "phone_frames": worth.pop("frames"), **worth}
-
-
-def _report(labels: Labels) -> None:
-    info = labels.info
-    line = f"labels {labels.name}: {info['used']} of {labels.clusters} clusters used, one each {labels.period_ms} ms"
-    line += f", entropy {info['entropy']:.2f} nats"
-    if info["inertia"] is not None:
-        line += f", inertia {info['inertia']:.2f} a frame of {info['size']} numbers"
-    if info["pnmi"] is None:
-        worth = "phones unknown: no purity, no PNMI"
-    else:
-        worth = f"cluster purity {info['purity']:.3f}, phone purity {info['phone_purity']:.3f}, PNMI {info['pnmi']:.3f}"
-        worth += f" over {info['phone_frames']} frames"
-    console.print(f"{line}; {worth}", markup=False)

@@ -1,19 +1,24 @@
 """k-means by its laws and fairseq's own results, quality on cases that can be worked out, rates that do not fit."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.cluster import MiniBatchKMeans
+from threadpoolctl import threadpool_limits
 
 from compress.errors import InputError
-from jaxssl.data import corpora
+from jaxssl.data import corpora, kmeans
 from jaxssl.data.audio import read
-from jaxssl.data.labels import assign, at_period, cluster, fit
+from jaxssl.data.kmeans import assign, fit
+from jaxssl.data.labels import Corpus, at_period, cluster
 from jaxssl.data.manifest import Segment
 from jaxssl.data.mfcc import differences, mfcc
 from jaxssl.data.prepared import Labels
 from jaxssl.data.quality import entropy, frame_phones, phone_names, phone_quality, quality
+from tests.together import run_together
 
 RNG = np.random.default_rng(0)
 
@@ -94,26 +99,42 @@ def test_assignment_is_the_nearest_centre():
         assign(frames, centres[:, :5])
 
 
-def test_separate_groups_are_found_and_seeds_repeat():
+def of(rows, *, first=None, asked=None):
+    """A corpus of these frames, in shards."""
+
+    def vectors(numbers):
+        for i in reversed(numbers):
+            if asked is not None:
+                asked.append(i)
+            yield i, rows[i]
+
+    return Corpus(vectors, np.array([len(row) for row in rows]), np.array(first or [0, len(rows)]))
+
+
+def all_of(found):
+    return np.concatenate([found.rows[i] for i in range(len(found.rows))])
+
+
+def test_separate_groups_are_found_and_seeds_repeat(tmp_path):
     frames, true = blobs(3000)
     rows = np.split(frames, [100, 1000, 1500])
-    found = cluster(lambda i: rows[i], 4, clusters=5, seed=3)
-    got = np.concatenate(found.rows)
+    found = cluster(of(rows), tmp_path / "a", clusters=5, seed=3)
+    got = all_of(found)
     assert len({(a, b) for a, b in zip(true.tolist(), got.tolist(), strict=True)}) == 5
     assert found.inertia == pytest.approx(3 * 0.1**2, rel=0.1)
     assert found.fitted == 3000
-    again = cluster(lambda i: rows[i], 4, clusters=5, seed=3)
+    again = cluster(of(rows), tmp_path / "b", clusters=5, seed=3)
     np.testing.assert_array_equal(found.centres, again.centres)
     assert found.inertia == again.inertia
 
 
-def test_inertia_is_of_all_frames_and_more_clusters_lower_it():
+def test_inertia_is_of_all_frames_and_more_clusters_lower_it(tmp_path):
     frames = RNG.normal(size=(2000, 4)).astype(np.float32)
     rows = np.split(frames, 10)
     ends = []
     for k in (1, 4, 16, 64):
-        found = cluster(lambda i: rows[i], 10, clusters=k, seed=0)
-        far = frames - found.centres[np.concatenate(found.rows)]
+        found = cluster(of(rows), tmp_path / str(k), clusters=k, seed=0)
+        far = frames - found.centres[all_of(found)]
         assert found.inertia == pytest.approx(np.square(far).sum(1).mean(), rel=1e-5)
         ends.append(found.inertia)
     assert ends == sorted(ends, reverse=True)
@@ -121,25 +142,89 @@ def test_inertia_is_of_all_frames_and_more_clusters_lower_it():
     assert ends[-1] < 0.4 * ends[0]
 
 
-def test_the_sample_is_bounded_and_every_utterance_computed_once():
+def test_the_sample_is_bounded_and_every_utterance_computed_once(tmp_path):
     rows, asked, ticks = [blobs(50, seed=i)[0] for i in range(20)], [], []
-    found = cluster(
-        lambda i: asked.append(i) or rows[i], 20, clusters=5, seed=0, limit=120, tick=lambda: ticks.append(1)
-    )
+    found = cluster(of(rows, asked=asked), tmp_path, clusters=5, seed=0, limit=120, tick=lambda: ticks.append(1))
     assert found.fitted == 120
     assert sorted(asked) == list(range(20))
     assert len(ticks) == 20
-    assert asked[:3] != [0, 1, 2]
-    assert [len(row) for row in found.rows] == [50] * 20
+    assert sorted(asked[:3]) != [0, 1, 2]
+    assert [len(found.rows[i]) for i in range(20)] == [50] * 20
 
 
-def test_given_centres_are_used_as_they_are():
+def test_given_centres_are_used_as_they_are(tmp_path):
     frames, _ = blobs(500)
     centres = fit(frames, clusters=5, seed=0)
-    found = cluster(lambda _: frames, 1, clusters=5, seed=9, centres=centres)
+    found = cluster(of([frames]), tmp_path, clusters=5, seed=9, centres=centres)
     assert found.fitted == 0
     np.testing.assert_array_equal(found.centres, centres)
     np.testing.assert_array_equal(found.rows[0], assign(frames, centres)[0])
+
+
+def test_centres_are_scikit_learn_s(monkeypatch):
+    monkeypatch.setattr(kmeans, "BATCH", 500)
+    frames = RNG.normal(size=(1500, 4)).astype(np.float32)
+    theirs = MiniBatchKMeans(
+        20, batch_size=500, tol=0.0, max_no_improvement=100, n_init=2, reassignment_ratio=0.0, random_state=4
+    )
+    with threadpool_limits(1):
+        expected = theirs.fit(frames).cluster_centers_
+    np.testing.assert_allclose(fit(frames, clusters=20, seed=4, restarts=2), expected, atol=1e-3)
+
+
+BOUNDS = [0, 3, 4, 11, 15, 20]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_the_number_of_processes_changes_no_label(tmp_path, processes):
+    """Nor a bit of the centres; the frames of the sample lie with all of them, and are more than a batch."""
+    rows = [RNG.normal(size=(600 + 7 * i, 3)).astype(np.float32) for i in range(20)]
+    settings = {"clusters": 9, "seed": 2, "limit": 10_500, "restarts": 2}
+    alone = cluster(of(rows, first=BOUNDS), tmp_path / "one", **settings)
+    given = of(rows, first=BOUNDS)
+    many = run_together(processes, lambda team: cluster(given, tmp_path / "many", team=team, **settings))
+    for found in many:
+        np.testing.assert_array_equal(found.centres, alone.centres)
+        assert (found.inertia, found.fitted) == (alone.inertia, 10_500)
+    np.testing.assert_array_equal(all_of(many[0]), all_of(alone))
+
+
+def test_expected_lengths_need_not_be_true(tmp_path):
+    rows = [blobs(50, seed=i)[0] for i in range(20)]
+    expected = of(rows, first=BOUNDS)
+    found = [
+        cluster(dataclasses.replace(expected, frames=frames), tmp_path / str(i), clusters=5, seed=0, limit=230)
+        for i, frames in enumerate((expected.frames, expected.frames * 3, expected.frames // 7))
+    ]
+    for other in found[1:]:
+        assert other.fitted == 230
+        np.testing.assert_array_equal(other.centres, found[0].centres)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_labels_go_on_where_they_stopped(tmp_path):
+    """After any number of shards, with as many processes as there are then; what is done is not done again."""
+    rows = [RNG.normal(size=(40 + i, 3)).astype(np.float32) for i in range(20)]
+    whole = cluster(of(rows, first=BOUNDS), tmp_path / "whole", clusters=5, seed=0, limit=300)
+    for stop in (0, 4, 12):
+        left, asked = iter(range(stop)), []
+
+        def tick(left=left):
+            if next(left, None) is None:
+                raise Killed
+
+        out = tmp_path / str(stop)
+        with pytest.raises(Killed):
+            cluster(of(rows, first=BOUNDS), out, clusters=5, seed=0, limit=300, tick=tick)
+        there = sorted(path.name for path in out.glob("0*.npz"))
+        given = of(rows, first=BOUNDS, asked=asked)
+        found = run_together(2, lambda team, out=out, given=given: cluster(given, out, clusters=5, seed=0, team=team))
+        np.testing.assert_array_equal(all_of(found[0]), all_of(whole))
+        assert len(there) == {0: 0, 4: 2, 12: 3}[stop]
+        assert sorted(asked) == list(range(BOUNDS[len(there)], 20))
 
 
 def test_too_few_frames_and_bad_ones_are_told():

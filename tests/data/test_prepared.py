@@ -17,7 +17,9 @@ from jaxssl.data.logmel import collect, load_stats, logmel, normalize, stack
 from jaxssl.data.manifest import Manifest, Segment, Utterance, split
 from jaxssl.data.prepared import frame_count, load, write_labels
 from jaxssl.data.study import read_study
+from tests.together import run_together
 
+OLD = {"storage": "float16", "grids": 1, "done": 1}
 LENGTHS = (400, 559, 560, 8000, 16000, 31999, 40000, 90000)
 
 
@@ -65,7 +67,7 @@ def test_features_are_those_of_each_utterance_alone(corpus, tmp_path, small_grid
     ticks = []
     features.prepare(corpus, tmp_path / "out", storage=storage, tick=lambda: ticks.append(1))
     found = load(tmp_path / "out")
-    assert len(ticks) == len(planned.grids) > 3
+    assert len(ticks) == len(list(planned.grids(0))) > 3
     assert (tmp_path / "out/features.npy").stat().st_size == planned.bytes + 128
     assert found.manifest == corpus
     assert not found.normalized
@@ -104,7 +106,7 @@ def test_grids_hold_every_frame_once_and_none_twice(lengths):
     manifest = Manifest(tuple(Utterance(f"{i}", f"{i}", 400 + 160 * (n - 1)) for i, n in enumerate(lengths)))
     planned = features.plan(manifest)
     seen = [np.zeros(n, int) for n in lengths]
-    for grid in planned.grids:
+    for grid in planned.grids(0):
         used = np.zeros((features.ROWS, features.SAMPLES // 160 + 3), int)
         for p in grid:
             seen[p.utterance][p.first : p.first + p.frames] += 1
@@ -115,14 +117,37 @@ def test_grids_hold_every_frame_once_and_none_twice(lengths):
     assert [frame_count(u.samples) for u in manifest.utterances] == np.diff(planned.offsets).tolist() == lengths
 
 
+SHARD = 300  # frames; the corpus has 1,167, in five shards then, because the last utterance is half of it
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_the_number_of_processes_changes_no_byte(corpus, tmp_path, small_grids, processes):
+    features.prepare(corpus, tmp_path / "one", shard_frames=SHARD)
+    run_together(processes, lambda team: features.prepare(corpus, tmp_path / "many", shard_frames=SHARD, team=team))
+    shards = sorted(path.name for path in (tmp_path / "one/features").iterdir())
+    assert shards == [f"0000{i}.npy" for i in range(len(shards))]
+    assert len(shards) > 2
+    assert files(tmp_path / "many") == files(tmp_path / "one")
+
+
+def test_shards_are_read_as_one(corpus, folder, tmp_path, small_grids):
+    features.prepare(corpus, tmp_path / "shards", shard_frames=SHARD)
+    whole, found = load(folder), load(tmp_path / "shards")
+    assert found.lengths.tolist() == whole.lengths.tolist()
+    for i in (7, 0, 3, 6):
+        np.testing.assert_allclose(found.features(i), whole.features(i), atol=2**-6, rtol=0)
+    with pytest.raises(IndexError):
+        found.features(len(LENGTHS))
+
+
 class Killed(Exception):
     pass
 
 
 @pytest.mark.parametrize("stops", [(0,), (1,), (3,), (2, 2, 1)])
 def test_a_resumed_preparation_equals_an_unbroken_one(corpus, tmp_path, small_grids, stops):
-    features.prepare(corpus, tmp_path / "whole")
-    grids = len(features.plan(corpus).grids)
+    """Whoever goes on, alone or in twos."""
+    features.prepare(corpus, tmp_path / "whole", shard_frames=SHARD)
     for stop in stops:
         left = [stop]
 
@@ -132,39 +157,39 @@ def test_a_resumed_preparation_equals_an_unbroken_one(corpus, tmp_path, small_gr
             left[0] -= 1
 
         with pytest.raises(Killed):
-            features.prepare(corpus, tmp_path / "broken", tick=tick)
+            features.prepare(corpus, tmp_path / "broken", shard_frames=SHARD, tick=tick)
         with pytest.raises(InputError, match="not finished; run the same"):
             load(tmp_path / "broken")
-    ticks = []
-    features.prepare(corpus, tmp_path / "broken", tick=lambda: ticks.append(1))
-    assert len(ticks) == grids
+    run_together(2, lambda team: features.prepare(corpus, tmp_path / "broken", team=team))
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
 def test_what_is_done_is_not_done_again(corpus, tmp_path, small_grids, monkeypatch):
     read_, names = features.read, []
     monkeypatch.setattr(features, "read", lambda path: names.append(path.name) or read_(path))
-    with pytest.raises(IndexError):
-        features.prepare(corpus, tmp_path, tick=[0].pop)
-    names.clear()
-    features.prepare(corpus, tmp_path)
-    begun = features.plan(corpus).grids[2][0].utterance
-    assert begun > 0
-    assert sorted(names) == [f"{i}.flac" for i in range(begun, len(LENGTHS))]
-    names.clear()
+    features.prepare(corpus, tmp_path, shard_frames=SHARD)
     before = files(tmp_path)
+    names.clear()
     features.prepare(corpus, tmp_path)
     assert not names
+    lost = sorted((tmp_path / "features").iterdir())[1]
+    lost.unlink()
+    features.prepare(corpus, tmp_path)
+    first = np.load(tmp_path / "shards.npy")
+    assert sorted(names) == [f"{i}.flac" for i in range(first[1], first[2])]
     assert files(tmp_path) == before
 
 
-def test_a_lost_part_is_computed_again(corpus, tmp_path, small_grids):
-    features.prepare(corpus, tmp_path / "whole")
-    with pytest.raises(IndexError):
-        features.prepare(corpus, tmp_path / "broken", tick=[0, 0].pop)
-    (tmp_path / "broken/.features.npy.part").unlink()
-    features.prepare(corpus, tmp_path / "broken")
-    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+def test_folders_of_before_shards_stay_one_file(corpus, folder, monkeypatch):
+    before = files(folder)
+    (folder / ".features.json").write_text(json.dumps(OLD | {"corpus": features._fingerprint(corpus)}))
+    monkeypatch.setattr(features, "SHARD", SHARD)
+    features.prepare(corpus, folder)
+    assert {name: x for name, x in files(folder).items() if name != ".features.json"} == {
+        name: x for name, x in before.items() if name != ".features.json"
+    }
+    with pytest.raises(InputError, match="holds features in one file, not of 0.05; leave out --shard"):
+        features.prepare(corpus, folder, shard_frames=SHARD)
 
 
 def test_a_prepared_corpus_is_read_without_its_audio(corpus, folder):
@@ -240,7 +265,7 @@ def test_labels_that_cannot_be_are_refused(folder):
             write_labels(folder, name, rows, clusters=2, period_ms=10, info={})
     with pytest.raises(InputError, match=f"7 utterances for {len(LENGTHS)}"):
         write_labels(folder, "a", rows[1:], clusters=2, period_ms=10, info={})
-    with pytest.raises(InputError, match="0 to 2 for 2 clusters"):
+    with pytest.raises(InputError, match="2 to 2 for 2 clusters; use 0 to 1"):
         write_labels(folder, "a", [*rows[1:], np.array([2])], clusters=2, period_ms=10, info={})
     with pytest.raises(InputError, match="0 sets: none"):
         load(folder).labels()
@@ -280,6 +305,20 @@ def test_damage_is_named(folder, name):
     damage(folder, name)
     with pytest.raises(InputError, match=str(folder)):
         load(folder)
+
+
+def test_damage_of_shards_is_named(corpus, tmp_path, small_grids):
+    """A shard when it is opened, the table of them at once."""
+    features.prepare(corpus, tmp_path, shard_frames=SHARD)
+    shard, table = tmp_path / "features/00001.npy", tmp_path / "shards.npy"
+    np.save(shard, np.load(shard)[:-1])
+    found, first = load(tmp_path), np.load(table)
+    assert found.features(0).shape == (1, 40)
+    with pytest.raises(InputError, match=r"00001.npy: \d+ frames, its utterances have \d+"):
+        found.features(int(first[1]))
+    np.save(table, first[[0, 2, 1, 3]])
+    with pytest.raises(InputError, match=f"shards.npy: not the first of {len(LENGTHS)} utterances in each shard"):
+        load(tmp_path)
 
 
 def test_pickles_are_not_opened(folder):

@@ -10,19 +10,21 @@ import pytest
 import soundfile
 
 from compress.errors import InputError
-from jaxssl.data import labels as labels_module
+from experiments.prepare import Config, run
+from jaxssl.data import kmeans
 from jaxssl.data.audio import read
 from jaxssl.data.demo import utterances
 from jaxssl.data.logmel import stats_bytes
 from jaxssl.data.mfcc import mfcc
 from jaxssl.data.prepared import load
 from jaxssl.inference.encode import Timing, encode, pieces
+from jaxssl.inference.source import load_model
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import Conv, LogMel
 from jaxssl.models.model import shapes
 from jaxssl.runtime.cli import command
-from jaxssl.training import label_source
-from jaxssl.training.label_source import layer_source
+from jaxssl.training import label_source, preparation_rates
+from jaxssl.training.label_source import layer_source, model_source
 from jaxssl.training.preparation import Preparation, prepare
 from tests.archs import BASE, MEL
 from tests.processes import finish
@@ -96,7 +98,7 @@ def test_labels_are_the_nearest_centres_of_what_they_say(done, models):
     }
     for name, vectors in expected.items():
         found, labels = (
-            labels_module.assign(vectors, np.load(done / f"labels/{name}.centres.npy"))[0],
+            kmeans.assign(vectors, np.load(done / f"labels/{name}.centres.npy"))[0],
             corpus.labels(name),
         )
         assert len(found) == len(labels[4])
@@ -166,16 +168,16 @@ def test_a_model_s_own_statistics_are_used(done, models, tmp_path):
     found, bare = layer_source(f"{tmp_path}/own:0", corpus), layer_source(f"{models}/mel:0", corpus)
     assert [len(found.notes), len(bare.notes)] == [0, 1]
     expected = states(models / "mel", read(corpus.manifest.utterances[0].path).samples, other)[0]
-    np.testing.assert_allclose(found.vectors(0), expected, atol=0.05)
-    assert np.abs(bare.vectors(0) - expected).max() > 0.2
+    np.testing.assert_allclose(found.of(0), expected, atol=0.05)
+    assert np.abs(bare.of(0) - expected).max() > 0.2
 
 
 @pytest.mark.parametrize("name", ["mel", "base"])
 def test_long_utterances_are_cut_without_losing_frames(done, models, monkeypatch, name):
     corpus = load(done)
-    whole = layer_source(f"{models}/{name}:1", corpus).vectors(5)
+    whole = layer_source(f"{models}/{name}:1", corpus).of(5)
     monkeypatch.setattr(label_source, "LONGEST", 1)
-    cut = layer_source(f"{models}/{name}:1", corpus).vectors(5)
+    cut = layer_source(f"{models}/{name}:1", corpus).of(5)
     assert cut.shape == whole.shape
     assert not np.allclose(cut, whole)
 
@@ -220,6 +222,45 @@ def test_what_cannot_be_is_refused(audio, models, done, tmp_path, words, message
         prepare(Preparation(**config))
     assert "\n" not in str(found.value)
     assert not list((tmp_path / "out").glob("labels/*.json"))
+
+
+@pytest.mark.parametrize("name", ["mel", "base"])
+def test_what_is_heard_together_is_what_is_heard_alone(done, models, name):
+    """Utterances padded to one length in batches of 4, the last of which is filled."""
+    corpus = load(done)
+    found, numbers = load_model(str(models / name), seed=0), range(6)
+    alone, batched = (model_source(found, 1, corpus, place=name, together=n) for n in (1, 4))
+    rows = dict(batched.vectors(numbers))
+    assert sorted(rows) == list(range(6))
+    for i in range(6):
+        expected = alone.of(i)
+        assert rows[i].shape == expected.shape
+        np.testing.assert_allclose(rows[i], expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+
+
+def test_a_plan_prints_and_writes_nothing(audio, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preparation_rates, "LEAST_S", 0.0)
+    words = ["--audio", str(audio), "--out", str(tmp_path / "out"), "--clusters", "5", "--plan", "--processes", "4"]
+    assert command(run, Config, "", args=words) == 0
+    told = capsys.readouterr().out
+    assert "4 processes, each as fast as this one" in told
+    assert all(word in told for word in ("labels logmel-5", "k-means of logmel-5", "time of 60,000 h", "1,728.000"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_follows_from_rates():
+    """960 h in shards of an hour are 120 for each of 8 processes; half an hour is one shard."""
+    each = preparation_rates.SetRate("x-100", 100, 80, 20, hear=300.0, assign=600.0, begin_s=10, batch_s=0.8, move_s=1)
+    rates = preparation_rates.Rates(0.5, 720.0, (each,))
+    found = {row["what"]: row for row in preparation_rates.rows(rates, Preparation(processes=8))}
+    assert (found["features, float16"]["rate"], found["features, float16"]["time1"]) == (12.0, "10 min")
+    assert found["features, float16"]["gb1"] == pytest.approx(960 * 3600 * 100 * 40 * 2 / 1e9)
+    assert found["features, float32"]["gb2"] == pytest.approx(60_000 * 3600 * 100 * 40 * 4 / 1e9)
+    assert found["labels x-100"]["gb1"] == pytest.approx(960 * 3600 * 50 * 2 / 1e9)
+    assert found["labels x-100"]["time1"] == "36 min"  # 300 and 600 are 200 together
+    assert found["labels x-100"]["time0"] == "9 s"  # one shard, one process
+    assert found["k-means of x-100"]["time1"] == found["k-means of x-100"]["time2"] == "4.75 min"
+    assert found["all"]["time1"] == "50.8 min"
 
 
 def test_the_command_line(audio, tmp_path):

