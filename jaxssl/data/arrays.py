@@ -9,6 +9,8 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.runtime.files import whole
+from jaxssl.storage import fetching
+from jaxssl.storage.spans import Spans, open_spans
 
 
 class Rows(Protocol):
@@ -20,9 +22,9 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Slices:
-    """Rows that lie one after the other in one (memory-mapped) array: row i is `values[offsets[i]:offsets[i + 1]]`."""
+    """Rows one after the other in one array, of a file or a bucket: row i is `values[offsets[i]:offsets[i + 1]]`."""
 
-    values: np.ndarray
+    values: np.ndarray | Spans
     offsets: np.ndarray
 
     def __len__(self) -> int:
@@ -32,6 +34,19 @@ class Slices:
         if not 0 <= i < len(self):
             raise IndexError(i)
         return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+def open_rows(path: Path) -> np.ndarray | Spans:
+    """Open a .npy file of numbers to read stretches of its rows: mapped into memory, or where its bucket has it.
+
+    Raises:
+        InputError: it is missing or is not such an array.
+    """
+    if not fetching.waits(path):
+        return read_array(path)
+    found = open_spans(path)
+    _check_numbers(found.dtype, path)
+    return found
 
 
 def read_array(path: Path, *, axes: int | None = None) -> np.ndarray:
@@ -73,9 +88,13 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def _numbers(array: np.ndarray, path: Path) -> np.ndarray:
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{path}: an array of {str(array.dtype)[:40]}, which are no numbers; make it again")
+    _check_numbers(array.dtype, path)
     return array
+
+
+def _check_numbers(dtype: np.dtype, path: Path) -> None:
+    if dtype.kind not in "biuf":
+        raise InputError(f"{path}: an array of {str(dtype)[:40]}, which are no numbers; make it again")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

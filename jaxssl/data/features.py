@@ -20,13 +20,14 @@ import jax
 import numpy as np
 
 from compress.errors import InputError
-from jaxssl.data.arrays import Slices, read_array, write_array, write_whole
+from jaxssl.data.arrays import Slices, open_rows, write_array, write_whole
 from jaxssl.data.audio import SHORTEST, read
 from jaxssl.data.logmel import SHIFT, WINDOW, collect, logmel, stats_bytes
 from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.prepared import frame_count
 from jaxssl.runtime import locks
 from jaxssl.runtime.files import naming, read_json
+from jaxssl.storage import places
 
 ROWS, SAMPLES = (
     8,
@@ -107,7 +108,7 @@ def prepare(
         for _ in planned.grids:
             tick()
     if not (folder / "stats.npy").is_file():
-        rows = Slices(read_array(folder / "features.npy"), planned.offsets)
+        rows = Slices(open_rows(folder / "features.npy"), planned.offsets)
         write_whole(folder / "stats.npy", stats_bytes(collect(rows[i] for i in range(len(rows)))))
 
 
@@ -231,7 +232,7 @@ def _read(utterance: Utterance) -> np.ndarray:
 
 def _fingerprint(manifest: Manifest) -> str:
     """Name a corpus by what its features follow from: which files, how long, in which order."""
-    lines = (f"{u.id}\t{os.path.realpath(u.path)}\t{u.samples}\n" for u in manifest.utterances)
+    lines = (f"{u.id}\t{places.url(u.path) or os.path.realpath(u.path)}\t{u.samples}\n" for u in manifest.utterances)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

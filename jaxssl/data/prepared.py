@@ -23,7 +23,7 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.data import corpora
-from jaxssl.data.arrays import Rows, Slices, read_array, write_array, write_whole
+from jaxssl.data.arrays import Rows, Slices, open_rows, read_array, write_array, write_whole
 from jaxssl.data.logmel import SHIFT, WINDOW, Stats, load_stats
 from jaxssl.data.manifest import Manifest
 from jaxssl.runtime.files import read_object
@@ -229,7 +229,7 @@ def write_labels(
 
 
 def _slices(values: Path, offsets: Path, utterances: int) -> Slices:
-    rows = Slices(read_array(values), np.asarray(read_array(offsets, axes=1)))
+    rows = Slices(open_rows(values), np.asarray(read_array(offsets, axes=1)))
     if rows.offsets.dtype.kind != "i":
         raise InputError(f"{offsets}: offsets are whole numbers, not {rows.offsets.dtype}; make it again")
     if rows.offsets.shape != (utterances + 1,):

@@ -18,6 +18,7 @@ from rich.segment import Segment
 
 from compress.errors import InputError, one_line, visible
 from jaxssl.runtime import causes, compiled, early, hooks, locks, ranges
+from jaxssl.storage import fetching, places
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -29,9 +30,9 @@ class Terminal(Console):
     """A console that shows control characters instead of obeying them: names and texts come from foreign files."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Lay out what is printed, its control characters written as Python writes them."""
+        """Lay out what is printed: control characters as Python writes them, paths that stand for URLs as these."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=visible(segment.text))
+            yield segment if segment.control else segment._replace(text=visible(places.shown(segment.text)))
 
     def on_broken_pipe(self) -> None:
         """Raise what a pipe answers that nobody reads any more, where rich would end the process without a word."""
@@ -137,13 +138,16 @@ def read(config: type[Config], args: Sequence[str], description: str = "") -> Co
     told = io.StringIO()
     try:
         with redirect_stderr(told):
-            values = tyro.cli(
-                config, prog=_program(), description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,)
-            )
+            flags = (tyro.conf.FlagCreatePairsOff,)
+            words = [places.word(word) for word in args]
+            values = tyro.cli(config, prog=_program(), description=description, args=words, config=flags)
     except SystemExit as left:
         if not left.code:
             raise
         raise InputError(_misread(told.getvalue(), config)) from None
+    if words != list(args):
+        with messages.status("reading buckets"):
+            fetching.bring_all(values)
     ranges.check(values)
     return values
 

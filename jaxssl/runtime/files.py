@@ -13,6 +13,7 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.runtime import locks
+from jaxssl.storage import places
 
 Row = Mapping[str, Any]
 DEPTH = 64  # of JSON; ours have some 10, and whoever walks through one must not run out of stack
@@ -51,8 +52,8 @@ def own(out: Path, settings: Any) -> None:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Write settings, a dataclass, as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    """Write settings, a dataclass, as JSON values; paths that stand for URLs as these."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=places.shown))
 
 
 def read_json(path: Path, *, most: int = 100_000_000) -> Any:

@@ -1,0 +1,74 @@
+"""Which files of a folder are the same as their objects: a hidden list in each folder, of what was fetched or sent.
+
+A file that is in the list and unchanged since, while the bucket has another or none, is old; one that is not in the
+list, or changed, is this machine's own work, which the bucket does not have yet.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+from compress.errors import InputError
+from jaxssl.runtime import files
+
+NAME = ".objects"
+
+
+class Ledger:
+    """The lists of a folder and of those below it, as far as they were asked for."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, dict[str, list[object]]] = {}
+        self._changed: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def tag(self, path: Path) -> str | None:
+        """Return the tag of the object that a file is the same as; None: it is own work, or not there."""
+        state, noted = _state(path), self._of(path.parent).get(path.name)
+        return str(noted[0]) if state and noted and noted[1:] == state else None
+
+    def noted(self, path: Path) -> str | None:
+        """Return the tag of the object that a file was the same as, whatever was done to it since."""
+        noted = self._of(path.parent).get(path.name)
+        return str(noted[0]) if noted else None
+
+    def note(self, path: Path, tag: str) -> None:
+        """Remember that a file is the same as the object of that tag."""
+        if state := _state(path):
+            with self._lock:
+                self._of(path.parent)[path.name] = [tag, *state]
+                self._changed.add(path.parent)
+
+    def forget(self, path: Path) -> None:
+        """Remember nothing of a file."""
+        if self._of(path.parent).pop(path.name, None):
+            self._changed.add(path.parent)
+
+    def names(self, folder: Path) -> list[str]:
+        """List the files of a folder that were noted."""
+        return list(self._of(folder))
+
+    def save(self) -> None:
+        """Write the lists that changed."""
+        for folder in self._changed:
+            if folder.is_dir():
+                files.write_json(folder / NAME, self._of(folder))
+        self._changed.clear()
+
+    def _of(self, folder: Path) -> dict[str, list[object]]:
+        if folder not in self._known:
+            path = folder / NAME
+            try:
+                found = files.read_object(path) if path.is_file() else {}
+            except InputError:  # what it says is then found out again
+                found = {}
+            self._known[folder] = {name: noted for name, noted in found.items() if isinstance(noted, list)}
+        return self._known[folder]
+
+
+def _state(path: Path) -> list[object]:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
