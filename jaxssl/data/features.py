@@ -27,7 +27,7 @@ from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.prepared import frame_count
 from jaxssl.runtime import locks
 from jaxssl.runtime.files import naming, read_json
-from jaxssl.storage import places
+from jaxssl.storage import places, publishing
 
 ROWS, SAMPLES = (
     8,
@@ -101,6 +101,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     done = _begin(manifest, folder, planned, storage)
     locks.take(folder)
+    publishing.begin(folder)
     if done < len(planned.grids) or not (folder / "features.npy").is_file():
         _check_space(folder, planned)
         _extract(manifest, folder, planned, storage, done, tick)

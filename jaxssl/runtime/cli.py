@@ -18,7 +18,7 @@ from rich.segment import Segment
 
 from compress.errors import InputError, one_line, visible
 from jaxssl.runtime import causes, compiled, early, hooks, locks, ranges
-from jaxssl.storage import fetching, places
+from jaxssl.storage import fetching, patience, places, publishing
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -77,6 +77,7 @@ def command(
         disk does not take the output; one line on standard error says why. Interrupted, the process ends with 130.
     """
     hooks.install()
+    patience.forget()
     try:
         early.done()
         return _carried_out(run, config, description, sys.argv[1:] if args is None else args, remember=remember)
@@ -91,7 +92,9 @@ def _carried_out(
         values = read(config, args, description)
         if remember:
             compiled.remember()
-        with locks.holding(partial(messages.print, markup=False)):
+        tell = partial(messages.print, markup=False)
+        with locks.holding(tell), publishing.running(tell, ends=(Preempted,)):
+            publishing.at_the_end(ranges.written(values))
             run(values)
         sys.stdout.flush()  # here, where a full disk behind it can still be told
     except BaseException as error:
@@ -100,6 +103,9 @@ def _carried_out(
         if (told := _ending(error)) is None:
             raise
         return _told(*told)
+    finally:
+        if line := patience.told():
+            _told(line, 0)
     return 0
 
 

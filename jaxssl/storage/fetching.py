@@ -25,7 +25,8 @@ from jaxssl.storage.asking import Bucket
 from jaxssl.storage.ledger import NAME, Ledger
 from jaxssl.storage.objects import Entry
 
-LATER = re.compile(r".*\.(wav|flac|ogg|opus|mp3|aiff?|au)|features[^/]*\.npy", re.IGNORECASE)  # names of what waits
+AUDIO = re.compile(r".*\.(wav|flac|ogg|opus|mp3|aiff?|au)", re.IGNORECASE | re.DOTALL)
+FEATURES = re.compile(r"(.*/)?(features[^/]*|features/[^/]*)\.npy", re.DOTALL)
 CHECKPOINTS = re.compile(r"(.*/)?checkpoints/.*", re.DOTALL)
 LAYER = re.compile(r"(.*):(\d+|own|head)", re.DOTALL)  # as settings name a layer of a model
 TABLES = (".tsv", ".csv")  # which name files beside them
@@ -103,7 +104,7 @@ def _settled(path: Path, entry: Entry, ledger: Ledger) -> bool:
     """Tell whether nothing has to be fetched: it is here, or is to wait. What differs in the bucket counts."""
     if waits(path) or (path.is_file() and ledger.noted(path) == entry.tag):
         return True
-    if not LATER.fullmatch(path.name):
+    if not later(path):
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -132,9 +133,14 @@ def _drop_old(place: Path, seen: set[Path], ledger: Ledger) -> None:
                 ledger.forget(path)
 
 
+def later(path: Path) -> bool:
+    """Tell whether what lies at a path comes when it is read, not before the work: audio, features."""
+    return bool(AUDIO.fullmatch(path.name) or FEATURES.fullmatch(path.as_posix()))
+
+
 def waits(path: Path) -> bool:
     """Tell whether a file is an empty one that stands for an object."""
-    if not LATER.fullmatch(path.name) or places.url(path) is None:
+    if not later(path) or places.url(path) is None:
         return False
     return path.is_file() and not path.stat().st_size
 

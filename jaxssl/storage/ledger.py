@@ -4,12 +4,10 @@ A file that is in the list and unchanged since, while the bucket has another or 
 list, or changed, is this machine's own work, which the bucket does not have yet.
 """
 
+import json
 import os
 import threading
 from pathlib import Path
-
-from compress.errors import InputError
-from jaxssl.runtime import files
 
 NAME = ".objects"
 
@@ -52,17 +50,19 @@ class Ledger:
         """Write the lists that changed."""
         for folder in self._changed:
             if folder.is_dir():
-                files.write_json(folder / NAME, self._of(folder))
+                part = folder / f"{NAME}.{os.getpid()}.part"
+                part.write_text(json.dumps(self._of(folder)))
+                os.replace(part, folder / NAME)
         self._changed.clear()
 
     def _of(self, folder: Path) -> dict[str, list[object]]:
         if folder not in self._known:
-            path = folder / NAME
             try:
-                found = files.read_object(path) if path.is_file() else {}
-            except InputError:  # what it says is then found out again
+                found = json.loads((folder / NAME).read_bytes())
+            except (OSError, ValueError):  # what it would say is then found out again
                 found = {}
-            self._known[folder] = {name: noted for name, noted in found.items() if isinstance(noted, list)}
+            named = found.items() if isinstance(found, dict) else ()
+            self._known[folder] = {name: noted for name, noted in named if isinstance(noted, list) and len(noted) == 3}
         return self._known[folder]
 
 

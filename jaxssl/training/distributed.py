@@ -19,6 +19,7 @@ from jax._src import clusters, distributed  # the parts of `jax.distributed` tha
 from jax.experimental import multihost_utils
 
 from compress.errors import InputError
+from jaxssl.storage import places, publishing
 from jaxssl.training.lifeline import LINE, Watch
 from jaxssl.training.rollcall import Place, call_roll, connect
 
@@ -55,6 +56,8 @@ def initialize(
     place = _place(coordinator, processes, process, timeout_s)
     if place is None or place.processes == 1:
         return
+    if place.process:
+        publishing.leave()
     links = call_roll(place, timeout_s=timeout_s)
     name = f"process {place.process} of {place.processes}"
     _watch = Watch(name, links, silence_s=silence_s, grace_s=timeout_s)
@@ -82,7 +85,7 @@ def guard() -> Iterator[None]:
     except Exception as error:
         if _watch is not None:
             time.sleep(VERDICT_S)  # a collective fails first, the lifeline then says whose fault it was
-            first = (str(error).splitlines() or [""])[0][: LINE // 8]
+            first = places.shown(str(error).splitlines()[0] if str(error) else "")[: LINE // 8]
             name = f"process {jax.process_index()} on {socket.gethostname()}"
             code = 2 if isinstance(error, InputError | OSError) else 1
             _watch.fail(f"{name} failed: {type(error).__name__}: {first}", exit_code=code)

@@ -19,6 +19,7 @@ from jaxssl.data.quality import entropy, phone_quality
 from jaxssl.runtime import ranges
 from jaxssl.runtime.cli import console, messages, progress
 from jaxssl.runtime.ranges import Count, Less, Seed, There
+from jaxssl.storage import places, publishing
 from jaxssl.training.label_source import Source, source_of
 
 MINUTES = 20.0  # of embedded speech
@@ -76,6 +77,7 @@ def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = N
     console.print(f"features: {planned.bytes / 1e6:.1f} MB in {config.out / 'features.npy'}", markup=False)
     with progress("log-Mel features", len(planned.grids)) as tick:
         features.prepare(manifest, config.out, storage=config.storage, tick=tick)
+    publishing.now(config.out)
     corpus = prepared.load(config.out)
     like = None if config.like is None else prepared.load(config.like)
     if source is not None:
@@ -87,6 +89,7 @@ def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = N
         for note in found.notes:
             console.print(f"note: {note}", markup=False)
         _label(corpus, found, config)
+        publishing.now(config.out)
 
 
 def _check(config: Preparation) -> None:
@@ -135,12 +138,12 @@ def _label(corpus: Prepared, source: Source, config: Preparation) -> None:
     elif config.like is not None:
         centres = _centres(config.like, source.name, config.clusters)
     settings = {
-        "source": source.about,
+        "source": places.shown(source.about),
         "digest": _digest(corpus, source, centres),
         "seed": config.seed,
         "frames": config.frames,
         "restarts": config.restarts,
-        "like": None if config.like is None else str(config.like),
+        "like": None if config.like is None else places.shown(config.like),
     }
     labels = corpus.sets.get(source.name)
     wanted = (config.clusters, config.period, settings)

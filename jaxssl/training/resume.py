@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from compress.errors import InputError
 from jaxssl.runtime import files, seal, steady
+from jaxssl.storage import checkpoints, places, publishing
 from jaxssl.training import read_back
 from jaxssl.training.sharding import place
 from jaxssl.training.spikes import none_yet
@@ -55,6 +56,8 @@ class Checkpoints:
         """
         steady.by_monotonic_clock()
         self.folder = folder.absolute()
+        if places.url(self.folder):
+            checkpoints.bring(self.folder)
         later = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         self._kept = Kept(keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=True, async_options=later)
@@ -96,6 +99,7 @@ class Checkpoints:
             return
         self._manager.wait_until_finished()
         self._check()
+        publishing.check()
         self._kept.anchor = anchor
         named = _named(state)
         self._given = read_back.sums(named) if jax.process_index() == 0 else {}

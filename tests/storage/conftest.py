@@ -3,7 +3,6 @@
 import importlib
 import itertools
 import socket
-import threading
 
 import pytest
 
@@ -70,14 +69,6 @@ def _make(kind, name):
 
         storage.Client(project="none").create_bucket(name)
     else:
-        import boto3
+        from jaxssl.storage.s3 import session
 
-        boto3.session.Session().client("s3").create_bucket(Bucket=name)
-
-
-@pytest.fixture
-def alone():
-    """Threads of the test that are still there at its end."""
-    before = set(threading.enumerate())
-    yield
-    assert not [each for each in set(threading.enumerate()) - before if not each.daemon]
+        session().client("s3").create_bucket(Bucket=name)

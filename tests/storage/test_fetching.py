@@ -260,6 +260,8 @@ def test_a_size_that_is_none(monkeypatch):
 
 
 def test_every_audio_file_waits():
-    assert all(fetching.LATER.fullmatch(f"a b{suffix.upper()}") for suffix in audio.SUFFIXES)
-    assert fetching.LATER.fullmatch("features-00003.npy")
-    assert not fetching.LATER.fullmatch("offsets.npy")
+    assert all(fetching.later(Path(f"a b{suffix.upper()}")) for suffix in audio.SUFFIXES)
+    for name, later in (("features.npy", True), ("features/00003.npy", True), ("features-3.npy", True)):
+        assert fetching.later(Path("a", name)) is later
+    assert not fetching.later(Path("features/a/offsets.npy"))
+    assert not fetching.later(Path("labels/a.npy"))

@@ -159,16 +159,20 @@ def test_a_million_names_are_never_in_memory_together():
 
 
 def test_without_credentials_one_line_says_so(s3, monkeypatch, tmp_path):
+    from jaxssl.storage.s3 import session
+
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     asking._bucket.cache_clear()
+    session.cache_clear()
     bucket, key = asking.of("s3://some-bucket/key")
     with pytest.raises(InputError, match=r"s3://some-bucket/key: no credentials; say aws configure, or set AWS_ACCESS"):
         bucket.about(key)
     asking._bucket.cache_clear()
+    session.cache_clear()
 
 
 def test_a_library_that_is_not_there_is_asked_for(monkeypatch):

@@ -1,0 +1,153 @@
+"""Checkpoints of a run in a bucket: a checkpoint is there when its `files.json` is, which is sent last, removed first.
+
+The folder's hidden list `.objects` tells those that were sent or fetched, and when they were made here: one that is
+there no more was removed by somebody, and goes here too, while one that was never sent stays.
+"""
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from jaxssl.storage import asking, places
+from jaxssl.storage.asking import Bucket
+from jaxssl.storage.fetching import THREADS, alone, fetch
+from jaxssl.storage.objects import Entry
+
+WHOLE = "files.json"  # of a checkpoint, as `jaxssl.runtime.seal` writes it
+LIST = ".objects"
+
+
+class Sent:
+    """Which checkpoints of a folder its bucket has."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._made = _listed(folder)  # number → when it was made
+
+    def due(self) -> bool:
+        """Tell whether there is one to send or to remove."""
+        return here(self._folder) != self._made
+
+    def send(self, bucket: Bucket, prefix: str, threads: int) -> None:
+        """Send what the bucket does not have, then remove what is gone here.
+
+        Raises:
+            InputError: the bucket did not take it.
+        """
+        if not self._folder.is_dir():
+            return
+        there = {number: set(entries) for number, entries in _there(bucket, prefix).items()}
+        whole = {number for number, names in there.items() if WHOLE in names}
+        made = here(self._folder)
+        for number in sorted(made):
+            if number not in whole or self._made.get(number) != made[number]:
+                self._one(bucket, f"{prefix}/{number}", self._folder / str(number), there.get(number, set()), threads)
+        kept = here(self._folder)
+        for number in set(there) - set(kept):
+            _remove(bucket, f"{prefix}/{number}", there[number])
+        self._made = {number: when for number, when in made.items() if number in kept}
+        _list(self._folder, self._made)
+
+    def _one(self, bucket: Bucket, prefix: str, folder: Path, there: Collection[str], threads: int) -> None:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        _remove(bucket, prefix, [name for name in there if name not in names or name == WHOLE])
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(lambda name: bucket.write(f"{prefix}/{name}", folder / name), set(names) - {WHOLE}))
+            bucket.write(f"{prefix}/{WHOLE}", folder / WHOLE)
+        except FileNotFoundError:  # newer ones made it superfluous meanwhile; what was sent of it goes with it
+            if folder.is_dir():
+                raise
+
+
+def here(folder: Path) -> dict[int, int]:
+    """List the checkpoints in a folder that are finished, and when each was, in ns."""
+    try:
+        numbers = [name for name in os.listdir(folder) if name.isdecimal()]
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for name in numbers:
+        with suppress(FileNotFoundError):
+            found[int(name)] = os.stat(folder / name / WHOLE).st_mtime_ns
+    return found
+
+
+def bring(folder: Path, *, only: int | None = None) -> None:
+    """Bring the checkpoints that the bucket of a folder has, and remove those that somebody removed there.
+
+    Args:
+        folder: of checkpoints, for which a URL stands.
+        only: bring that one alone.
+
+    Raises:
+        InputError: the bucket refuses, or what comes is damaged.
+    """
+    bucket, prefix = asking.of(places.url(folder) or "")
+    with alone(folder):
+        there = {number: entries for number, entries in _there(bucket, prefix).items() if WHOLE in entries}
+        for number in set(_listed(folder)) - set(there):
+            shutil.rmtree(folder / str(number), ignore_errors=True)
+        for number, entries in there.items():
+            if only in (None, number) and not _same(bucket, folder / str(number), entries[WHOLE]):
+                _fetch(bucket, folder / str(number), entries)
+        _list(folder, {number: when for number, when in here(folder).items() if number in there})
+
+
+def _there(bucket: Bucket, prefix: str) -> dict[int, dict[str, Entry]]:
+    """List what the bucket has of each checkpoint, whole or not: names and objects."""
+    found = defaultdict[int, dict[str, Entry]](dict)
+    for page in bucket.pages(f"{prefix}/"):
+        for entry in page:
+            number, _, name = entry.key.removeprefix(f"{prefix}/").partition("/")
+            if number.isdecimal() and name:
+                found[int(number)][name] = entry
+    return found
+
+
+def _same(bucket: Bucket, folder: Path, whole: Entry) -> bool:
+    """Tell whether a checkpoint here has the files, to the bit, that one there has."""
+    path = folder / WHOLE
+    if not path.is_file() or path.stat().st_size != whole.bytes:
+        return False
+    return path.read_bytes() == bucket.exactly(whole.key, 0, whole.bytes, tag=whole.tag)
+
+
+def _fetch(bucket: Bucket, folder: Path, entries: dict[str, Entry]) -> None:
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+
+    def one(name: str) -> None:
+        path = part / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fetch(bucket, entries[name], path)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(one, entries))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def _remove(bucket: Bucket, prefix: str, names: Collection[str]) -> None:
+    for name in sorted(names, key=lambda name: name != WHOLE):
+        bucket.remove(f"{prefix}/{name}")
+
+
+def _listed(folder: Path) -> dict[int, int]:
+    try:
+        found = json.loads((folder / LIST).read_bytes())
+        return {int(number): int(when) for number, when in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):  # what it would say is then found out again
+        return {}
+
+
+def _list(folder: Path, made: dict[int, int]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{LIST}.{os.getpid()}.part"
+    part.write_text(json.dumps(made))
+    os.replace(part, folder / LIST)
