@@ -10,7 +10,7 @@ import numpy as np
 from compress.errors import InputError
 from jaxssl.runtime.files import whole
 from jaxssl.storage import fetching
-from jaxssl.storage.spans import Spans, open_spans
+from jaxssl.storage.stretches import Stretches, open_stretches
 
 
 class Rows(Protocol):
@@ -24,7 +24,7 @@ class Rows(Protocol):
 class Slices:
     """Rows one after the other in one array, of a file or a bucket: row i is `values[offsets[i]:offsets[i + 1]]`."""
 
-    values: np.ndarray | Spans
+    values: np.ndarray | Stretches
     offsets: np.ndarray
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class Slices:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
 
-def open_rows(path: Path) -> np.ndarray | Spans:
+def open_rows(path: Path) -> np.ndarray | Stretches:
     """Open a .npy file of numbers to read stretches of its rows: mapped into memory, or where its bucket has it.
 
     Raises:
@@ -44,7 +44,7 @@ def open_rows(path: Path) -> np.ndarray | Spans:
     """
     if not fetching.waits(path):
         return read_array(path)
-    found = open_spans(path)
+    found = open_stretches(path)
     _check_numbers(found.dtype, path)
     return found
 

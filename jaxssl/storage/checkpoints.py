@@ -78,12 +78,13 @@ def here(folder: Path) -> dict[int, int]:
     return found
 
 
-def bring(folder: Path, *, only: int | None = None) -> None:
+def bring(folder: Path, *, only: int | None = None, anew: bool = False) -> None:
     """Bring the checkpoints that the bucket of a folder has, and remove those that somebody removed there.
 
     Args:
         folder: of checkpoints, for which a URL stands.
         only: bring that one alone.
+        anew: bring it whatever is here.
 
     Raises:
         InputError: the bucket refuses, or what comes is damaged.
@@ -94,7 +95,7 @@ def bring(folder: Path, *, only: int | None = None) -> None:
         for number in set(_listed(folder)) - set(there):
             shutil.rmtree(folder / str(number), ignore_errors=True)
         for number, entries in there.items():
-            if only in (None, number) and not _same(bucket, folder / str(number), entries[WHOLE]):
+            if only in (None, number) and (anew or not _same(bucket, folder / str(number), entries[WHOLE])):
                 _fetch(bucket, folder / str(number), entries)
         _list(folder, {number: when for number, when in here(folder).items() if number in there})
 

@@ -1,7 +1,7 @@
 """Bringing what lies at URLs to this machine, so that paths do.
 
 Small objects come whole before the work begins. Audio and features stand as empty files in their places until they are
-read (`reading`, `jaxssl.storage.spans`), so that a corpus may be larger than the disk. Checkpoints are left to
+read (`reading`, `jaxssl.storage.stretches`), so that a corpus may be larger than the disk. Checkpoints are left to
 `jaxssl.storage.checkpoints`.
 """
 

@@ -2,7 +2,8 @@
 
 Checkpoints, and the journal before them, are sent beside the work as soon as they have their names, everything else
 when the command says so and at its end. An object appears whole or not at all; those that say that others are whole
-(`files.json`, a label set's .json, the statistics of a corpus) are removed before these are sent anew, and sent last.
+(`files.json`, `arch.json`, a label set's .json, the statistics of a corpus) are removed before these are sent anew, and
+sent last.
 """
 
 import os
@@ -19,7 +20,8 @@ from jaxssl.storage.fetching import waits
 from jaxssl.storage.ledger import Ledger
 
 LOCAL = re.compile(r"\..*\.part|\.lock|\.claimed|\.objects.*|.*\.orbax-checkpoint-tmp|damaged-\d+")  # is not sent
-LASTS = re.compile(r"(.*/)?(files\.json|report\.json|stats\.npy|labels/[^/]*\.json)", re.DOTALL)
+SEAL = "files.json"  # which refuses files that it does not list
+LASTS = re.compile(rf"(.*/)?({re.escape(SEAL)}|arch\.json|report\.json|stats\.npy|labels/[^/]*\.json)", re.DOTALL)
 JOURNAL = re.compile(r"config\.json|metrics\.jsonl|tensorboard/[^/]*")  # of a run, before its checkpoints
 THREADS = 8  # that send
 LOOK_S = 0.2  # seconds between two looks for a new checkpoint
@@ -51,6 +53,9 @@ class Publisher:
             for path in (*self._gone(), *(path for path in lasts if self._ledger.noted(path))):
                 self._bucket.remove(self._of(path))
                 self._ledger.forget(path)
+            for path in lasts:
+                if path.name == SEAL:
+                    self._clear(path.parent)
             self._send(path for path in found if path not in set(lasts))
             self._send(sorted(lasts, key=lambda path: (-len(path.parts), path)))
             self._checkpoints()
@@ -98,6 +103,14 @@ class Publisher:
             for name in self._ledger.names(Path(below)):
                 if not (path := Path(below, name)).exists():
                     yield path
+
+    def _clear(self, folder: Path) -> None:
+        """Remove objects of a folder that was written anew, under other names."""
+        prefix = f"{self._of(folder)}/"
+        for page in self._bucket.pages(prefix):
+            for entry in page:
+                if not (folder / entry.key.removeprefix(prefix)).exists():
+                    self._bucket.remove(entry.key)
 
     def _of(self, path: Path) -> str:
         return self._key if path == self.folder else f"{self._key}/{self._name(path)}"

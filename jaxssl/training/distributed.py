@@ -5,6 +5,8 @@ stops. So the processes call the roll themselves before (`rollcall`), and watch 
 """
 
 import atexit
+import itertools
+import json
 import math
 import os
 import socket
@@ -12,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,9 +26,11 @@ from jaxssl.storage import places, publishing
 from jaxssl.training.lifeline import LINE, Watch
 from jaxssl.training.rollcall import Place, call_roll, connect
 
+DAY_S = 86_400.0  # for what waits for a store, which has its own patience
 VERDICT_S = 2.0  # a failed collective waits that long to hear whether another process is the cause
 
 _watch: Watch | None = None
+_numbers = itertools.count()  # of what the main process said
 
 
 def initialize(
@@ -105,6 +110,29 @@ def barrier(name: str, *, timeout_s: float = 600.0) -> None:
     """
     if (client := distributed.global_state.client) is not None:
         client.wait_at_barrier(name, round(1000 * timeout_s))
+
+
+def meet(*, timeout_s: float = DAY_S) -> None:
+    """Wait until every process has come here; the how-manieth such place it is must be the same in all.
+
+    Raises:
+        jax.errors.JaxRuntimeError: some process has not come within `timeout_s`.
+    """
+    barrier(f"jaxssl/meet/{next(_numbers)}", timeout_s=timeout_s)
+
+
+def said(value: Any, *, timeout_s: float = DAY_S) -> Any:
+    """Return what the main process gives, JSON values; all must call it, in the same order. No device takes part.
+
+    Raises:
+        jax.errors.JaxRuntimeError: it has not come within `timeout_s`.
+    """
+    if (client := distributed.global_state.client) is None:
+        return value
+    name = f"jaxssl/said/{next(_numbers)}"
+    if is_main():
+        client.key_value_set(name, json.dumps(value))
+    return json.loads(client.blocking_key_value_get(name, round(1000 * timeout_s)))
 
 
 def anywhere(flag: bool) -> bool:

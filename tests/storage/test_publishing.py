@@ -82,14 +82,17 @@ def test_what_says_that_others_are_whole_goes_last_and_comes_off_first(store, fo
     assert sent(faults) == []
     model(folder / "models/final", "new")
     (folder / "x.part").unlink()
+    bucket, _ = asking.of(url)
+    bucket.write("run/models/final/of-before", folder / "config.json")
+    sent(faults)
     publishing.now(folder)
     if url.startswith("s3"):
         order = sent(faults)
-        assert order[:2] == ["-x.part", "-models/final/files.json"]
-        assert sorted(order[2:4]) == ["+models/final/a", "+models/final/b"]
-        assert order[4:] == ["+models/final/files.json"]
-    bucket, _ = asking.of(url)
+        assert order[:3] == ["-x.part", "-models/final/files.json", "-models/final/of-before"]
+        assert sorted(order[3:5]) == ["+models/final/a", "+models/final/b"]
+        assert order[5:] == ["+models/final/files.json"]
     assert bucket.read("run/models/final/a", 0, 99) == b"newa"
+    assert "models/final/of-before" not in there(f"{url}/run")
 
 
 def test_checkpoints_go_beside_the_work_and_old_ones_after_newer(store, folder):

@@ -1,6 +1,8 @@
 """An array in a bucket, of which stretches of rows are read when they are asked for: exactly these bytes, each once.
 
-Measured (`benchmarks.spans`): utterances in shuffled order, 20 ms from a question to its answer.
+Measured in shuffled order, at 20 ms from a question to its answer (`benchmarks.bucket_reads`): 3 to 4 times as fast as
+blocks of 8 MiB with a third of the corpus in memory, which carry a hundred times the bytes. ArrayRecord would ask for
+the same ranges, and its reader knows files only: it takes a URL for a file without records.
 """
 
 import io
@@ -20,7 +22,7 @@ HEADER = 1 << 12  # bytes that are read first; ours have 128
 
 
 @dataclass(frozen=True)
-class Spans:
+class Stretches:
     """A .npy array in a bucket; it has what code asks of an array that is mapped into memory.
 
     Attributes:
@@ -58,7 +60,7 @@ class Spans:
         return np.frombuffer(found, self.dtype).reshape(count, *self.shape[1:])
 
 
-def open_spans(path: Path) -> Spans:
+def open_stretches(path: Path) -> Stretches:
     """Open the .npy object that a path stands for, and read its header.
 
     Raises:
@@ -75,7 +77,7 @@ def open_spans(path: Path) -> Spans:
             raise ValueError(f"{entry.bytes} bytes, which are not those of {shape} numbers")
     except Exception as error:  # NumPy evaluates headers, and raises whatever that meets
         raise InputError(f"{url}: not a readable .npy array ({error}); make it again") from error
-    return Spans(bucket, entry, shape, dtype, head.tell())
+    return Stretches(bucket, entry, shape, dtype, head.tell())
 
 
 def _header(head: io.BytesIO) -> Any:
