@@ -1,7 +1,8 @@
 """Which files of a folder are the same as their objects: a hidden list in each folder, of what was fetched or sent.
 
 A file that is in the list and unchanged since, while the bucket has another or none, is old; one that is not in the
-list, or changed, is this machine's own work, which the bucket does not have yet.
+list, or changed, is this machine's own work, which the bucket does not have yet. A checkpoint, a folder, is in the list
+of the folder above it, by the last of its files.
 """
 
 import json
@@ -10,6 +11,7 @@ import threading
 from pathlib import Path
 
 NAME = ".objects"
+WHOLE = "files.json"  # of a checkpoint, as `jaxssl.runtime.seal` writes it: the last of its files
 
 
 class Ledger:
@@ -46,6 +48,10 @@ class Ledger:
         """List the files of a folder that were noted."""
         return list(self._of(folder))
 
+    def folders(self) -> list[Path]:
+        """List the folders that were asked for, whether they are still there or not."""
+        return list(self._known)
+
     def save(self) -> None:
         """Write the lists that changed."""
         for folder in self._changed:
@@ -68,7 +74,7 @@ class Ledger:
 
 def _state(path: Path) -> list[object]:
     try:
-        found = os.stat(path)
+        found = os.stat(path / WHOLE if path.is_dir() else path)
     except FileNotFoundError:
         return []
     return [found.st_size, found.st_mtime_ns]

@@ -157,6 +157,7 @@ def test_a_manifest_elsewhere_names_urls(store, tmp_path):
     assert f"{url}/speech/x.wav" in (tmp_path / "prepared/manifest.tsv").read_text()
     found = corpora.read(tmp_path / "prepared")
     assert found.utterances == (utterance,)
+    assert audio.find([tmp_path / "prepared/manifest.tsv"]) == (utterance.path,)
     assert len(audio.read(found.utterances[0].path).samples) == 8000
 
 
