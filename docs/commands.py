@@ -42,6 +42,7 @@ GROUPS = {
         "experiments.agreement",
         "benchmarks.forward",
         "benchmarks.training",
+        "benchmarks.bucket_reads",
     ),
     "Train": ("experiments.synthesise", "experiments.prepare", "experiments.pretrain", "experiments.teacher"),
     "Look inside": ("experiments.align", "experiments.probe", "experiments.card", "experiments.heads_atlas"),

@@ -17,7 +17,7 @@ def start(*words, cwd=ROOT, devices=1, **settings):
     """Start Python with these words: this checkout, what others compiled, one device as a user's machine has."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep),
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICKLY}",

@@ -19,6 +19,7 @@ UPPER = ("jaxssl.convert", "jaxssl.inference", "jaxssl.analysis", "jaxssl.traini
 FORBIDDEN = {
     "jaxssl": ("experiments", "tools", "torch", "matplotlib", "transformers"),
     "jaxssl/runtime": ("jaxssl.models", "jaxssl.data", "jaxssl.pretrained", *UPPER),
+    "jaxssl/storage": ("jax", "jaxssl.models", "jaxssl.data", "jaxssl.pretrained", *UPPER),
     "jaxssl/models": ("jaxssl.data", "jaxssl.pretrained", *UPPER),
     "jaxssl/data": ("jaxssl.models", "jaxssl.pretrained", "flax", *UPPER),
     "experiments": ("torch", "transformers", "flax"),

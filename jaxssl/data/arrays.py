@@ -12,6 +12,8 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.runtime.files import whole
+from jaxssl.storage import fetching
+from jaxssl.storage.stretches import Stretches, open_stretches
 
 
 class Rows(Protocol):
@@ -23,9 +25,9 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Slices:
-    """Rows that lie one after the other in one (memory-mapped) array: row i is `values[offsets[i]:offsets[i + 1]]`."""
+    """Rows one after the other in one array, of a file or a bucket: row i is `values[offsets[i]:offsets[i + 1]]`."""
 
-    values: np.ndarray
+    values: np.ndarray | Stretches
     offsets: np.ndarray
 
     def __len__(self) -> int:
@@ -65,20 +67,33 @@ class Shards:
         return self.shard(shard)[self.offsets[i] - begin : self.offsets[i + 1] - begin]
 
     @cached_property
-    def shard(self) -> Callable[[int], np.ndarray]:
+    def shard(self) -> Callable[[int], np.ndarray | Stretches]:
         """Open the rows of one file, given its number, as one array.
 
         Raises:
             InputError: it is missing or damaged, or holds another number of entries than its rows have.
         """
-        return lru_cache(MAPPED)(self._map)
+        return lru_cache(MAPPED)(self._open)
 
-    def _map(self, number: int) -> np.ndarray:
-        path, array = self.files[number], read_array(self.files[number])
+    def _open(self, number: int) -> np.ndarray | Stretches:
+        path, array = self.files[number], open_rows(self.files[number])
         wanted = int(self.offsets[self.first[number + 1]] - self.offsets[self.first[number]])
         if len(array) != wanted:
             raise InputError(f"{path}: {len(array)} frames, its utterances have {wanted}; make it again")
         return array
+
+
+def open_rows(path: Path) -> np.ndarray | Stretches:
+    """Open a .npy file of numbers to read stretches of its rows: mapped into memory, or where its bucket has it.
+
+    Raises:
+        InputError: it is missing or is not such an array.
+    """
+    if not fetching.waits(path):
+        return read_array(path)
+    found = open_stretches(path)
+    _check_numbers(found.dtype, path)
+    return found
 
 
 def read_array(path: Path, *, axes: int | None = None) -> np.ndarray:
@@ -88,7 +103,8 @@ def read_array(path: Path, *, axes: int | None = None) -> np.ndarray:
         InputError: it is missing or is not such an array.
     """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # a map is no longer than its file
+        with fetching.reading(path) as file:
+            array = np.lib.format.open_memmap(file, mode="r")  # a map is no longer than its file
     except Exception as error:  # NumPy evaluates headers, and raises whatever that meets: 14 kinds were counted
         raise InputError(f"{path}: not a readable .npy array ({error}); make it again") from error
     if array.ndim != axes if axes else not array.ndim:
@@ -120,9 +136,13 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def _numbers(array: np.ndarray, path: Path) -> np.ndarray:
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{path}: an array of {str(array.dtype)[:40]}, which are no numbers; make it again")
+    _check_numbers(array.dtype, path)
     return array
+
+
+def _check_numbers(dtype: np.dtype, path: Path) -> None:
+    if dtype.kind not in "biuf":
+        raise InputError(f"{path}: an array of {str(dtype)[:40]}, which are no numbers; make it again")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

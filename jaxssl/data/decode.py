@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 
 from compress.errors import InputError
+from jaxssl.storage import fetching
 
 UNKNOWN_LENGTH = 2**63 - 1  # what libsndfile reports for a FLAC stream whose header does not tell
 STREAMED_BYTES = 0x7FFFF000  # sizes from here on (SoX, ffmpeg, arecord) stand for "written to a pipe, length unknown"
@@ -25,6 +26,11 @@ def decode(path: Path) -> tuple[np.ndarray, int]:
     Raises:
         InputError: the file is missing, empty, no audio, ends too early or leaves open where it should end.
     """
+    with fetching.reading(path) as file:
+        return _decoded(file)
+
+
+def _decoded(path: Path) -> tuple[np.ndarray, int]:
     if not path.is_file():
         raise InputError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     if not path.stat().st_size:

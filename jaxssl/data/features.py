@@ -30,6 +30,7 @@ from jaxssl.data.prepared import frame_count, shard_files
 from jaxssl.data.team import ALONE, Team
 from jaxssl.runtime import locks
 from jaxssl.runtime.files import read_json
+from jaxssl.storage import places, publishing
 
 ROWS, SAMPLES = (
     8,
@@ -182,6 +183,7 @@ def begin(
         folder.mkdir(parents=True, exist_ok=True)
         _begin(manifest, folder, planned, _shard_frames(folder, shard_frames))
         locks.take(folder)
+        publishing.begin(folder)
         there[:] = [path.is_file() for path in shard_files(folder, len(there))]
         _check_space(folder, planned, there)
         team.wait()
@@ -357,7 +359,7 @@ def _read(utterance: Utterance) -> np.ndarray:
 
 def _fingerprint(manifest: Manifest) -> str:
     """Name a corpus by what its features follow from: which files, how long, in which order."""
-    lines = (f"{u.id}\t{os.path.realpath(u.path)}\t{u.samples}\n" for u in manifest.utterances)
+    lines = (f"{u.id}\t{places.url(u.path) or os.path.realpath(u.path)}\t{u.samples}\n" for u in manifest.utterances)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -20,6 +20,7 @@ from compress.errors import InputError
 from jaxssl.data.audio import SAMPLE_RATE
 from jaxssl.data.decode import UNKNOWN_LENGTH, check_size
 from jaxssl.data.tab_separated import read_rows, write_rows
+from jaxssl.storage import fetching, places
 
 COLUMNS = ("id", "path", "samples", "speaker", "split", "text")
 
@@ -170,8 +171,10 @@ def read_table(path: str | Path, *, present: bool = True, tick: Callable[[], obj
     """
     path = Path(path)
     rows = list(read_rows(path, ("path",)))
-    files = [path.parent / row["path"] for _, row in rows]
-    if missing := [file for file in files if present and not os.path.isfile(file)]:
+    files = [places.local(row["path"]) if places.is_url(row["path"]) else path.parent / row["path"] for _, row in rows]
+    # Of those in other places of buckets nobody knows before they are read.
+    near = [file for file, (_, row) in zip(files, rows, strict=True) if not places.is_url(row["path"])]
+    if missing := [file for file in near if present and not os.path.isfile(file)]:
         raise InputError(f"{path}: {len(missing)} of {len(files)} files are missing, the first is {missing[0]}")
     names = identities([Path(row["path"]) for _, row in rows])
     utterances = []
@@ -195,6 +198,11 @@ def header_length(path: Path) -> int:
     Raises:
         InputError: it is no audio, or does not tell its length.
     """
+    with fetching.reading(path) as file:
+        return _header_length(file)
+
+
+def _header_length(path: Path) -> int:
     try:
         info = soundfile.info(path)
     except soundfile.LibsndfileError as error:
@@ -217,4 +225,4 @@ def _count(text: str, place: str) -> int:
 
 def _relative(path: Path, folder: Path) -> str:
     path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else places.url(path) or path.as_posix()

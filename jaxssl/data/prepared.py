@@ -25,7 +25,7 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.data import corpora
-from jaxssl.data.arrays import Rows, Shards, Slices, read_array, write_array, write_blocks, write_whole
+from jaxssl.data.arrays import Rows, Shards, Slices, open_rows, read_array, write_array, write_blocks, write_whole
 from jaxssl.data.logmel import SHIFT, WINDOW, Stats, load_stats
 from jaxssl.data.manifest import Manifest
 from jaxssl.runtime.files import read_object
@@ -277,7 +277,7 @@ def _checked(name: str, rows: Iterable[np.ndarray], clusters: int) -> Iterable[n
 
 
 def _slices(values: Path, offsets: Path, utterances: int) -> Slices:
-    rows = Slices(read_array(values), _offsets(offsets, utterances))
+    rows = Slices(open_rows(values), _offsets(offsets, utterances))
     if rows.offsets[-1] != len(rows.values):
         raise InputError(f"{offsets}: ends at {rows.offsets[-1]}, {values.name} has {len(rows.values)}; make it again")
     return rows

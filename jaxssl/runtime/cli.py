@@ -18,6 +18,7 @@ from rich.segment import Segment
 
 from compress.errors import InputError, one_line, visible
 from jaxssl.runtime import causes, compiled, early, hooks, locks, ranges
+from jaxssl.storage import fetching, patience, places, publishing
 
 Config = TypeVar("Config")
 Item = TypeVar("Item")
@@ -29,9 +30,9 @@ class Terminal(Console):
     """A console that shows control characters instead of obeying them: names and texts come from foreign files."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Lay out what is printed, its control characters written as Python writes them."""
+        """Lay out what is printed: control characters as Python writes them, paths that stand for URLs as these."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=visible(segment.text))
+            yield segment if segment.control else segment._replace(text=visible(places.shown(segment.text)))
 
     def on_broken_pipe(self) -> None:
         """Raise what a pipe answers that nobody reads any more, where rich would end the process without a word."""
@@ -76,6 +77,7 @@ def command(
         disk does not take the output; one line on standard error says why. Interrupted, the process ends with 130.
     """
     hooks.install()
+    patience.forget()
     try:
         early.done()
         return _carried_out(run, config, description, sys.argv[1:] if args is None else args, remember=remember)
@@ -90,7 +92,9 @@ def _carried_out(
         values = read(config, args, description)
         if remember:
             compiled.remember()
-        with locks.holding(partial(messages.print, markup=False)):
+        tell = partial(messages.print, markup=False)
+        with locks.holding(tell), publishing.running(tell, ends=(Preempted,)):
+            publishing.at_the_end(ranges.written(values))
             run(values)
         sys.stdout.flush()  # here, where a full disk behind it can still be told
     except BaseException as error:
@@ -99,6 +103,9 @@ def _carried_out(
         if (told := _ending(error)) is None:
             raise
         return _told(*told)
+    finally:
+        if line := patience.told():
+            _told(line, 0)
     return 0
 
 
@@ -137,13 +144,16 @@ def read(config: type[Config], args: Sequence[str], description: str = "") -> Co
     told = io.StringIO()
     try:
         with redirect_stderr(told):
-            values = tyro.cli(
-                config, prog=_program(), description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,)
-            )
+            flags = (tyro.conf.FlagCreatePairsOff,)
+            words = [places.word(word) for word in args]
+            values = tyro.cli(config, prog=_program(), description=description, args=words, config=flags)
     except SystemExit as left:
         if not left.code:
             raise
         raise InputError(_misread(told.getvalue(), config)) from None
+    if words != list(args):
+        with messages.status("reading buckets"):
+            fetching.bring_all(values)
     ranges.check(values)
     return values
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.runtime import locks
+from jaxssl.storage import places, publishing
 
 Row = Mapping[str, Any]
 DEPTH = 64  # of JSON; ours have some 10, and whoever walks through one must not run out of stack
@@ -39,7 +40,7 @@ def claim(out: Path) -> None:
 
 
 def own(out: Path, settings: Any) -> None:
-    """Make a claimed folder this run's own, once nothing can be refused any more.
+    """Make a claimed folder this run's own, once nothing can be refused any more; what is made there goes to its URL.
 
     Args:
         out: the folder.
@@ -48,11 +49,12 @@ def own(out: Path, settings: Any) -> None:
     (out / "report.json").unlink(missing_ok=True)  # a report that is there is of a finished run
     write_json(out / SETTINGS, plain(settings) if dataclasses.is_dataclass(settings) else settings)
     (out / CLAIMED).unlink(missing_ok=True)
+    publishing.begin(out)
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Write settings, a dataclass, as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    """Write settings, a dataclass, as JSON values; paths that stand for URLs as these."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=places.shown))
 
 
 def read_json(path: Path, *, most: int = 100_000_000) -> Any:

@@ -11,6 +11,7 @@ import dataclasses
 import glob
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar, get_type_hints, runtime_checkable
 
 import tyro
@@ -136,6 +137,13 @@ def check(config: Any) -> None:
         for each in value if isinstance(value, tuple) else () if value is None else (value,):
             if reason := rule.wrong(each):
                 raise InputError(f"{each if plain else f'{flag(name)} {each}'}: {reason}")
+
+
+def written(config: Any) -> list[Path]:
+    """List the paths among a command's settings, a dataclass, that need not be there: what it writes to."""
+    there = {name for name, rule in rules(type(config)) if isinstance(rule, Present)}
+    values = [getattr(config, each.name) for each in dataclasses.fields(config) if each.name not in there]
+    return [value for value in values if isinstance(value, Path)]
 
 
 def rules(kind: type) -> Iterator[tuple[str, Rule]]:

@@ -24,12 +24,15 @@ from jaxssl.data.study import read_study
 from jaxssl.inference.encode import mel_inputs
 from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params, apply
+from jaxssl.storage import places
 from jaxssl.training.losses import MaskedPrediction, Sums, add, masked_by_row, means
 from jaxssl.training.probe import interval
 from jaxssl.training.segment_guidance import GuidedPrediction
 from jaxssl.training.settings import Training
 from jaxssl.training.sharding import check_rows, global_batch, make_mesh, place, shardings
 from jaxssl.training.step import Arrays, Loss, make_evaluation
+
+NEAR, FAR = 2, 32  # threads that read batches from a disk, which computes; and from a bucket, which is waited for
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Data:
         audio: file of each utterance of the corpus of held-out speech; of the study's corpora that of its features.
         taught_audio: the same of the corpus to train on.
         unmasked: weight of the frames that are not hidden, in the loss of pre-training.
+        readers: threads that read batches.
     """
 
     train: tuple[Corpus, np.ndarray]
@@ -65,6 +69,7 @@ class Data:
     audio: tuple[Path, ...] = ()
     taught_audio: tuple[Path, ...] = ()
     unmasked: float = 0.0
+    readers: int = NEAR
 
 
 def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | None, stats: Stats | None = None) -> Data:
@@ -118,6 +123,7 @@ def load_data(corpus: Path, arch: Arch, *, labels: str | None, valid: Path | Non
         mel=mel,
         audio=tuple(utterance.path for utterance in there.manifest.utterances),
         taught_audio=tuple(utterance.path for utterance in here.manifest.utterances),
+        readers=FAR if any(map(places.url, (corpus, here.manifest.utterances[0].path))) else NEAR,
     )
 
 
@@ -302,6 +308,7 @@ def _shared(data: Data, training: Training) -> dict[str, Any]:
         "buckets": training.buckets,
         "host": jax.process_index(),
         "hosts": jax.process_count(),
+        "threads": data.readers,
     }
 
 

@@ -5,6 +5,8 @@ stops. So the processes call the roll themselves before (`rollcall`), and watch 
 """
 
 import atexit
+import itertools
+import json
 import math
 import os
 import socket
@@ -12,7 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,13 +24,16 @@ from jax.experimental import multihost_utils
 
 from compress.errors import InputError
 from jaxssl.data.team import ALONE, Team
+from jaxssl.storage import fetching, places, publishing
 from jaxssl.training.lifeline import LINE, Watch
 from jaxssl.training.rollcall import Place, call_roll, connect
 
 PATIENCE_S = 14 * 24 * 3600.0  # for a process that is alive, but has more to do
+DAY_S = 86_400.0  # for what waits for a store, which has its own patience
 VERDICT_S = 2.0  # a failed collective waits that long to hear whether another process is the cause
 
 _watch: Watch | None = None
+_numbers = itertools.count()  # of what the main process said
 
 
 def initialize(
@@ -58,6 +64,8 @@ def initialize(
     place = _place(coordinator, processes, process, timeout_s)
     if place is None or place.processes == 1:
         return
+    if place.process:
+        publishing.leave()
     links = call_roll(place, timeout_s=timeout_s)
     name = f"process {place.process} of {place.processes}"
     _watch = Watch(name, links, silence_s=silence_s, grace_s=timeout_s)
@@ -85,7 +93,7 @@ def guard() -> Iterator[None]:
     except Exception as error:
         if _watch is not None:
             time.sleep(VERDICT_S)  # a collective fails first, the lifeline then says whose fault it was
-            first = (str(error).splitlines() or [""])[0][: LINE // 8]
+            first = places.shown(str(error).splitlines()[0] if str(error) else "")[: LINE // 8]
             name = f"process {jax.process_index()} on {socket.gethostname()}"
             code = 2 if isinstance(error, InputError | OSError) else 1
             _watch.fail(f"{name} failed: {type(error).__name__}: {first}", exit_code=code)
@@ -107,17 +115,27 @@ def barrier(name: str, *, timeout_s: float = 600.0) -> None:
         client.wait_at_barrier(name, round(1000 * timeout_s))
 
 
-def team() -> Team:
-    """Return the processes of this run as those that prepare a corpus; what they wait for may take days."""
+def team(folder: Path) -> Team:
+    """Return the processes of this run as those that prepare a corpus in a folder; what they wait for may take days.
+
+    Where the folder is a bucket's, they need no common disk: what each has made is sent when they wait for each other,
+    and what the others have made comes.
+    """
     if jax.process_count() == 1:
         return ALONE
-    numbers = count()
+    url = places.url(folder)
+    if url:
+        publishing.begin(folder)
 
     def wait() -> None:
-        barrier(f"team {next(numbers)}", timeout_s=PATIENCE_S)
+        publishing.now(folder)
+        meet(timeout_s=PATIENCE_S)
+        if url:
+            fetching.bring(url)
+            meet(timeout_s=PATIENCE_S)  # before anybody changes again what others still read
 
     def gather(array: np.ndarray) -> np.ndarray:
-        wait()  # a collective on CPUs waits 30 s for the others
+        meet(timeout_s=PATIENCE_S)  # a collective on CPUs waits 30 s for the others
         array = np.ascontiguousarray(array)
         if not array.size:
             return np.zeros((jax.process_count(), *array.shape), array.dtype)
@@ -126,6 +144,29 @@ def team() -> Team:
         return np.ascontiguousarray(raw).view(array.dtype).reshape(-1, *array.shape)
 
     return Team(jax.process_index(), jax.process_count(), wait, gather)
+
+
+def meet(*, timeout_s: float = DAY_S) -> None:
+    """Wait until every process has come here; the how-manieth such place it is must be the same in all.
+
+    Raises:
+        jax.errors.JaxRuntimeError: some process has not come within `timeout_s`.
+    """
+    barrier(f"jaxssl/meet/{next(_numbers)}", timeout_s=timeout_s)
+
+
+def said(value: Any, *, timeout_s: float = DAY_S) -> Any:
+    """Return what the main process gives, JSON values; all must call it, in the same order. No device takes part.
+
+    Raises:
+        jax.errors.JaxRuntimeError: it has not come within `timeout_s`.
+    """
+    if (client := distributed.global_state.client) is None:
+        return value
+    name = f"jaxssl/said/{next(_numbers)}"
+    if is_main():
+        client.key_value_set(name, json.dumps(value))
+    return json.loads(client.blocking_key_value_get(name, round(1000 * timeout_s)))
 
 
 def anywhere(flag: bool) -> bool:

@@ -19,6 +19,7 @@ from jaxssl.data.quality import entropy, phone_quality
 from jaxssl.data.team import Team
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import console
+from jaxssl.storage import places
 from jaxssl.training.label_source import Source
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], object]]]  # what is done, of how many → what to call
@@ -68,12 +69,12 @@ def make(corpus: Prepared, source: Source, wanted: LabelSet, team: Team, bar: Ba
     elif wanted.like is not None:
         centres = _centres(wanted.like, name, wanted.clusters)
     settings = {
-        "source": source.about,
+        "source": places.shown(source.about),
         "digest": _digest(corpus, source, centres),
         "seed": wanted.seed,
         "frames": wanted.frames,
         "restarts": wanted.restarts,
-        "like": None if wanted.like is None else str(wanted.like),
+        "like": None if wanted.like is None else places.shown(wanted.like),
     }
     there = corpus.sets.get(name)
     if not team.said(np.array([there is not None and _same(there, wanted, settings)])):

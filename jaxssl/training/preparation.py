@@ -18,6 +18,7 @@ from jaxssl.data.team import ALONE, Team
 from jaxssl.runtime import ranges
 from jaxssl.runtime.cli import console, messages, progress
 from jaxssl.runtime.ranges import Count, Less, Natural, Positive, Seed, There
+from jaxssl.storage import publishing
 from jaxssl.training import distributed
 from jaxssl.training.label_sets import LabelSet, make
 from jaxssl.training.label_source import Source, source_of
@@ -80,7 +81,7 @@ def run(config: Preparation) -> None:
     check(config)
     distributed.initialize(config.coordinator, config.processes, config.process, timeout_s=config.timeout)
     with distributed.guard():
-        prepare(config, team=distributed.team())
+        prepare(config, team=distributed.team(config.out))
 
 
 def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = None, *, team: Team = ALONE) -> None:
@@ -96,10 +97,12 @@ def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = N
     """
     check(config)
     corpus = _features(config, team)
+    publishing.now(config.out)
     like = None if config.like is None else prepared.load(config.like)
     if source is not None:
         made = source(corpus)
         _label(corpus, made, config, made.period_ms, team)
+        publishing.now(config.out)
         return
     for spec in config.labels:
         stats = None if like is None else like.stats
@@ -107,6 +110,7 @@ def prepare(config: Preparation, source: Callable[[Prepared], Source] | None = N
         for note in found.notes if team.main else ():
             console.print(f"note: {note}", markup=False)
         _label(corpus, found, config, config.period, team)
+        publishing.now(config.out)
 
 
 def _features(config: Preparation, team: Team) -> Prepared:

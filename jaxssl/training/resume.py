@@ -4,6 +4,9 @@
     checkpoints/300/record/    JSON: the arch, the position in the data, whatever the run remembers besides
     checkpoints/damaged-300/   one that could not be trusted, set aside when the run resumed
 
+At a URL each process may have a disk of its own: process 0 gathers and writes the state, the bucket has it for all, and
+each reads it there when the run goes on.
+
 Each carries the list of its files (`jaxssl.runtime.seal`), so that damage is found before anything reads the arrays. A
 new one is read back and compared before it gets its name, and only then an older one goes.
 """
@@ -22,8 +25,9 @@ import orbax.checkpoint as ocp
 
 from compress.errors import InputError
 from jaxssl.runtime import files, seal, steady
-from jaxssl.training import read_back
-from jaxssl.training.sharding import place
+from jaxssl.storage import checkpoints, places, publishing
+from jaxssl.training import distributed, read_back
+from jaxssl.training.sharding import gather, place
 from jaxssl.training.spikes import none_yet
 from jaxssl.training.step import State
 
@@ -55,9 +59,17 @@ class Checkpoints:
         """
         steady.by_monotonic_clock()
         self.folder = folder.absolute()
+        self._remote = places.url(self.folder) is not None
+        self._apart = self._remote and jax.process_count() > 1
+        if self._remote and distributed.is_main():
+            publishing.watch(self.folder)
         later = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         self._kept = Kept(keep)
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, create=True, async_options=later)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        alone = _alone() if self._apart else ocp.options.MultiprocessingOptions()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._kept, create=False, async_options=later, multiprocessing_options=alone
+        )
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except ValueError as error:  # of a list that is JSON, but none of Orbax's
@@ -92,12 +104,15 @@ class Checkpoints:
         Raises:
             OSError: an earlier one could not be written (the disk is full), or is not what was given.
         """
-        if number in self._manager.all_steps():
+        if number in self._steps():
             return
         self._manager.wait_until_finished()
         self._check()
+        publishing.check()
         self._kept.anchor = anchor
-        named = _named(state)
+        named = gather(_named(state)) if self._apart else _named(state)
+        if self._apart and not distributed.is_main():
+            return
         self._given = read_back.sums(named) if jax.process_index() == 0 else {}
         arrays, text = ocp.args.StandardSave(named), ocp.args.JsonSave(dict(record))
         self._manager.save(number, args=ocp.args.Composite(state=arrays, record=text))
@@ -110,13 +125,13 @@ class Checkpoints:
         """
         self._manager.wait_until_finished()
         self._check()
-        found, notes = self._newest(step for step in self._manager.all_steps() if step <= number)
+        found, notes = self._newest(step for step in self._shared() if step <= number)
         return found[0] if found else 0, notes
 
     def forget_after(self, number: int) -> None:
         """Remove the checkpoints of updates beyond `number`, from which nothing goes on any more."""
         for each in self._manager.all_steps():
-            if each > number:
+            if each > number and (distributed.is_main() or not self._apart):
                 self._manager.delete(each)
 
     def newest(self) -> tuple[int, dict[str, Any], list[str]] | None:
@@ -127,28 +142,53 @@ class Checkpoints:
         Returns:
             Its number, its record, and a line for each damaged one; None when there is none.
         """
-        found, notes = self._newest(self._manager.all_steps())
+        found, notes = self._newest(self._shared())
         if found:
             return *found, notes
         if notes:
             raise InputError(f"{self.folder}: no checkpoint is whole; {notes[0]}; remove the folder to start anew")
         return None
 
+    def _steps(self) -> list[int]:
+        """List the checkpoints, alike in all processes."""
+        return distributed.said(list(self._manager.all_steps())) if self._apart else list(self._manager.all_steps())
+
+    def _shared(self) -> list[int]:
+        """List the checkpoints, when the bucket has them all for processes that have another disk."""
+        if self._apart and distributed.is_main():
+            publishing.now(self.folder)
+        return self._steps()
+
     def _newest(self, numbers: Iterable[int]) -> tuple[tuple[int, dict[str, Any]] | None, list[str]]:
         notes: list[str] = []
         for number in sorted(numbers, reverse=True):
+            record, reason = self._read(number)
+            if self._apart:
+                distributed.meet()  # some may have had more to fetch
+                record = None if distributed.anywhere(record is None) else record
+            if record is not None:
+                return (number, record), notes
+            why = reason or "as another process found"
+            notes.append(f"checkpoint {number} is damaged, the one before it is used: {why}")
+            self._set_aside(number)
+        return None, notes
+
+    def _read(self, number: int) -> tuple[dict[str, Any] | None, Exception | None]:
+        """Read a checkpoint's record, if all of it is whole here or in the bucket; else None, and why."""
+        reason: Exception | None = None
+        for anew in (False, True) if self._remote else (False,):
             try:
+                if anew or (self._apart and not distributed.is_main()):
+                    checkpoints.bring(self.folder, only=number, anew=anew)
+                    self._manager.reload()
                 seal.check(self.folder / str(number), parts=PARTS)
                 record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-                files.named(record, self.folder / str(number))
+                return files.named(record, self.folder / str(number)), None
             except MemoryError:  # says nothing of the checkpoint
                 raise
             except Exception as error:  # Orbax raises whatever it meets
-                notes.append(f"checkpoint {number} is damaged, the one before it is used: {error}")
-                self._set_aside(number)
-            else:
-                return (number, record), notes
-        return None, notes
+                reason = reason or error
+        return None, reason
 
     def restore(self, number: int, like: State) -> State:
         """Read a state into arrays of the shapes and at the places of `like`.
@@ -209,6 +249,8 @@ class Checkpoints:
     def _set_aside(self, number: int) -> None:
         if jax.process_index() == 0:
             (self.folder / str(number)).rename(self.folder / f"damaged-{number}")
+        if self._apart and distributed.said(True) and not distributed.is_main():
+            shutil.rmtree(self.folder / str(number), ignore_errors=True)  # of this process's own disk, if it has one
         self._manager.reload()
 
     def _check(self) -> None:
@@ -217,6 +259,12 @@ class Checkpoints:
         except Exception as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise OSError(getattr(error, "errno", None), reason, str(self.folder)) from error
+
+
+def _alone() -> Any:
+    """Return what lets Orbax work in this process alone."""
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(here, {here}, barrier_sync_key_prefix=f"alone-{here}")
 
 
 def _named(state: State) -> dict[str, Any]:

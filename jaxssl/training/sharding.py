@@ -79,6 +79,31 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(_whole, tree)
 
 
+def gather(tree: Any) -> Any:
+    """Return what `fetch` does, in process 0; all must call it. Only arrays that process 0 has not in full travel.
+
+    It has those in full that are copied, or spread over devices of its own.
+    """
+    return jax.tree.map(lambda leaf: _joined(leaf) if _in_full(leaf) else _whole(leaf), tree)
+
+
+def _in_full(leaf: Any) -> bool:
+    """Tell, alike in all processes, whether the devices of process 0 have all of an array."""
+    if not isinstance(leaf, jax.Array):
+        return True
+    places: dict[Any, Any] = dict(leaf.sharding.devices_indices_map(leaf.shape))
+    return {str(i) for d, i in places.items() if d.process_index == 0} == set(map(str, places.values()))
+
+
+def _joined(leaf: Any) -> np.ndarray:
+    if jax.process_index() or not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return np.asarray(leaf) if jax.process_index() == 0 else np.zeros(0)
+    whole = np.empty(leaf.shape, leaf.dtype)
+    for shard in leaf.addressable_shards:
+        whole[shard.index] = shard.data
+    return whole
+
+
 def check_rows(rows: int, devices: int) -> None:
     """Raise InputError when a global batch of `rows` cannot be spread evenly over the devices."""
     if rows % devices or rows < 1:

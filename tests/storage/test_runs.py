@@ -1,0 +1,118 @@
+"""Whole commands on a bucket that fails, killed and gone on with, end in what they end in on a disk, to the bit."""
+
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from jaxssl.models import checkpoint
+from jaxssl.storage import asking, fetching, places
+from tests.processes import finish, start
+
+PREPARE = ("-m", "experiments.prepare", "--clusters", 8, "--restarts", 1, "--valid", 0.3)
+PRETRAIN = ("-m", "experiments.pretrain", "--arch", "melhubert-tiny", "--steps", 60, "--batch", 4, "--crop", 1)
+OFTEN = ("--save-every", 4, "--valid-every", 20, "--log-every", 10, "--shortest", 0.5)
+
+
+def speech(folder):
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        (folder / f"{i % 3}").mkdir(parents=True, exist_ok=True)
+        samples = rng.normal(size=16_000 + 800 * i) * np.sin(np.arange(16_000 + 800 * i) * (0.01 + 0.01 * i))
+        soundfile.write(folder / f"{i % 3}/{i}.wav", 0.1 * samples.clip(-3, 3), 16_000)
+
+
+def upload(folder, url):
+    bucket, key = asking.of(url)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            bucket.write(f"{key}/{path.relative_to(folder).as_posix()}", path)
+
+
+def pair(*words, caches, wait=None):
+    """Start two processes as one run, each with a disk of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = (*words, "--coordinator", f"127.0.0.1:{port}", "--processes", 2)
+    return [start(*words, "--process", i, XDG_CACHE_HOME=str(cache)) for i, cache in enumerate(caches)]
+
+
+def ended(started, *codes):
+    told = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == list(codes), [errors[-3000:] for _, errors in told]
+    return [output + errors for output, errors in told]
+
+
+def until(condition, *started):
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started), started[0].communicate()
+        time.sleep(0.02)
+
+
+def kill(started):
+    for process in started:
+        process.send_signal(signal.SIGKILL)
+    for process in started:
+        process.communicate()
+
+
+def objects_of(url):
+    bucket, key = asking.of(url)
+    return {entry.key.removeprefix(f"{key}/") for page in bucket.pages(f"{key}/") for entry in page}
+
+
+def newest(url):
+    """The newest checkpoint that is whole there; 0: there is none."""
+    found = (name.split("/") for name in objects_of(url))
+    return max((int(parts[1]) for parts in found if parts[0] == "checkpoints" and parts[-1] == "files.json"), default=0)
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_disks_on_a_bucket_that_fails(store, tmp_path):
+    url, faults = store
+    speech(tmp_path / "speech")
+    upload(tmp_path / "speech", f"{url}/speech")
+    finish(*PREPARE, "--audio", tmp_path / "speech", "--out", tmp_path / "prepared")
+    local = pair(*PRETRAIN, *OFTEN, "--corpus", tmp_path / "prepared", "--out", tmp_path / "run", caches=[tmp_path] * 2)
+    ended(local, 0, 0)
+
+    faults.busy, faults.cut, faults.before, faults.slow, faults.slow_s = 0.05, 0.05, 0.03, 0.05, 0.2
+    words = (*PREPARE, "--audio", f"{url}/speech", "--out", f"{url}/prepared")
+    began = start(*words, XDG_CACHE_HOME=str(tmp_path / "a"))
+    until(lambda: "features.npy" in objects_of(f"{url}/prepared"), began)
+    kill([began])
+    again = finish(*words, XDG_CACHE_HOME=str(tmp_path / "b"))  # another machine
+    assert again.returncode == 0, again.stderr
+    for name in ("features.npy", "stats.npy", "offsets.npy", "labels/logmel-8.npy", "labels/logmel-8.centres.npy"):
+        bucket, key = asking.of(f"{url}/prepared/{name}")
+        assert bucket.read(key, 0, 10**9) == (tmp_path / "prepared" / name).read_bytes(), name
+
+    words = (*PRETRAIN, *OFTEN, "--corpus", f"{url}/prepared", "--out", f"{url}/run")
+    started = pair(*words, caches=[tmp_path / "c", tmp_path / "d"])
+    until(lambda: newest(f"{url}/run"), *started)
+    kill(started)
+    before = newest(f"{url}/run")
+    started = pair(*words, caches=[tmp_path / "c", tmp_path / "d"])
+    until(lambda: newest(f"{url}/run") > before, *started)
+    started[1].send_signal(signal.SIGTERM)
+    ended(started, 75, 75)
+    started = pair(*words, caches=[tmp_path / "e", tmp_path / "f"])  # two other machines
+    told = ended(started, 0, 0)
+    assert "resuming after update" in told[0]
+    assert "requests were tried again" in told[0]
+    found = objects_of(f"{url}/run")
+    assert {"config.json", "report.json", "metrics.jsonl", "models/final/params/files.json"} <= found
+    assert not {name for name in found if "cache" in name or ".part" in name}
+    fetching.bring(f"{url}/run/models/final")
+    place = places.local(f"{url}/run/models/final")
+    there, here = checkpoint.load(place), checkpoint.load(tmp_path / "run/models/final")
+    assert there[0] == here[0]
+    jax.tree.map(np.testing.assert_array_equal, there[1], here[1])
+    assert "/buckets/" not in (place / "provenance.json").read_text()
