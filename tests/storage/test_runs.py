@@ -13,7 +13,7 @@ from jaxssl.models import checkpoint
 from jaxssl.storage import asking, fetching, places
 from tests.processes import finish, start
 
-PREPARE = ("-m", "experiments.prepare", "--clusters", 8, "--restarts", 1, "--valid", 0.3)
+PREPARE = ("-m", "experiments.prepare", "--clusters", 8, "--restarts", 1, "--valid", 0.3, "--shard", 0.15)
 PRETRAIN = ("-m", "experiments.pretrain", "--arch", "melhubert-tiny", "--steps", 60, "--batch", 4, "--crop", 1)
 OFTEN = ("--save-every", 4, "--valid-every", 20, "--log-every", 10, "--shortest", 0.5)
 
@@ -85,14 +85,16 @@ def test_two_processes_with_two_disks_on_a_bucket_that_fails(store, tmp_path):
 
     faults.busy, faults.cut, faults.before, faults.slow, faults.slow_s = 0.05, 0.05, 0.03, 0.05, 0.2
     words = (*PREPARE, "--audio", f"{url}/speech", "--out", f"{url}/prepared")
-    began = start(*words, XDG_CACHE_HOME=str(tmp_path / "a"))
-    until(lambda: "features.npy" in objects_of(f"{url}/prepared"), began)
-    kill([began])
-    again = finish(*words, XDG_CACHE_HOME=str(tmp_path / "b"))  # another machine
-    assert again.returncode == 0, again.stderr
-    for name in ("features.npy", "stats.npy", "offsets.npy", "labels/logmel-8.npy", "labels/logmel-8.centres.npy"):
+    began = pair(*words, caches=[tmp_path / "a", tmp_path / "b"])
+    until(lambda: "features/00001.npy" in objects_of(f"{url}/prepared"), *began)
+    kill(began)
+    ended(pair(*words, caches=[tmp_path / "b", tmp_path / "g"]), 0, 0)  # one of them is another machine
+    made = {path.relative_to(tmp_path / "prepared").as_posix(): path for path in (tmp_path / "prepared").rglob("*.npy")}
+    assert len([name for name in made if name.startswith("features/")]) > 2
+    assert {name for name in objects_of(f"{url}/prepared") if name.endswith(".npy")} == set(made)
+    for name, path in made.items():
         bucket, key = asking.of(f"{url}/prepared/{name}")
-        assert bucket.read(key, 0, 10**9) == (tmp_path / "prepared" / name).read_bytes(), name
+        assert bucket.read(key, 0, 10**9) == path.read_bytes(), name
 
     words = (*PRETRAIN, *OFTEN, "--corpus", f"{url}/prepared", "--out", f"{url}/run")
     started = pair(*words, caches=[tmp_path / "c", tmp_path / "d"])
