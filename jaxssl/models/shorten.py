@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Grouping, Repeat, Shortening, TransposedConvolution
+from jaxssl.models.arch import Arch, Inner, Repeat, Shortening, TransposedConvolution
 from jaxssl.models.checks import check_arch
 from jaxssl.models.model import Params
 
@@ -13,7 +13,7 @@ def shortened(
     arch: Arch,
     params: Params,
     front: Shortening | None,
-    layers: Mapping[int, Grouping],
+    layers: Mapping[int, Inner],
     *,
     learned: bool = False,
 ) -> tuple[Arch, Params]:

@@ -10,7 +10,7 @@ from compress.errors import InputError
 from experiments import rows, sequence
 from experiments.curves.runs import read_curves
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import AveragePooling, Repeat, StridedConvolution
+from jaxssl.models.arch import AveragePooling, KeyMerging, Repeat, StridedConvolution
 from tests.archs import MEL, forward
 from tests.experiments import small
 
@@ -87,6 +87,19 @@ def test_frames_fire_at_each_rate_by_one_model_each_and_by_one_for_all(place, tm
 
 
 @pytest.mark.slow
+def test_neighbours_that_are_alike_merge_without_training(place, tmp_path):
+    out = tmp_path / "merge"
+    sequence.run(config(place, out, ratio=(2, 3), by=("merge",), steps=0))
+    _, *points = json.loads((out / "report.json").read_text())["points"]
+    assert [row["name"] for row in points] == ["ratio-2-merge-layer-1", "ratio-3-merge-layer-1"]
+    assert [row["frames_per_s"] for row in points] == pytest.approx([25, 16.7])
+    assert all(row["loss_difference"] not in (None, 0) for row in points)
+    arch, params = checkpoint.load(out / "models/ratio-3-merge-layer-1")
+    assert (arch.layers[1].shortening, arch.upsampling) == (KeyMerging(334), Repeat())
+    assert "shortening" not in params["layers"]["1"]
+
+
+@pytest.mark.slow
 def test_a_shorter_model_is_shortened_again_and_pruned(place, tmp_path):
     out = tmp_path / "one"
     sequence.run(config(place, out, ratio=(2,), steps=0))
@@ -120,6 +133,8 @@ def test_places_are_the_front_and_the_middle_where_none_is_named(place, tmp_path
         ({"by": ("mean", "fire"), "at": ("1",)}, "--by fire --at 1: frames fire behind the front end only; add front"),
         ({"by": ("once",), "recover": "distil"}, "--by once --recover distil: labels guide what fires"),
         ({"by": ("fire",), "upsample": "learned"}, "--by fire --upsample learned: no fixed number"),
+        ({"by": ("mean", "merge"), "at": ("front",)}, "--by merge --at front: frames merge by the keys of a layer"),
+        ({"by": ("merge",), "upsample": "learned"}, "--by merge --upsample learned: no fixed number"),
         ({"room": 2.0}, "--room 2.0: it is for --by fire and once"),
         ({"ratio": (1,)}, "--ratio 1: give 2 to"),
         (
