@@ -41,32 +41,25 @@ beginning. Before any update, before layer 3: halved by merging 0.13 nats, by me
 Points that fire have not been run on a quiet machine yet.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
+from compress.plan import Shorter
 from experiments.curves.before import known_before
 from experiments.curves.curve import Curve, Recovery, check_heeded
+from experiments.curves.fewer_frames import check_heard, frames_per_s
 from experiments.curves.fired import Roomy, begun, narrowed, roomy
 from experiments.curves.job import Job, control_of, draw, open_job, open_model, recovering, trained
 from experiments.curves.measures import MACS, TIME
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
 from experiments.reports import methods
-from jaxssl.models.arch import (
-    SAMPLE_RATE,
-    Arch,
-    AveragePooling,
-    Inner,
-    IntegrateAndFire,
-    KeyMerging,
-    StridedConvolution,
-)
-from jaxssl.models.rates.merging import WHOLE
-from jaxssl.models.shorten import shortened
+from jaxssl.models.arch import Arch, IntegrateAndFire
+from jaxssl.models.shorten import by_step, shortened_arch
 from jaxssl.runtime.cli import console, main
 from jaxssl.runtime.ranges import Natural, Positive, Several
 from jaxssl.training.calendar import Calendar
@@ -74,10 +67,6 @@ from jaxssl.training.lesson import Lesson
 
 Way = Literal["mean", "convolution", "merge", "fire", "once"]
 FRONT = "front"
-GROUPS: Mapping[Way, type[AveragePooling] | type[StridedConvolution]] = {
-    "mean": AveragePooling,
-    "convolution": StridedConvolution,
-}
 FIRES = ("fire", "once")
 Found = Callable[[], Roomy]
 
@@ -138,9 +127,9 @@ class Variant:
         return FRONT if self.at is None else f"layer-{self.at}"
 
     @property
-    def part(self) -> Inner:
-        """What does it, where no net of weights has to be fitted first."""
-        return KeyMerging(-(-WHOLE // self.ratio)) if self.way == "merge" else GROUPS[self.way](self.ratio)
+    def step(self) -> Shorter | None:
+        """What does it in a plan's words; None where frames fire, which is no step."""
+        return None if self.way == "fire" or self.way == "once" else Shorter(self.ratio, self.at, self.way)
 
 
 def run(config: Config) -> None:
@@ -151,7 +140,7 @@ def run(config: Config) -> None:
     variants = variants_of(config, subject.arch)
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 4, 1))
     for variant in variants:
-        check(variant, _checked(config, subject, variant), seconds=min(config.seconds, training.crop))
+        check_heard(str(variant), _checked(config, subject, variant), seconds=min(config.seconds, training.crop))
     schedule = Schedule(Calendar((), config.steps), tuple(float(variant.ratio) for variant in variants))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     lesson = recovering(job, config.recover, config.out, masked=config.masked) if config.steps else None
@@ -161,10 +150,10 @@ def run(config: Config) -> None:
         net = cache(partial(begun, job))
         once = cache(partial(_once_for_all, config, job, net))
         for variant in variants:
-            if variant.way in FIRES:
+            if variant.step is None:
                 _fired_point(config, job, bench, variant, net, once)
             else:
-                _point(config, job, bench, lesson, variant)
+                _point(config, job, bench, lesson, variant, variant.step)
 
     names = {variant.method: f"{variant.way}, {variant.place.replace('-', ' ')}" for variant in variants}
     picture = partial(methods.draw, names=names, costs=(TIME, MACS))
@@ -208,60 +197,31 @@ def _fits(way: Way, at: int | None) -> bool:
     return way != "merge" if at is None else way not in FIRES
 
 
-def check(variant: Variant, arch: Arch, *, seconds: float) -> None:
-    """Refuse a ratio that leaves no frame of what is heard at once.
-
-    Raises:
-        InputError: it does.
-    """
-    frames = arch.front.frames(round(seconds * SAMPLE_RATE))
-    if frames < arch.least:
-        raise InputError(
-            f"{variant}: one frame would be made of {arch.least}, and {seconds:g} s have {frames}; give a smaller "
-            "--ratio, or larger --crop and --seconds"
-        )
-
-
 def _checked(config: Config, subject: Subject, variant: Variant) -> Arch:
     """Return the arch of a variant; errors as those that make it."""
-    if variant.at is None and subject.arch.shortening:
-        raise InputError(f"--at {FRONT}: the model's features are shortened already; name a layer")
-    if variant.at is not None and subject.arch.layers[variant.at].shortening:
-        raise InputError(f"--at {variant.at}: that layer's input is shortened already; name another")
-    if variant.way in FIRES:
-        return shortened(subject.arch, subject.params, IntegrateAndFire(), {})[0]
-    return _shortened(config, subject, variant).arch
+    if variant.step is None:
+        return shortened_arch(subject.arch, IntegrateAndFire(), {})
+    return _shortened(config, subject, variant.step).arch
 
 
-def _shortened(config: Config, subject: Subject, variant: Variant) -> Subject:
+def _shortened(config: Config, subject: Subject, step: Shorter) -> Subject:
     """Make the model's sequences shorter; a mask of weights that are zero stays where it was."""
-    learned, part, front, layers = config.upsample == "learned", variant.part, None, dict[int, Inner]()
-    if variant.at is not None:
-        layers[variant.at] = part
-    elif not isinstance(part, KeyMerging):
-        front = part
-    arch, params = shortened(subject.arch, subject.params, front, layers, learned=learned)
+    arch, params = by_step(subject.arch, subject.params, step, learned=config.upsample == "learned")
     return Subject(arch, params, subject.masks)
 
 
-def _point(config: Config, job: Job, bench: Bench, lesson: Lesson | None, variant: Variant) -> None:
+def _point(config: Config, job: Job, bench: Bench, lesson: Lesson | None, variant: Variant, step: Shorter) -> None:
     """Make sequences shorter, train, measure."""
     name = str(variant)
     if bench.has(name):
         return
-    changed = _shortened(config, job.subject, variant)
-    told: dict[str, Any] = {"frames_per_s": _frames_per_s(changed.arch), "method": variant.method}
+    changed = _shortened(config, job.subject, step)
+    told: dict[str, Any] = {"frames_per_s": frames_per_s(changed.arch), "method": variant.method}
     if config.steps:
         console.print(f"training on: {name}", markup=False)
         told |= known_before(bench.hear(changed), bench.controls.get(config.steps))
         changed = trained(job, bench.out / "recovery" / name, changed, lesson, config.steps)
     bench.point(name, changed, level=variant.ratio, step=config.steps, told=told)
-
-
-def _frames_per_s(arch: Arch) -> float:
-    """Count the frames that the last layer works on in a second of long speech."""
-    whole = WHOLE * arch.grouped  # so many that none is left over, whatever groups and shares
-    return float(arch.front.rate / arch.front.hop * arch.reduced(whole, layer=len(arch.layers) - 1) / whole)
 
 
 def _fired_point(config: Config, job: Job, bench: Bench, variant: Variant, net: Found, once: Found) -> None:

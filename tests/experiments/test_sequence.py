@@ -139,7 +139,7 @@ def test_places_are_the_front_and_the_middle_where_none_is_named(place, tmp_path
         ({"ratio": (1,)}, "--ratio 1: give 2 to"),
         (
             {"ratio": (2, 40)},
-            "ratio-40-mean-front: one frame would be made of 40, and 0.5 s have 24; give a smaller --ratio",
+            "ratio-40-mean-front: one frame would be made of 40, and 0.5 s have 24; give a smaller ratio",
         ),
     ],
 )
