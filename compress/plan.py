@@ -128,13 +128,13 @@ class Shorter:
     does.
 
     Attributes:
-        ratio: frames that become one.
+        ratio: frames that become one, a whole number but of "merge".
         at: number of the layer before which; None: behind the front end.
         way: mean: of each group of `ratio` frames; convolution: a learned map of it, which begins as the mean; merge:
             neighbours whose keys are most alike become one, as many as the ratio asks for.
     """
 
-    ratio: int
+    ratio: float
     at: int | None = None
     way: Way = "mean"
 

@@ -15,8 +15,9 @@ A stage is KIND=VALUE: `layers` (the first so many stay), `heads` and `rows` of 
 `rank` of each dense map (activation-aware; `svd` is the plain one; where it makes the map smaller), `weights` (share of
 zeros, over the whole model), `ratio` (frames that become one before the middle layer; `ratio=2,front` behind the front
 end, `ratio=2,4` before layer 4, counted from 0; their mean, or `ratio=2,4,convolution` and `ratio=2,4,merge` as
-experiments.sequence has them). @N trains N updates after it, :distil lets the model recover by what the dense one says
-of each frame and :predict by masked prediction. A file has one stage a line; what follows a # is a remark.
+experiments.sequence has them, of which merging takes fractions too, as in ratio=1.25,2,merge ratio=1.25,3,merge). @N
+trains N updates after it, :distil lets the model recover by what the dense one says of each frame and :predict by
+masked prediction. A file has one stage a line; what follows a # is a remark.
 
 Without a plan it is the study's winner in proportion to the model: half the layers, distilled, then heads to three
 quarters and a half, then rows to a sixth in five steps ("Is Smaller Always Faster?", arXiv 2211.09949). Each stage's
@@ -294,8 +295,6 @@ def _check_keys(stage: Stage, arch: Arch, heads: int) -> None:
 def _shorter(stage: Stage, arch: Arch, *, seconds: float) -> Arch:
     """Return the arch whose sequences are made shorter."""
     assert isinstance(stage.step, Shorter)
-    if stage.asked < 2 or stage.asked != int(stage.asked):
-        raise InputError(f"--plan {stage}: of {stage.asked:g} frames none becomes fewer; give 2 or more")
     try:
         arch = arch_by_step(arch, stage.step)
     except InputError as error:
@@ -343,7 +342,7 @@ def _step(words: Words, depth: int) -> Step:
             return Weights(value)
         case "ratio":
             at = None if words.place == FRONT else depth // 2 if words.place is None else int(words.place)
-            return Shorter(int(value), at, words.way)
+            return Shorter(value, at, words.way)
     return LowRank("layers/*", int(value), aware=words.kind == "rank")
 
 

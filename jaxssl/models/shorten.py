@@ -1,5 +1,6 @@
 """A trained model on shorter sequences: what it computes at first is its layers' output for means of frames."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,16 +20,21 @@ from jaxssl.models.checks import check_arch
 from jaxssl.models.model import Params
 from jaxssl.models.rates.merging import WHOLE
 
+ROUNDING = 1e-9  # of a share in 1000: 1000 / 1.6 is 625, whatever the last bit says
 
-def part_of(way: Way, ratio: int) -> Inner:
-    """Return what makes one frame of `ratio`."""
-    match way:
-        case "mean":
-            return AveragePooling(ratio)
-        case "convolution":
-            return StridedConvolution(ratio)
-        case "merge":
-            return KeyMerging(-(-WHOLE // ratio))
+
+def part_of(way: Way, ratio: float) -> Inner:
+    """Return what makes one frame of `ratio`.
+
+    Raises:
+        InputError: it would make no frames fewer, or groups of no whole number.
+    """
+    if way == "merge" and ratio > 1:
+        return KeyMerging(math.ceil(WHOLE / ratio - ROUNDING))
+    if ratio < 2 or ratio != int(ratio):
+        more = "more than 1" if way == "merge" else "a whole number from 2, or merge frames, by any number above 1"
+        raise InputError(f"one frame of {ratio:g}: give {more}")
+    return AveragePooling(int(ratio)) if way == "mean" else StridedConvolution(int(ratio))
 
 
 def by_step(arch: Arch, params: Params, step: Shorter, *, learned: bool = False) -> tuple[Arch, Params]:

@@ -164,6 +164,7 @@ def test_a_plan_s_step_is_that_part_in_that_place():
         (Shorter(3), AveragePooling(3), {}),
         (Shorter(2, 1, "convolution"), None, {1: StridedConvolution(2)}),
         (Shorter(3, 0, "merge"), None, {0: KeyMerging(334)}),
+        (Shorter(1.6, 0, "merge"), None, {0: KeyMerging(625)}),
     ):
         (arch, made), (same, wanted) = by_step(PLAIN, params, step), shortened(PLAIN, params, front, layers)
         assert arch == same == arch_by_step(PLAIN, step)
