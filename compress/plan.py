@@ -28,6 +28,7 @@ from compress.sparse import Masks, apply_masks, block_masks, entry_masks, n_of_m
 Score = Literal["l1", "l2", "activation", "gradient"]
 Select = Literal["layer", "model", "budget"]
 Pattern = Literal["entries", "groups", "blocks"]
+Way = Literal["mean", "convolution", "merge"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,27 @@ class Layers:
     keep: tuple[int, ...]
 
 
-Step = LowRank | Heads | Rows | Weights | Layers
+@dataclass(frozen=True)
+class Shorter:
+    """Let layers hear fewer frames: of `ratio` of them one is left.
+
+    A model's arrays do not tell which frames it hears, so `run` cannot do it; for ours `jaxssl.models.shorten.by_step`
+    does.
+
+    Attributes:
+        ratio: frames that become one, a whole number but of "merge".
+        at: number of the layer before which; None: behind the front end.
+        way: mean: of each group of `ratio` frames; convolution: a learned map of it, which begins as the mean; merge:
+            neighbours whose keys are most alike become one, as many as the ratio asks for.
+    """
+
+    ratio: float
+    at: int | None = None
+    way: Way = "mean"
+
+
+Step = LowRank | Heads | Rows | Weights | Layers | Shorter
+UNHEARD = "ratio: arrays do not tell which frames a model hears; shorten the model itself, then run the other steps"
 
 
 @dataclass(frozen=True)
@@ -194,6 +215,8 @@ def run(
                 tree = apply_masks(tree, masks(step, tree, at))
             case Layers(keep):
                 tree = keep_layers(tree, keep)
+            case Shorter():
+                raise InputError(UNHEARD)
     return tree
 
 
@@ -216,6 +239,8 @@ def simulate(plan: Sequence[Step], params: Mapping[str, Any], *, at: Sites, evid
                 tree = apply_masks(tree, masks(step, tree, at))
             case Layers():
                 raise InputError("layers: a stack has another shape without some; run the plan, do not simulate it")
+            case Shorter():
+                raise InputError(UNHEARD)
     return tree
 
 

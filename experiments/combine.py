@@ -3,6 +3,7 @@
     python -m experiments.combine
     python -m experiments.combine --plan layers=3@60:distil heads=6 heads=4 rows=512
     python -m experiments.combine --plan rank=96 rows=512:distil weights=0.5 --every 30
+    python -m experiments.combine --plan ratio=2,3 heads=6 ratio=2,4,merge@60:distil
     python -m experiments.combine --file plan.txt --model melhubert-20ms --corpus PREPARED
     python -m experiments.combine --model MODEL --audio FOLDER
 
@@ -12,8 +13,11 @@ is asked what it writes of held-out speech that has transcripts.
 
 A stage is KIND=VALUE: `layers` (the first so many stay), `heads` and `rows` of each layer (the lowest by weight go),
 `rank` of each dense map (activation-aware; `svd` is the plain one; where it makes the map smaller), `weights` (share of
-zeros, over the whole model). @N trains N updates after it, :distil lets the model recover by what the dense one says
-of each frame and :predict by masked prediction. A file has one stage a line; what follows a # is a remark.
+zeros, over the whole model), `ratio` (frames that become one before the middle layer; `ratio=2,front` behind the front
+end, `ratio=2,4` before layer 4, counted from 0; their mean, or `ratio=2,4,convolution` and `ratio=2,4,merge` as
+experiments.sequence has them, of which merging takes fractions too, as in ratio=1.25,2,merge ratio=1.25,3,merge). @N
+trains N updates after it, :distil lets the model recover by what the dense one says of each frame and :predict by
+masked prediction. A file has one stage a line; what follows a # is a remark.
 
 Without a plan it is the study's winner in proportion to the model: half the layers, distilled, then heads to three
 quarters and a half, then rows to a sixth in five steps ("Is Smaller Always Faster?", arXiv 2211.09949). Each stage's
@@ -31,25 +35,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 from compress.errors import InputError
 from compress.lowrank import check_rank
-from compress.plan import Heads, Layers, LowRank, Rows, Step, Weights
+from compress.plan import Heads, Layers, LowRank, Rows, Shorter, Step, Way, Weights
 from compress.sparse import check_sparsity
 from experiments.curves.curve import Curve, Recovery, check_heeded
 from experiments.curves.events import compressed
+from experiments.curves.fewer_frames import check_heard, frames_per_s
 from experiments.curves.job import Job, control_of, draw, open_job, open_model, recovering, trained
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
-from jaxssl.models.arch import Arch
+from jaxssl.models.arch import Arch, KeyMerging
+from jaxssl.models.shorten import arch_by_step
 from jaxssl.models.sites import matrices
 from jaxssl.runtime.cli import console, main
 from jaxssl.runtime.ranges import NATURAL, Count, There, Written
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.lesson import Lesson
 
-Kind = Literal["layers", "heads", "rows", "rank", "svd", "weights"]
+Kind = Literal["layers", "heads", "rows", "rank", "svd", "weights", "ratio"]
 ALONE: dict[Kind, str] = {
     "layers": "fewer layers",
     "heads": "heads",
@@ -57,26 +63,58 @@ ALONE: dict[Kind, str] = {
     "rank": "low rank, activation-aware",
     "svd": "low rank, plain SVD",
     "weights": "weights",
+    "ratio": "shorter sequences",
 }
 FORM = (
-    "KIND=VALUE with layers, heads, rows, rank, svd or weights, then @UPDATES and :distil, :predict or :ctc if wanted, "
-    "as rows=512@30:distil"
+    "KIND=VALUE with layers, heads, rows, rank, svd, weights or ratio (also ratio=2,front or ratio=2,4,merge), then "
+    "@UPDATES and :distil, :predict or :ctc if wanted, as rows=512@30:distil"
 )
 T = TypeVar("T")
-STAGE = re.compile(r"(?P<kind>layers|heads|rows|rank|svd|weights)=(?P<value>[0-9.]+)(@(?P<steps>\d+))?(:(?P<how>\w+))?")
+FRONT = "front"
+STAGE = re.compile(
+    r"(?P<kind>layers|heads|rows|rank|svd|weights|ratio)=(?P<value>[0-9.]+)"
+    r"(,(?P<place>front|\d+))?(,(?P<way>mean|convolution|merge))?"
+    r"(@(?P<steps>\d+))?(:(?P<how>\w+))?"
+)
 WORDS: dict[Recovery, str] = {"predict": "masked prediction", "distil": "distillation", "ctc": "CTC and distillation"}
 ROUND = 64  # rows of the default plan are multiples, where there are enough of them
 
 
-def _words(word: str) -> tuple[str, float, int | None, Recovery | None]:
-    """Part a stage into kind, value, updates and way of recovery; ValueError where it is not written as one."""
+@dataclass(frozen=True)
+class Words:
+    """A stage as it is written.
+
+    Attributes:
+        kind: what it does.
+        value: how far.
+        place: of a ratio, `front` or the number of a layer; None: the middle layer.
+        way: of a ratio.
+        steps: updates after it; None: it does not say.
+        how: the model recovers; None: it does not say.
+    """
+
+    kind: str
+    value: float
+    place: str | None
+    way: Way
+    steps: int | None
+    how: Recovery | None
+
+
+def _words(word: str) -> Words:
+    """Part a stage into its words; ValueError where it is not written as one."""
     found = STAGE.fullmatch(word)
     if found is None or found["how"] not in (None, *WORDS):
         raise ValueError(word)
     value, steps = float(found["value"]), None if found["steps"] is None else int(found["steps"])
     if value not in NATURAL or (steps is not None and steps not in NATURAL):
         raise ValueError(word)
-    return found["kind"], value, steps, next((how for how in WORDS if how == found["how"]), None)
+    if found["kind"] != "ratio" and (found["place"] or found["way"]):
+        raise ValueError(word)
+    ways: tuple[Way, ...] = get_args(Way)
+    way: Way = next((way for way in ways if way == found["way"]), "mean")
+    how = next((how for how in WORDS if how == found["how"]), None)
+    return Words(found["kind"], value, found["place"], way, steps, how)
 
 
 Stages = Annotated[T, Written(_words, FORM)]
@@ -131,8 +169,13 @@ class Stage:
                 return "rank" if aware else "svd"
             case Weights():
                 return "weights"
+            case Shorter():
+                return "ratio"
 
     def __str__(self) -> str:
+        match self.step:
+            case Shorter(_, at, way):
+                return f"ratio-{self.asked:g}-{way}-{FRONT if at is None else f'layer-{at}'}"
         return f"{self.kind}-{self.asked:g}"
 
 
@@ -141,10 +184,10 @@ def run(config: Config) -> None:
     model, subject = open_model(config)
     stages = stages_of(config, subject.arch)
     check_heeded(config, [stage.how for stage in stages], flag="--recover")
-    check(stages, subject.arch)
     ends = tuple(accumulate(stage.steps for stage in stages))
     schedule = Schedule(Calendar((), ends[-1]), tuple(map(float, range(1, len(stages) + 1))))
     training = config.settings(ends[-1], paper=False, log_every=max(config.every // 2, 1))
+    check(stages, subject.arch, seconds=min(config.seconds, training.crop))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     hows = dict.fromkeys(stage.how for stage in stages)
     lessons = {how: recovering(job, how, config.out, masked=config.masked) for how in hows}
@@ -176,7 +219,11 @@ def stages_of(config: Config, arch: Arch) -> list[Stage]:
         words = [word for line in lines if (word := line.partition("#")[0].strip())]
     if not words:
         raise InputError(f"{config.file}: no stage is in it; write one a line, as rows=512")
-    return [_parse(config, word) for word in words]
+    stages, depth = list[Stage](), len(arch.layers)
+    for word in words:
+        stages.append(_parse(config, word, depth))
+        depth = len(step.keep) if isinstance(step := stages[-1].step, Layers) else depth
+    return stages
 
 
 def default_plan(arch: Arch) -> list[str]:
@@ -188,11 +235,11 @@ def default_plan(arch: Arch) -> list[str]:
     return plan + [f"rows={max(round(rows * part / 6 / multiple), 1) * multiple}" for part in (5, 4, 3, 2, 1)]
 
 
-def check(stages: Sequence[Stage], arch: Arch) -> None:
-    """Refuse what cannot be done before any training.
+def check(stages: Sequence[Stage], arch: Arch, *, seconds: float) -> None:
+    """Refuse what cannot be done before any training; `seconds` are what the model hears at once.
 
     Raises:
-        InputError: a stage keeps more than there is by then, or is out of range.
+        InputError: a stage keeps more than there is by then, is out of range, or undoes one before it.
     """
     layer = max(arch.layers, key=lambda layer: layer.ffn.size)
     left = {
@@ -221,6 +268,39 @@ def check(stages: Sequence[Stage], arch: Arch) -> None:
                         f"--plan {stage}: {left[kind]} {kind} are left by then; keep {least} to {left[kind]}"
                     )
                 left[kind] = int(stage.asked)
+                arch = _fewer(stage, arch, left["layers"])
+                _check_keys(stage, arch, left["heads"])
+            case Shorter():
+                arch = _shorter(stage, arch, seconds=seconds)
+                _check_keys(stage, arch, left["heads"])
+
+
+def _fewer(stage: Stage, arch: Arch, depth: int) -> Arch:
+    """Take an arch's last layers away, unless one of them is what makes the sequence shorter."""
+    if gone := [i for i, layer in enumerate(arch.layers) if i >= depth and layer.shortening]:
+        raise InputError(
+            f"--plan {stage}: layers hear fewer frames from layer {gone[0]} on, which would be lost; keep more layers, "
+            "or name a layer that stays"
+        )
+    return replace(arch, layers=arch.layers[:depth])
+
+
+def _check_keys(stage: Stage, arch: Arch, heads: int) -> None:
+    """Refuse frames that merge by the keys of heads that are gone by then."""
+    merging = any(isinstance(layer.shortening, KeyMerging) for layer in arch.layers)
+    if merging and not heads:
+        raise InputError(f"--plan {stage}: frames merge by keys, and no head is left that has some; keep 1 or more")
+
+
+def _shorter(stage: Stage, arch: Arch, *, seconds: float) -> Arch:
+    """Return the arch whose sequences are made shorter."""
+    assert isinstance(stage.step, Shorter)
+    try:
+        arch = arch_by_step(arch, stage.step)
+    except InputError as error:
+        raise InputError(f"--plan {stage}: {error}") from None
+    check_heard(f"--plan {stage}", arch, seconds=seconds)
+    return arch
 
 
 def _stage(
@@ -233,21 +313,25 @@ def _stage(
     before = bench.quality(changed)["valid_loss"]
     console.print(f"{name}: {stage.steps} updates of {WORDS[stage.how]}", markup=False)
     after = trained(job, bench.out / "stages" / name, changed, lesson, stage.steps)
-    bench.point(name, after, level=float(name.partition("-")[0]), step=step, told={"loss_before": before})
+    told = {"loss_before": before} | ({"frames_per_s": frames_per_s(after.arch)} if after.arch.shortens else {})
+    bench.point(name, after, level=float(name.partition("-")[0]), step=step, told=told)
     return bench.read(name)  # as a run that was broken off goes on
 
 
-def _parse(config: Config, word: str) -> Stage:
+def _parse(config: Config, word: str, depth: int) -> Stage:
+    """Read a stage of a model that has `depth` layers by then."""
     try:
-        kind, asked, steps, how = _words(word)
+        words = _words(word)
     except ValueError:
         raise InputError(f"{config.file or '--plan'} {word}: write {FORM}") from None
-    return Stage(_step(kind, asked), asked, config.every if steps is None else steps, how or config.recover)
+    steps = config.every if words.steps is None else words.steps
+    return Stage(_step(words, depth), words.value, steps, words.how or config.recover)
 
 
-def _step(kind: str, value: float) -> Step:
+def _step(words: Words, depth: int) -> Step:
     """Say a stage in the words of `compress.plan`."""
-    match kind:
+    value = words.value
+    match words.kind:
         case "layers":
             return Layers(tuple(range(int(value))))
         case "heads":
@@ -256,7 +340,10 @@ def _step(kind: str, value: float) -> Step:
             return Rows(value)
         case "weights":
             return Weights(value)
-    return LowRank("layers/*", int(value), aware=kind == "rank")
+        case "ratio":
+            at = None if words.place == FRONT else depth // 2 if words.place is None else int(words.place)
+            return Shorter(value, at, words.way)
+    return LowRank("layers/*", int(value), aware=words.kind == "rank")
 
 
 def _label(stages: Sequence[Stage]) -> str:

@@ -2,6 +2,8 @@
 
     python -m experiments.sequence
     python -m experiments.sequence --ratio 2 4 --by mean convolution --at front 3
+    python -m experiments.sequence --by mean fire once --at front
+    python -m experiments.sequence --by mean merge --at 3
     python -m experiments.sequence --model MODEL --audio FOLDER --recover distil --steps 200
 
 Each group of --ratio frames becomes one: their mean, or a learned map of them (a strided convolution, which begins as
@@ -9,6 +11,20 @@ the mean). --at says where: behind the front end, as published ("On Compressing 
 Models", arXiv 2210.07189), so that all layers hear the short sequence; or before a layer, counted from 0, so that
 those below it hear all frames. The output is brought back to as many frames as before, by repetition or with
 --upsample learned by a transposed convolution, so that every label, probe and CTC layer fits it as the dense model.
+
+--by merge, before a layer, needs no training: of neighbouring frames those whose keys in that layer are most alike
+become one, as many as the ratio asks for (adjacent token merging, "Accelerating Transducers through Adjacent Token
+Merging", arXiv 2306.16009). The table has its loss before training and after it. Frames that are hidden from the model
+are more alike than any, so they merge first, and masked prediction loses more by that than other tasks may.
+
+--by fire groups by what is said: a small net weighs every frame, and one fires whenever the weights' sum reaches 1
+(continuous integrate-and-fire, behind the front end only). The net is first fitted to where labels change, in seconds,
+and guided by that further on; a ratio is then reached by mixing its weights. --by once is one model for all ratios
+("Once-for-All Sequence Compression", arXiv 2211.02332): each update draws how far weights are mixed, and the model is
+read out at each ratio. Programs have fixed shapes, so what is timed (packed/) has room for --room times the most frames
+that fired of an utterance of training speech; the same model with room for all is in models/. The table has the frames
+that fired in a second of held-out speech, on the mean and of the utterances with fewest and most. An utterance that
+fires more than there is room for has no output but NaN, and encoding it says so; how many would is told.
 
 MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is
 any speech. What models learn of it is told under --audio, and in a note. A fine-tuned model keeps its CTC layer, and
@@ -21,36 +37,38 @@ hides the whole group that it is put into. A run that was broken off goes on wit
 A point of 60 updates takes a minute on two CPU cores. Expected on the embedded corpus, after 40 updates: halved before
 layer 3 of 6 the default model loses 0.06 nats and takes 0.78 of the time, quartered 0.19 and 0.69; halved behind the
 front end it loses 0.46 and takes 0.53, for labels of 20 ms are asked of layers that hear frames of 40 ms from the
-beginning.
+beginning. Before any update, before layer 3: halved by merging 0.13 nats, by means 0.07; quartered 0.29 and 0.22.
+Points that fire have not been run on a quiet machine yet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
+from compress.plan import Shorter
 from experiments.curves.before import known_before
 from experiments.curves.curve import Curve, Recovery, check_heeded
+from experiments.curves.fewer_frames import check_heard, frames_per_s
+from experiments.curves.fired import Roomy, begun, narrowed, roomy
 from experiments.curves.job import Job, control_of, draw, open_job, open_model, recovering, trained
 from experiments.curves.measures import MACS, TIME
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
 from experiments.reports import methods
-from jaxssl.models.arch import SAMPLE_RATE, Arch, AveragePooling, Grouping, StridedConvolution
-from jaxssl.models.shorten import shortened
+from jaxssl.models.arch import Arch, IntegrateAndFire
+from jaxssl.models.shorten import by_step, shortened_arch
 from jaxssl.runtime.cli import console, main
-from jaxssl.runtime.ranges import Natural, Several
+from jaxssl.runtime.ranges import Natural, Positive, Several
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.lesson import Lesson
 
-Way = Literal["mean", "convolution"]
+Way = Literal["mean", "convolution", "merge", "fire", "once"]
 FRONT = "front"
-WAYS: Mapping[Way, type[AveragePooling] | type[StridedConvolution]] = {
-    "mean": AveragePooling,
-    "convolution": StridedConvolution,
-}
+FIRES = ("fire", "once")
+Found = Callable[[], Roomy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +78,16 @@ class Config(Curve):
     ratio: Several[tuple[int, ...]] = (2, 3, 4, 8)
     """frames that become one, one model each"""
     by: tuple[Way, ...] = ("mean",)
-    """mean of the group; convolution: a learned map of it"""
+    """mean of the group; convolution: a learned map of it; merge: of neighbours whose keys are alike; fire: by what is
+    said; once: the same, one model for all ratios"""
     at: tuple[str, ...] = ()
     """front: behind the front end; or the number of the layer before which, from 0; default: front, and the middle
     layer"""
     upsample: Literal["repeat", "learned"] = "repeat"
     """how the output gets its frames back"""
+    room: Positive[float] = 1.15
+    """of --by fire and once: frames there is room for, in units of the most that fired of an utterance of training
+    speech"""
     steps: Natural[int] = 60
     """updates of recovery after it; 0: none"""
     recover: Recovery = "predict"
@@ -105,27 +127,33 @@ class Variant:
         return FRONT if self.at is None else f"layer-{self.at}"
 
     @property
-    def part(self) -> Grouping:
-        """What does it."""
-        return WAYS[self.way](self.ratio)
+    def step(self) -> Shorter | None:
+        """What does it in a plan's words; None where frames fire, which is no step."""
+        return None if self.way == "fire" or self.way == "once" else Shorter(self.ratio, self.at, self.way)
 
 
 def run(config: Config) -> None:
     """Carry out the experiment."""
     check_heeded(config, [config.recover], flag="--recover")
+    check_heeded(config, config.by, flag="--by", by={"room": FIRES})
     model, subject = open_model(config)
     variants = variants_of(config, subject.arch)
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 4, 1))
     for variant in variants:
-        check(variant, _shortened(config, subject, variant).arch, seconds=min(config.seconds, training.crop))
+        check_heard(str(variant), _checked(config, subject, variant), seconds=min(config.seconds, training.crop))
     schedule = Schedule(Calendar((), config.steps), tuple(float(variant.ratio) for variant in variants))
     job = open_job(config, model, subject, schedule, training, out=config.out)
     lesson = recovering(job, config.recover, config.out, masked=config.masked) if config.steps else None
     job = replace(job, control=control_of(lesson))
 
     def points(bench: Bench) -> None:
+        net = cache(partial(begun, job))
+        once = cache(partial(_once_for_all, config, job, net))
         for variant in variants:
-            _point(config, job, bench, lesson, variant)
+            if variant.step is None:
+                _fired_point(config, job, bench, variant, net, once)
+            else:
+                _point(config, job, bench, lesson, variant, variant.step)
 
     names = {variant.method: f"{variant.way}, {variant.place.replace('-', ' ')}" for variant in variants}
     picture = partial(methods.draw, names=names, costs=(TIME, MACS))
@@ -137,59 +165,89 @@ def variants_of(config: Config, arch: Arch) -> list[Variant]:
     """List what to try, by place, way and ratio.
 
     Raises:
-        InputError: nothing is asked for, or a place is neither `front` nor a layer.
+        InputError: nothing is asked for, a place is neither `front` nor a layer, or a way is for another place, or for
+            another recovery or upsampling.
     """
+    fires, irregular = ([way for way in config.by if way in ways] for ways in (FIRES, (*FIRES, "merge")))
+    if fires and config.recover != "predict":
+        raise InputError(f"--by {fires[0]} --recover {config.recover}: labels guide what fires; recover by predict")
+    if irregular and config.upsample == "learned":
+        raise InputError(f"--by {irregular[0]} --upsample learned: no fixed number of frames becomes one; take repeat")
     depth = len(arch.layers)
     places = list[int | None]()
     for word in dict.fromkeys(config.at or (FRONT, str(depth // 2))):
         if word != FRONT and not (word.isdecimal() and int(word) < depth):
             raise InputError(f"--at {word}: give {FRONT}, or the number of a layer, 0 to {depth - 1}")
         places.append(None if word == FRONT else int(word))
-    found = [Variant(ratio, way, at) for at in places for way in config.by for ratio in sorted(set(config.ratio))]
+    if fires and None not in places:
+        raise InputError(
+            f"--by {fires[0]} --at {' '.join(config.at)}: frames fire behind the front end only; add {FRONT}"
+        )
+    if "merge" in config.by and not any(at is not None for at in places):
+        raise InputError(f"--by merge --at {FRONT}: frames merge by the keys of a layer; add the number of one")
+    ways = [(at, way) for at in places for way in dict.fromkeys(config.by) if _fits(way, at)]
+    found = [Variant(ratio, way, at) for at, way in ways for ratio in sorted(set(config.ratio))]
     if not found:
         raise InputError("nothing is asked for; name at least one --ratio and one --by")
     return found
 
 
-def check(variant: Variant, arch: Arch, *, seconds: float) -> None:
-    """Refuse a ratio that leaves no frame of what is heard at once.
-
-    Raises:
-        InputError: it does.
-    """
-    frames = arch.front.frames(round(seconds * SAMPLE_RATE))
-    if frames < arch.least:
-        raise InputError(
-            f"{variant}: one frame would be made of {arch.least}, and {seconds:g} s have {frames}; give a smaller "
-            "--ratio, or larger --crop and --seconds"
-        )
+def _fits(way: Way, at: int | None) -> bool:
+    """Tell whether frames can be made fewer so in that place: a front end has no keys, a layer no net of weights."""
+    return way != "merge" if at is None else way not in FIRES
 
 
-def _shortened(config: Config, subject: Subject, variant: Variant) -> Subject:
+def _checked(config: Config, subject: Subject, variant: Variant) -> Arch:
+    """Return the arch of a variant; errors as those that make it."""
+    if variant.step is None:
+        return shortened_arch(subject.arch, IntegrateAndFire(), {})
+    return _shortened(config, subject, variant.step).arch
+
+
+def _shortened(config: Config, subject: Subject, step: Shorter) -> Subject:
     """Make the model's sequences shorter; a mask of weights that are zero stays where it was."""
-    front, layers = (variant.part, {}) if variant.at is None else (None, {variant.at: variant.part})
-    if front is None and subject.arch.layers[variant.at or 0].shortening:
-        raise InputError(f"--at {variant.at}: that layer's input is shortened already; name another")
-    if front is not None and subject.arch.shortening:
-        raise InputError(f"--at {FRONT}: the model's features are shortened already; name a layer")
-    learned = config.upsample == "learned"
-    arch, params = shortened(subject.arch, subject.params, front, layers, learned=learned)
+    arch, params = by_step(subject.arch, subject.params, step, learned=config.upsample == "learned")
     return Subject(arch, params, subject.masks)
 
 
-def _point(config: Config, job: Job, bench: Bench, lesson: Lesson | None, variant: Variant) -> None:
+def _point(config: Config, job: Job, bench: Bench, lesson: Lesson | None, variant: Variant, step: Shorter) -> None:
     """Make sequences shorter, train, measure."""
     name = str(variant)
     if bench.has(name):
         return
-    changed = _shortened(config, job.subject, variant)
-    front = changed.arch.front
-    told: dict[str, Any] = {"frames_per_s": front.rate / front.hop / changed.arch.grouped, "method": variant.method}
+    changed = _shortened(config, job.subject, step)
+    told: dict[str, Any] = {"frames_per_s": frames_per_s(changed.arch), "method": variant.method}
     if config.steps:
         console.print(f"training on: {name}", markup=False)
         told |= known_before(bench.hear(changed), bench.controls.get(config.steps))
         changed = trained(job, bench.out / "recovery" / name, changed, lesson, config.steps)
     bench.point(name, changed, level=variant.ratio, step=config.steps, told=told)
+
+
+def _fired_point(config: Config, job: Job, bench: Bench, variant: Variant, net: Found, once: Found) -> None:
+    """Let frames fire at a rate, train, give the room that fits, measure."""
+    name = str(variant)
+    if bench.has(name):
+        return
+    subject = net().at(variant.ratio)
+    told: dict[str, Any] = {"method": variant.method}
+    if config.steps:
+        told |= known_before(bench.hear(subject), bench.controls.get(config.steps))
+        if variant.way == "once":
+            subject = once().at(variant.ratio)
+        else:
+            console.print(f"training on: {name}", markup=False)
+            subject = trained(job, bench.out / "recovery" / name, subject, None, config.steps)
+    fast, fired = narrowed(job, roomy(job, subject), margin=config.room)
+    bench = replace(bench, fast=lambda _: fast)
+    bench.point(name, subject, level=variant.ratio, step=config.steps, told={**told, **fired})
+
+
+def _once_for_all(config: Config, job: Job, net: Found) -> Roomy:
+    """Train one model for all ratios, each update at another amount of mixing."""
+    console.print("training on: one model for all ratios", markup=False)
+    subject = net().drawing(config.ratio)
+    return roomy(job, trained(job, config.out / "recovery" / "once", subject, None, config.steps))
 
 
 if __name__ == "__main__":

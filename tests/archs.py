@@ -229,7 +229,7 @@ ARCHS = {
 }
 
 EXPORTED = {  # what the PyTorch module has
-    name: arch for name, arch in ARCHS.items() if arch.shortening is None or arch.shortening.regular
+    name: arch for name, arch in ARCHS.items() if arch.regular
 }
 
 

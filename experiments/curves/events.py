@@ -13,7 +13,7 @@ import numpy as np
 
 from compress.address import Axis, Tree, flatten, unflatten
 from compress.edit import cut, mask
-from compress.plan import WEIGHTS_ALONE, Evidence, Heads, Layers, LowRank, Rows, Step, Weights, axes_of, keeps
+from compress.plan import WEIGHTS_ALONE, Evidence, Heads, Layers, LowRank, Rows, Shorter, Step, Weights, axes_of, keeps
 from compress.plan import masks as masks_of
 from compress.plan import run as run_plan
 from compress.select import Keep
@@ -24,6 +24,7 @@ from experiments.curves.points import Subject
 from experiments.curves.sweep import Event
 from jaxssl.analysis.calibration import distance
 from jaxssl.models.describe import describe
+from jaxssl.models.shorten import by_step
 from jaxssl.runtime.cli import console
 
 EQUAL = 1e-5  # largest relative difference between the masked and the slim model's output
@@ -43,6 +44,8 @@ def compressed(job: Job, subject: Subject, step: Step) -> Subject:
         case Layers(keep):
             params = run_plan((step,), subject.params, sites=sites_below(subject.arch))
             return Subject(describe(subject.arch, params), params, _renumbered(subject.masks, keep))
+        case Shorter():
+            return Subject(*by_step(subject.arch, subject.params, step), subject.masks)
 
 
 def unit_event(job: Job, subject: Subject, step: Heads | Rows, evidence: Evidence = WEIGHTS_ALONE) -> Event:

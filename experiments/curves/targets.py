@@ -105,7 +105,7 @@ def _entries(target: Target, arch: Arch, chosen: Sequence[Matrix]) -> float:
         rest, unit = cost.parameters(arch) - mine, 1.0
     else:
         seconds = sum(cost.UTTERANCES) / SAMPLE_RATE
-        if len({arch.reduced(arch.grouped, layer=i) for i in range(len(arch.layers))}) > 1:
+        if len({arch.reduced(1000 * arch.grouped, layer=i) for i in range(len(arch.layers))}) > 1:
             raise InputError("--budget macs: the layers differ in their number of frames; give --budget params")
         unit = sum(arch.frames(samples, layer=0) for samples in cost.UTTERANCES) / seconds
         rest = cost.macs_per_second(arch).total - mine * unit

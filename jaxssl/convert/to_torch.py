@@ -52,10 +52,11 @@ def check_blocks(arch: Arch) -> None:
     """Refuse what the PyTorch module has not, and so no form that is made of it.
 
     Raises:
-        InputError: frames that fire.
+        InputError: frames that fire, or that merge by their keys.
     """
-    if arch.shortening is not None and not arch.shortening.regular:
-        raise InputError(f"the PyTorch module has no {arch.shortening.kind}; export stablehlo")
+    for part in arch.rates:
+        if not part.regular:
+            raise InputError(f"the PyTorch module has no {part.kind}; export stablehlo")
 
 
 def _constants(front: Front, stats: Stats | None) -> dict[str, np.ndarray]:

@@ -114,7 +114,7 @@ def groups(arch: Arch, params: Params, sizes: Sequence[int] = SIZES) -> tuple[Gr
     for matrix in matrices(arch):
         dense = matrix.rank is None and matrix.blocks is None and not matrix.int8 and matrix.max_rank > 0
         if dense and matrix.path.startswith("layers/") and (kept := _kept(params, matrix, sizes)):
-            kind = matrix.path.rsplit("/", 1)[-1], arch.reduced(arch.grouped, layer=_layer_of(matrix))
+            kind = matrix.path.rsplit("/", 1)[-1], arch.reduced(1000 * arch.grouped, layer=_layer_of(matrix))
             found.setdefault((kind, matrix.shape, kept), []).append(matrix)
     return tuple(Group(tuple(maps), kept) for (_, _, kept), maps in found.items())
 

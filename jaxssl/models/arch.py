@@ -34,6 +34,7 @@ from jaxssl.models.positions.scaled_convolution import ScaledConvolution
 from jaxssl.models.positions.sinusoid import Sinusoids
 from jaxssl.models.rates.grouping import AveragePooling, StridedConvolution
 from jaxssl.models.rates.integrate_and_fire import IntegrateAndFire
+from jaxssl.models.rates.merging import KeyMerging
 from jaxssl.models.rates.upsampling import Repeat, TransposedConvolution
 
 SAMPLE_RATE = 16_000  # every model of this family reads 16 kHz mono
@@ -46,6 +47,7 @@ Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinuso
 Head = ClusterHead | CosineHead
 Grouping = AveragePooling | StridedConvolution
 Shortening = Grouping | IntegrateAndFire
+Inner = Grouping | KeyMerging  # what may stand before a layer
 Upsampling = Repeat | TransposedConvolution
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "GatedAttention",
     "HUBERT_CONVS",
     "IntegrateAndFire",
+    "KeyMerging",
     "Layer",
     "LengthAdapter",
     "LogMel",
@@ -103,7 +106,7 @@ class Layer:
     mixer: Mixer
     ffn: Feed
     adapter: Adapter | None = None
-    shortening: Grouping | None = None
+    shortening: Inner | None = None
     macaron: Macaron | None = None
     convolution: ConvolutionModule | None = None
 
@@ -161,7 +164,7 @@ class Arch:
         relative: table of relative positions that all layers' attention shares (WavLM), or None.
         length_adapter: strided convolutions behind the encoder, or None.
         shortening: what makes the front end's features a shorter sequence, before they are projected; layers may have
-            one too, in groups of a fixed size. None: nothing does.
+            one too, in groups of a fixed size or of frames whose keys are alike. None: nothing does.
         upsampling: what brings the encoder's output back to the frames of the front end, where something made them
             fewer, or None.
         prepared: whether weights are in the form that runs fastest here (`inference.prepack`), not as checkpoints.
@@ -209,13 +212,22 @@ class Arch:
     @property
     def grouped(self) -> int:
         """Frames of the front end that the encoder, before any upsampling, makes one where their number is fixed."""
-        parts = (self.shortening, *(layer.shortening for layer in self.layers))
-        return self.time_reduction * math.prod(part.ratio for part in parts if part)
+        return self.time_reduction * math.prod(part.ratio for part in self.rates)
+
+    @property
+    def rates(self) -> tuple[Shortening | Inner, ...]:
+        """What makes sequences shorter, first to last; a strided convolution before the first layer is none of them."""
+        return tuple(part for part in (self.shortening, *(layer.shortening for layer in self.layers)) if part)
+
+    @property
+    def regular(self) -> bool:
+        """Whether a fixed number of frames becomes one wherever some do."""
+        return all(part.regular for part in self.rates)
 
     @property
     def shortens(self) -> bool:
         """Whether something makes sequences shorter, by a fixed number or not."""
-        return self.time_reduction > 1 or any((self.shortening, *(layer.shortening for layer in self.layers)))
+        return self.time_reduction > 1 or bool(self.rates)
 
     @property
     def joined(self) -> int:

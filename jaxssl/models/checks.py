@@ -10,7 +10,7 @@ from jax import Array
 
 from compress.address import flatten
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Layer
+from jaxssl.models.arch import Arch, IntegrateAndFire, KeyMerging, Layer
 from jaxssl.models.part import Blocks, check_counts
 
 
@@ -36,11 +36,12 @@ def check_arch(arch: Arch) -> None:
         raise InputError(f"time_reduction {arch.time_reduction} is no number of frames; use 1 or more")
     if arch.shortening is not None:
         arch.shortening.check("shortening")
-    regular = arch.shortening is None or arch.shortening.regular
     if arch.upsampling is not None:
-        arch.upsampling.check(arch.grouped if regular else None)
-    elif not regular:
-        raise InputError("what fires has no fixed number of frames a second; give the arch an upsampling, Repeat()")
+        arch.upsampling.check(arch.grouped if arch.regular else None)
+    elif not arch.regular:
+        which = next(part for part in arch.rates if not part.regular)
+        what = "what fires has" if isinstance(which, IntegrateAndFire) else "frames that merge have"
+        raise InputError(f"{what} no fixed number of frames a second; give the arch an upsampling, Repeat()")
     if arch.length_adapter is not None:
         arch.length_adapter.check()
     if arch.relative is not None:
@@ -66,6 +67,8 @@ def _check_shortening(layer: Layer, index: int) -> None:
     layer.shortening.check(where)
     if layer.mixer.carries and layer.heads:
         raise InputError(f"{where}: it reuses attention maps of longer sequences; let the layer that has them shorten")
+    if isinstance(layer.shortening, KeyMerging) and not layer.heads:
+        raise InputError(f"{where}: frames merge by its keys, and it has no heads that have some; name another layer")
 
 
 def _check_one_dtype(layer: Layer, where: str) -> None:

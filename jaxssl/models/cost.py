@@ -6,7 +6,7 @@ not norms, activations, biases, the log-Mel, the output layer.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compress.address import Matrix, flatten
-from jaxssl.models.arch import SAMPLE_RATE, Arch, Layer, StridedConvolution
+from jaxssl.models.arch import SAMPLE_RATE, Arch, KeyMerging, Layer, StridedConvolution
 from jaxssl.models.model import shapes
 from jaxssl.models.part import Units
 from jaxssl.models.sites import axes, layer_matrices, matrices, sharing
@@ -148,11 +148,17 @@ def _reduction(arch: Arch, samples: int) -> int:
         frames //= arch.time_reduction
     for i, layer in enumerate(arch.layers):
         total += layer.shortening.macs(arch.width, frames) if layer.shortening else 0
+        total += frames * _keys(arch, layer) if isinstance(layer.shortening, KeyMerging) else 0
         frames = arch.frames(samples, layer=i)
     if arch.upsampling is None:
         return total
     back = arch.shortening.macs_back(arch.width, heard) if arch.shortening else 0
     return total + back + arch.upsampling.macs(arch.width, heard // arch.grouped)
+
+
+def _keys(arch: Arch, layer: Layer) -> int:
+    """MACs of a layer's keys for one frame, which are computed before frames merge, and after it again."""
+    return sum(_map(m) for m in layer_matrices(arch, 0, layer) if m.path == f"layers/0/{layer.mixer.place}/k")
 
 
 def _layer(arch: Arch, layer: Layer, frames: int) -> Macs:
@@ -179,8 +185,12 @@ def _one_less(layer: Layer, place: str, units: Units) -> Layer:
 
 def _saved(arch: Arch, index: int, smaller: Layer) -> float:
     """MACs per second that a smaller layer saves in place of layer `index`."""
-    frames = [arch.frames(samples, layer=index) for samples in UTTERANCES]
-    saved = sum(_layer(arch, arch.layers[index], n).total - _layer(arch, smaller, n).total for n in frames)
+    layer, frames = arch.layers[index], [arch.frames(samples, layer=index) for samples in UTTERANCES]
+    saved = sum(_layer(arch, layer, n).total - _layer(arch, smaller, n).total for n in frames)
+    if isinstance(layer.shortening, KeyMerging):
+        before = replace(arch, layers=(*arch.layers[:index], replace(layer, shortening=None)))
+        heard = sum(before.frames(samples, layer=index) for samples in UTTERANCES)
+        saved += heard * (_keys(arch, layer) - _keys(arch, smaller))
     return saved / (sum(UTTERANCES) / SAMPLE_RATE)
 
 

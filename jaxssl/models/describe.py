@@ -14,8 +14,9 @@ from jaxssl.models.arch import (
     ConvolutionModule,
     FeedForward,
     GatedAttention,
-    Grouping,
+    Inner,
     IntegrateAndFire,
+    KeyMerging,
     Layer,
     LengthAdapter,
     Macaron,
@@ -83,11 +84,13 @@ def _shortening(base: Shortening | None, arrays: Params) -> Shortening | None:
     """Read what makes the features a shorter sequence."""
     if IntegrateAndFire.fits(mine := arrays.get("shortening", {})):
         return (base if isinstance(base, IntegrateAndFire) else IntegrateAndFire()).read(mine)
-    return _grouping(None if isinstance(base, IntegrateAndFire) else base, arrays)
+    found = _grouping(None if isinstance(base, IntegrateAndFire) else base, arrays)
+    assert not isinstance(found, KeyMerging)  # which the front end has no keys for
+    return found
 
 
-def _grouping(base: Grouping | None, arrays: Params) -> Grouping | None:
-    """Read what groups frames; a mean has no arrays, and is what the base says."""
+def _grouping(base: Inner | None, arrays: Params) -> Inner | None:
+    """Read what groups or merges frames; a mean has no arrays, and is what the base says."""
     part = base or (StridedConvolution(1) if "shortening" in arrays else None)
     return part and part.read(arrays.get("shortening", {}))
 
@@ -101,7 +104,7 @@ def _layers(base: Arch, params: Params) -> tuple[Layer, ...]:
     return tuple(_layer(_alike(base, i, params[str(i)]), params[str(i)]) for i in range(len(params)))
 
 
-def _there(base: Arch, index: int) -> Grouping | None:
+def _there(base: Arch, index: int) -> Inner | None:
     """Return what shortens before a layer of that number: it stays there when layers below it go."""
     return base.layers[index].shortening if index < len(base.layers) else None
 

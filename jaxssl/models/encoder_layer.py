@@ -10,6 +10,8 @@ from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.held import Memory, delayed
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm, dropout
+from jaxssl.models.rates.merging import Merging
+from jaxssl.models.rates.track import Track
 
 
 class EncoderLayer(nnx.Module):
@@ -48,6 +50,14 @@ class EncoderLayer(nnx.Module):
         return (
             jnp.where(self.kept[...], y, x) if hasattr(self, "kept") else y
         ), carry  # of a subnet that leaves it out
+
+    def shortened(self, track: Track) -> Track:
+        """Make the layer's input a shorter sequence, as the model does before it runs the layer."""
+        if not isinstance(self.shortening, Merging):
+            return track.then(self.shortening(track.x, track.lengths))
+        mixer, norm = getattr(self, self.place), getattr(self, f"{self.place}_norm")
+        keys = mixer.k(norm(track.x) if self.norm_first else track.x)
+        return track.then(self.shortening(track.x, track.lengths, keys, track.sizes))
 
     def whole(self, x: Array, valid: Array | None, rngs: Keys | None, before: Any) -> tuple[Array, Any]:
         """Run the layer, which no subnet leaves out."""

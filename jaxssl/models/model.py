@@ -200,7 +200,7 @@ class Model(nnx.Module):
             end = start + run
             layers, mine = self.layers[start:end], None if keys is None else keys[start:end]
             if self.arch.layers[start].shortening:
-                track = track.then(layers[0].shortening(track.x, track.lengths))
+                track = layers[0].shortened(track)
                 carry = self.relative(track.frames) if self.arch.relative else None
                 hidden = hidden if start else [track]
             outputs, carry = self.run_layers(layers, track.x, track.valid, mine, stack, carry)

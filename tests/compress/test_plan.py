@@ -1,6 +1,7 @@
 """Plans run in any order on any model, and say what they cannot do."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from compress.address import flatten
 from compress.errors import InputError
 from compress.lowrank import decompose_maps
-from compress.plan import Evidence, Heads, Layers, LowRank, Rows, Sites, Weights, run, simulate
+from compress.plan import Evidence, Heads, Layers, LowRank, Rows, Shorter, Sites, Weights, run, simulate
 from jaxssl.models import cost
 from jaxssl.models.arch import FULL, Rank
 from jaxssl.models.describe import describe
@@ -99,6 +100,9 @@ def test_what_weights_do_not_tell_is_asked_for(key):
     ):
         with pytest.raises(InputError, match=words):
             run([step], params, sites=at)
+    for carry in (partial(run, sites=at), partial(simulate, at=at(params))):
+        with pytest.raises(InputError, match="arrays do not tell which frames a model hears"):
+            carry([Shorter(2)], params)
     with pytest.raises(InputError, match="do not simulate it"):
         simulate([Layers((0,))], params, at=at(params))
     with pytest.raises(InputError, match="takes 1.2 of every 4"):

@@ -11,7 +11,7 @@ from compress.address import flatten
 from compress.errors import InputError
 from experiments import combine
 from jaxssl.models import checkpoint, cost
-from jaxssl.models.arch import Rank, melhubert, melhubert_mini
+from jaxssl.models.arch import KeyMerging, Rank, Repeat, StridedConvolution, melhubert, melhubert_mini
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device", "untimed")
@@ -78,6 +78,25 @@ def test_every_stage_is_a_point_and_a_broken_run_goes_on(place, tmp_path, monkey
     assert all(np.array_equal(one[path], two[path]) for path in one)
 
 
+@pytest.mark.slow
+def test_sequences_made_shorter_combine_with_the_other_kinds(place, tmp_path):
+    """Behind the front end and before a layer, then heads, a rank and rows of what hears fewer frames."""
+    out = tmp_path / "combine"
+    combine.run(config(place, out, plan=("ratio=2,front,convolution", "ratio=2,merge", "heads=3", "rank=4", "rows=10")))
+    _, *rows = points(out)
+    names = ["1-ratio-2-convolution-front", "2-ratio-2-merge-layer-1", "3-heads-3", "4-rank-4", "5-rows-10"]
+    assert [row["name"] for row in rows] == names
+    assert [row["frames_per_s"] for row in rows] == [25, 12.5, 12.5, 12.5, 12.5]
+    macs = [row["macs_g_per_s"] for row in rows]
+    assert macs == sorted(macs, reverse=True)
+    assert np.isfinite([[row["loss_before"], row["valid_loss"], row["control_loss"]] for row in rows]).all()
+    arch, params = checkpoint.load(out / "models" / names[-1])
+    assert (arch.shortening, arch.upsampling) == (StridedConvolution(2), Repeat())
+    assert [layer.shortening for layer in arch.layers] == [None, KeyMerging(500)]
+    assert [(layer.heads, layer.ffn.size, layer.ffn.fc1) for layer in arch.layers] == [(3, 10, Rank(4))] * 2
+    assert not np.array_equal(params["shortening"]["kernel"][0], np.eye(params["shortening"]["kernel"].shape[1]) / 2)
+
+
 def test_the_studys_winner_is_the_default():
     study = melhubert()
     assert combine.default_plan(study) == [
@@ -87,7 +106,7 @@ def test_the_studys_winner_is_the_default():
         *(f"rows={512 * part}" for part in (5, 4, 3, 2, 1)),
     ]
     stages = combine.stages_of(combine.Config(), melhubert_mini())
-    combine.check(stages, melhubert_mini())
+    combine.check(stages, melhubert_mini(), seconds=3.0)
     assert [stage.how for stage in stages[:2]] == ["distil", "predict"]
 
 
@@ -98,6 +117,7 @@ def test_a_curve_of_one_technique_is_called_by_it():
     assert label("svd=96", "svd=48") == "low rank, plain SVD"
     assert label("rank=96") == "low rank, activation-aware"
     assert label("layers=3", "rows=512") == "combined"
+    assert label("ratio=2", "ratio=2,front") == "shorter sequences"
 
 
 def test_a_plan_is_read_from_a_file(place, tmp_path):
@@ -125,6 +145,18 @@ def test_a_plan_is_read_from_a_file(place, tmp_path):
         (("rows:9",), "write KIND=VALUE"),
         (("rows=9:guess",), "write KIND=VALUE"),
         (("rows=1.2.3",), "write KIND=VALUE"),
+        (("rows=9,1",), "write KIND=VALUE"),
+        (("ratio=2,1,guess",), "write KIND=VALUE"),
+        (("ratio=1",), "ratio-1-mean-layer-1: one frame of 1: give a whole number from 2, or merge frames"),
+        (("ratio=2.5",), "one frame of 2.5: give a whole number"),
+        (("ratio=1,1,merge",), "one frame of 1: give more than 1"),
+        (("ratio=2,7",), "layers/7: the model has 2 layers; give 0 to 1"),
+        (("layers=1", "ratio=2,1"), "layers/1: the model has 1 layers"),
+        (("ratio=2,1", "rows=9", "ratio=3"), "layers/1: its input is shortened already"),
+        (("ratio=2,1", "layers=1"), "layers-1: layers hear fewer frames from layer 1 on, which would be lost"),
+        (("ratio=2,front,merge",), "a front end has none; name a layer"),
+        (("ratio=2,1,merge", "heads=0"), "heads-0: frames merge by keys, and no head is left"),
+        (("ratio=5,front", "ratio=8"), "one frame would be made of 40, and 0.5 s have 24"),
     ],
 )
 def test_impossible_plans_are_refused(place, tmp_path, plan, words):

@@ -10,7 +10,7 @@ from compress.errors import InputError
 from experiments import rows, sequence
 from experiments.curves.runs import read_curves
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import AveragePooling, Repeat, StridedConvolution
+from jaxssl.models.arch import AveragePooling, KeyMerging, Repeat, StridedConvolution
 from tests.archs import MEL, forward
 from tests.experiments import small
 
@@ -60,6 +60,46 @@ def test_each_ratio_way_and_place_is_a_point_from_the_dense_model(place, tmp_pat
 
 
 @pytest.mark.slow
+def test_frames_fire_at_each_rate_by_one_model_each_and_by_one_for_all(place, tmp_path, capsys):
+    out = tmp_path / "fire"
+    asked = config(place, out, ratio=(2, 4), by=("fire", "once"), at=("front",))
+    sequence.run(asked)
+    points = json.loads((out / "report.json").read_text())["points"][1:]
+    assert [row["name"] for row in points] == [f"ratio-{n}-{by}-front" for by in ("fire", "once") for n in (2, 4)]
+    assert {each.name for each in (out / "recovery").iterdir()} == {"ratio-2-fire-front", "ratio-4-fire-front", "once"}
+    for row in points:
+        assert row["frames_per_s"] == pytest.approx(50 / row["level"], rel=0.1)
+        assert row["fewest_frames_per_s"] <= row["frames_per_s"] <= row["most_frames_per_s"]
+        assert row["most_frames_per_s"] <= row["room_frames_per_s"] < 50
+        assert np.isfinite([row["loss_before"], row["valid_loss"]]).all()
+        (roomy, params), (fast, same) = (checkpoint.load(out / kind / row["name"]) for kind in ("models", "packed"))
+        assert (roomy.shortening.most, fast.shortening.most) == (100, round(2 * row["room_frames_per_s"]))
+        assert roomy.shortening.amount == fast.shortening.amount == row["amount"]
+        np.testing.assert_array_equal(params["shortening"]["kernel"], same["shortening"]["kernel"])
+    first, second = (checkpoint.load(out / f"models/ratio-{n}-once-front")[1] for n in (2, 4))
+    np.testing.assert_array_equal(first["head"]["project"]["kernel"], second["head"]["project"]["kernel"])
+    told = (out / "curve.csv").read_bytes()
+    sequence.run(asked)  # finished: nothing is done again
+    assert (out / "curve.csv").read_bytes() == told
+    capsys.readouterr()
+    sequence.run(replace(asked, out=tmp_path / "lost", ratio=(2,), by=("fire",), steps=0, room=0.5))
+    assert "of 3 held-out utterances fire more and would be lost; give a larger --room" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_neighbours_that_are_alike_merge_without_training(place, tmp_path):
+    out = tmp_path / "merge"
+    sequence.run(config(place, out, ratio=(2, 3), by=("merge",), steps=0))
+    _, *points = json.loads((out / "report.json").read_text())["points"]
+    assert [row["name"] for row in points] == ["ratio-2-merge-layer-1", "ratio-3-merge-layer-1"]
+    assert [row["frames_per_s"] for row in points] == pytest.approx([25, 16.7])
+    assert all(row["loss_difference"] not in (None, 0) for row in points)
+    arch, params = checkpoint.load(out / "models/ratio-3-merge-layer-1")
+    assert (arch.layers[1].shortening, arch.upsampling) == (KeyMerging(334), Repeat())
+    assert "shortening" not in params["layers"]["1"]
+
+
+@pytest.mark.slow
 def test_a_shorter_model_is_shortened_again_and_pruned(place, tmp_path):
     out = tmp_path / "one"
     sequence.run(config(place, out, ratio=(2,), steps=0))
@@ -90,10 +130,16 @@ def test_places_are_the_front_and_the_middle_where_none_is_named(place, tmp_path
         ({"at": ("7",)}, "--at 7: give front, or the number of a layer, 0 to 1"),
         ({"at": ("middle",)}, "--at middle"),
         ({"by": ()}, "nothing is asked for"),
+        ({"by": ("mean", "fire"), "at": ("1",)}, "--by fire --at 1: frames fire behind the front end only; add front"),
+        ({"by": ("once",), "recover": "distil"}, "--by once --recover distil: labels guide what fires"),
+        ({"by": ("fire",), "upsample": "learned"}, "--by fire --upsample learned: no fixed number"),
+        ({"by": ("mean", "merge"), "at": ("front",)}, "--by merge --at front: frames merge by the keys of a layer"),
+        ({"by": ("merge",), "upsample": "learned"}, "--by merge --upsample learned: no fixed number"),
+        ({"room": 2.0}, "--room 2.0: it is for --by fire and once"),
         ({"ratio": (1,)}, "--ratio 1: give 2 to"),
         (
             {"ratio": (2, 40)},
-            "ratio-40-mean-front: one frame would be made of 40, and 0.5 s have 24; give a smaller --ratio",
+            "ratio-40-mean-front: one frame would be made of 40, and 0.5 s have 24; give a smaller ratio",
         ),
     ],
 )

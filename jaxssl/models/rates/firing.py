@@ -137,17 +137,18 @@ def mixed(weights: Array, amount: Array) -> Array:
 
 
 def frame_period(amount: Array, *, rate: float, period: float = 20.0) -> Array:
-    """Return the mean milliseconds from one fired frame to the next: period / (1 - amount + amount · rate).
+    """Return the mean milliseconds from one fired frame to the next: `period` over the mean of the mixed weights.
 
-    `rate` is the weights' mean (2/9 with segments of unsupervised recognition), `amount` 0 to 1, `period` that of
-    frames that go in. Inverse: `amount_for`.
+    `rate` is the weights' mean before (2/9 with segments of unsupervised recognition), `amount` 0 to below 2, `period`
+    that of frames that go in. Inverse: `amount_for`.
     """
-    return period / (1 - amount * (1 - rate))
+    return period / (jnp.maximum(1 - amount, 0) + jnp.minimum(amount, 2 - amount) * rate)
 
 
 def amount_for(wanted: Array, *, rate: float, period: float = 20.0) -> Array:
     """Return the amount of mixing at which frames come each `wanted` milliseconds; the inverse of `frame_period`."""
-    return (1 - period / wanted) / (1 - rate)
+    share = period / wanted
+    return jnp.where(share >= rate, (1 - share) / (1 - rate), 2 - share / rate)
 
 
 def rescaled(weights: Array, targets: Array, *, threshold: float = 1.0, own: float = 0.0) -> Array:

@@ -22,6 +22,7 @@ class Shortened:
             hidden frame is hidden.
         weights: what each of the frames before was weighed by, (batch, time) float32, before any mixing; None: they
             are not weighed.
+        sizes: frames that each of these was made of, (batch, fewer) float32; None: equally many.
     """
 
     x: Array
@@ -29,6 +30,7 @@ class Shortened:
     restore: Callable[[Array, int], Array]
     hide: Callable[[Array], Array]
     weights: Array | None = None
+    sizes: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,14 @@ class Track:
         x: (batch, time, width).
         lengths: valid frames of each row, (batch,); None: all.
         way: of each shortening so far, the frames before it and what restores them.
+        sizes: frames that each was made of by the last shortening and those before it, (batch, time) float32; None:
+            equally many.
     """
 
     x: Array
     lengths: Array | None
     way: tuple[tuple[int, Callable[[Array, int], Array]], ...] = ()
+    sizes: Array | None = None
 
     @property
     def frames(self) -> int:
@@ -62,7 +67,7 @@ class Track:
 
     def then(self, short: Shortened) -> "Track":
         """Go on with what a shortening made of this."""
-        return Track(short.x, short.lengths, (*self.way, (self.frames, short.restore)))
+        return Track(short.x, short.lengths, (*self.way, (self.frames, short.restore)), short.sizes)
 
     def of(self, x: Array) -> "Track":
         """Go on with other values on the same frames."""

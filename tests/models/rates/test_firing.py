@@ -208,10 +208,13 @@ def test_gradients_are_finite_everywhere():
 
 
 def test_periods_and_amounts_are_inverses():
-    amounts = np.array([0, 0.25, 0.5, 0.75, 1], np.float32)
+    """Also beyond 1, where fewer fire than the weights alone would; the weights' mean is what periods are of."""
+    amounts = np.array([0, 0.25, 0.5, 0.75, 1, 1.5], np.float32)
     periods = frame_period(amounts, rate=2 / 9)
-    np.testing.assert_allclose(periods, [20, 24.83, 32.73, 48, 90], atol=0.01)
+    np.testing.assert_allclose(periods, [20, 24.83, 32.73, 48, 90, 180], atol=0.01)
     np.testing.assert_allclose(amount_for(periods, rate=2 / 9), amounts, atol=1e-6)
+    means = mixed(np.full((6, 1), 2 / 9, np.float32), amounts)[:, 0]
+    np.testing.assert_allclose(periods, 20 / means, rtol=1e-5)
 
 
 def test_a_row_without_weight_has_no_target():

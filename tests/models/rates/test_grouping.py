@@ -1,6 +1,7 @@
 """Sequences made shorter by a fixed ratio, and brought back: the golden arrays of poolings, and laws."""
 
 from dataclasses import replace
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import pytest
 
 from compress.address import flatten
 from compress.errors import InputError
-from jaxssl.models.arch import AveragePooling, Repeat, StridedConvolution, TransposedConvolution
+from compress.plan import Shorter
+from jaxssl.models.arch import AveragePooling, KeyMerging, Repeat, StridedConvolution, TransposedConvolution
 from jaxssl.models.keys import Keys
 from jaxssl.models.rates.track import Track
-from jaxssl.models.shorten import shortened
+from jaxssl.models.shorten import arch_by_step, by_step, shortened
 from tests.archs import ARCHS, MEL, REUSING, beside_noise, forward, noise, weights
 
 PLAIN = replace(MEL, layers=MEL.layers[:2])
@@ -154,6 +156,33 @@ def test_what_cannot_be_shortened_is_refused(arch, message):
 def test_what_upsampling_would_change_or_lose_is_refused(arch, message):
     with pytest.raises(InputError, match=message):
         shortened(arch, weights(arch), None, {0: AveragePooling(2)})
+
+
+def test_a_plan_s_step_is_that_part_in_that_place():
+    params = weights(PLAIN)
+    for step, front, layers in (
+        (Shorter(3), AveragePooling(3), {}),
+        (Shorter(2, 1, "convolution"), None, {1: StridedConvolution(2)}),
+        (Shorter(3, 0, "merge"), None, {0: KeyMerging(334)}),
+        (Shorter(1.6, 0, "merge"), None, {0: KeyMerging(625)}),
+    ):
+        (arch, made), (same, wanted) = by_step(PLAIN, params, step), shortened(PLAIN, params, front, layers)
+        assert arch == same == arch_by_step(PLAIN, step)
+        assert all(map(np.array_equal, jax.tree.leaves(made), jax.tree.leaves(wanted)))
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([Shorter(2), Shorter(2)], "the features behind the front end are shortened already; name a layer"),
+        ([Shorter(2, 1), Shorter(2, 1, "merge")], "layers/1: its input is shortened already; name another layer"),
+        ([Shorter(2, 2)], "layers/2: the model has 2 layers; give 0 to 1"),
+        ([Shorter(2, None, "merge")], "a front end has none; name a layer"),
+    ],
+)
+def test_what_a_step_cannot_shorten_is_refused(steps, message):
+    with pytest.raises(InputError, match=message):
+        reduce(arch_by_step, steps, PLAIN)
 
 
 def test_an_utterance_shorter_than_a_group_is_refused():
