@@ -29,7 +29,7 @@ from jaxssl.data.manifest import Manifest, Utterance, write
 from jaxssl.data.prepared import frame_count, shard_files
 from jaxssl.data.team import ALONE, Team
 from jaxssl.runtime import locks
-from jaxssl.runtime.files import read_json
+from jaxssl.runtime.files import empty, read_json
 from jaxssl.storage import places, publishing
 
 ROWS, SAMPLES = (
@@ -281,7 +281,7 @@ def _begin(manifest: Manifest, folder: Path, planned: Plan, shard_frames: int) -
     """Write the tables, or check that those there are of this corpus."""
     journal = {"corpus": _fingerprint(manifest), "storage": planned.storage, "shard_frames": shard_frames}
     there = _journal(folder)
-    if there is None and any(folder.iterdir()):
+    if there is None and not empty(folder):
         raise InputError(f"{folder}: holds files but no prepared corpus; choose another folder")
     if there is not None and (there.get("corpus"), there.get("storage")) != (journal["corpus"], planned.storage):
         what = "another corpus" if there.get("corpus") != journal["corpus"] else f"{there.get('storage')} features"

@@ -30,7 +30,7 @@ def claim(out: Path) -> None:
         InputError: it holds something that is no run of ours, or another command works there.
     """
     marks = [out / name for name in (SETTINGS, CLAIMED)]
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not any(mark.is_file() for mark in marks))):
+    if out.exists() and (not out.is_dir() or (not empty(out) and not any(mark.is_file() for mark in marks))):
         raise InputError(f"{out}: not a run folder of ours; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / CLAIMED).touch()
@@ -157,6 +157,11 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def empty(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but what `whole` leaves where it is killed."""
+    return all(path.name.startswith(".") and path.name.endswith(".part") for path in folder.iterdir())
 
 
 @contextmanager

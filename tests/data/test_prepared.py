@@ -214,6 +214,14 @@ def test_new_splits_and_phones_need_no_new_features(corpus, folder):
     assert list(load(folder).sets) == ["a"]
 
 
+def test_what_a_write_left_that_was_killed_is_no_stranger(corpus, folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "..features.json.part").write_text("{")
+    features.prepare(corpus, other)
+    assert (other / "features.npy").read_bytes() == (folder / "features.npy").read_bytes()
+
+
 def test_folders_that_hold_something_else_are_left_alone(corpus, folder, tmp_path):
     before = files(folder)
     with pytest.raises(InputError, match="holds another corpus"):
