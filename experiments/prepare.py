@@ -16,7 +16,8 @@ more than the first, see docs/pods.md. Each host takes shards of `--shard` minut
 the byte for any number of processes. When a process dies, the others end with code 3 and one line that names it; the
 same command, with any number of processes, then makes what is missing. `--plan` tells what time and bytes it will take.
 
-An hour of speech takes about 4 s for features and 6 s for 100 clusters each 20 ms on two CPU cores, and 29 MB on disk.
+An hour of speech takes about 4 s for features and 6 s for 100 clusters each 20 ms on two CPU cores, and 29 MB on disk;
+the last command divides the first, and of the second all but k-means (up to a minute or two for wide layers), by N.
 Expected: 251 utterances of LibriSpeech train-clean-100 (52 minutes) have an inertia of about 10.7 for 80 numbers a
 frame; the embedded corpus (20 minutes) has 10.4, a phone purity of 0.49 and a PNMI of 0.49.
 """

@@ -94,16 +94,26 @@ def _begun(frames: Frames, random: np.random.RandomState, clusters: int, restart
     """Choose centres by k-means++ of some frames, several times, and take those that are nearest to other frames."""
     from sklearn.cluster import kmeans_plusplus  # slow to import, and training never needs it
 
-    count, batch = len(frames), min(BATCH, len(frames))
+    count, batch, team = len(frames), min(BATCH, len(frames)), frames.team
     some = min(3 * batch if 3 * batch >= clusters else 3 * clusters, count)
     valid = frames.fetch(random.randint(0, count, some))
     found = []
     for _ in range(restarts):
         numbers = random.randint(0, count, some) if some < count else np.arange(count)
-        drawn, _ = kmeans_plusplus(frames.fetch(numbers), clusters, random_state=random)
-        centres = frames.team.said(np.asarray(drawn, np.float64))
-        found.append((_assigned(valid, centres, frames.team)[1].sum(), centres))
+        x, drawn = frames.fetch(numbers), np.zeros((clusters, frames.mine.shape[1]), np.float32)
+        if team.main:  # it cannot be shared out, and others may need the processor
+            drawn = np.asarray(kmeans_plusplus(x, clusters, random_state=random)[0], np.float32)
+        _agree(random, team)
+        centres = team.said(drawn).astype(np.float64)
+        found.append((_assigned(valid, centres, team)[1].sum(), centres))
     return min(found, key=lambda pair: pair[0])[1]
+
+
+def _agree(random: np.random.RandomState, team: Team) -> None:
+    """Let random numbers go on in all processes where they stand in process 0."""
+    state = random.get_state(legacy=False)
+    words = team.said(np.append(state["state"]["key"], np.uint32(state["state"]["pos"])))
+    random.set_state({**state, "state": {"key": words[:-1], "pos": int(words[-1])}})
 
 
 def _moved(frames: Frames, centres: np.ndarray, random: np.random.RandomState) -> np.ndarray:

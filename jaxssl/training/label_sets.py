@@ -59,11 +59,13 @@ def make(corpus: Prepared, source: Source, wanted: LabelSet, team: Team, bar: Ba
         What was made; None where it was there.
 
     Raises:
-        InputError: there are no centres of that name to take, or too few frames for so many clusters.
+        InputError: there are no centres of that name to take, the source's frames do not come so often, or there are
+            too few of them for so many clusters.
     """
     centres = source.centres
     name = wanted.name or (source.name if centres is not None else f"{source.name}-{wanted.clusters}")
     prepared.check_name(name)
+    at_period(Labels(name, wanted.clusters, source.period_ms, ()), wanted.period_ms)  # refused now, not at the end
     if centres is not None:
         wanted = replace(wanted, clusters=len(centres))
     elif wanted.like is not None:

@@ -139,7 +139,7 @@ def model_source(
     encode = partial(encode_all, layers=layer, batch=together, edges=edges, longest=LONGEST, prepare=False)
 
     def vectors(numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor() as pool:  # audio is decoded outside of Python
             inputs = list(pool.map(read_inputs, numbers))
         for place, found in encode(model.arch, model.params, inputs):
             i = numbers[place]

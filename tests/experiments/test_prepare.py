@@ -222,6 +222,8 @@ def test_what_cannot_be_is_refused(audio, models, done, tmp_path, words, message
         prepare(Preparation(**config))
     assert "\n" not in str(found.value)
     assert not list((tmp_path / "out").glob("labels/*.json"))
+    if "asked for" in message and "period" in words:
+        assert not (tmp_path / "out/labels").exists()  # before any work
 
 
 @pytest.mark.parametrize("name", ["mel", "base"])
