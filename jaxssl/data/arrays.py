@@ -56,7 +56,8 @@ def read_array(path: Path, *, axes: int | None = None) -> np.ndarray:
         InputError: it is missing or is not such an array.
     """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # a map is no longer than its file
+        with fetching.reading(path) as file:
+            array = np.lib.format.open_memmap(file, mode="r")  # a map is no longer than its file
     except Exception as error:  # NumPy evaluates headers, and raises whatever that meets: 14 kinds were counted
         raise InputError(f"{path}: not a readable .npy array ({error}); make it again") from error
     if array.ndim != axes if axes else not array.ndim:

@@ -11,6 +11,7 @@ import numpy as np
 
 from compress.errors import InputError
 from jaxssl.data.decode import decode
+from jaxssl.storage import places
 
 SAMPLE_RATE = 16_000
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"})
@@ -107,8 +108,11 @@ def _manifest(path: Path) -> list[Path]:
         raise InputError(f"{path}: not a manifest: {error}; it must be UTF-8 text, columns parted by tabs") from error
     if not rows or "path" not in rows[0]:
         raise InputError(f"{path}: not a manifest; it needs a header line with a column 'path' and rows below it")
-    files = [path.parent / (row["path"] or "") for row in rows]
-    if missing := [file for file in files if not isfile(file)]:  # of a name that cannot be, too
+    names = [row["path"] or "" for row in rows]
+    files = [places.local(name) if places.is_url(name) else path.parent / name for name in names]
+    # Of those in other places of buckets nobody knows before they are read.
+    near = [file for file, name in zip(files, names, strict=True) if not places.is_url(name)]
+    if missing := [file for file in near if not isfile(file)]:  # of a name that cannot be, too
         raise InputError(f"{path}: {len(missing)} of {len(files)} files are missing, the first is {missing[0]}")
     return files
 

@@ -72,6 +72,19 @@ def take(folder: Path) -> None:
         held.tell(f"note: {folder}: {said} ended here without a word; its place is taken")
 
 
+def taken(folder: Path) -> bool:
+    """Tell whether another process has a folder by `take`; where file systems have no locks, none is seen."""
+    held = _command.get()
+    if held is not None and folder.resolve() in held.folders:
+        return False
+    with suppress(OSError), (folder / NAME).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def working(folder: Path) -> Iterator[None]:
     """Let other processes see, as long as the body of `with` runs, that one works in a folder; see `at_work`."""

@@ -1,10 +1,9 @@
 """Checkpoints of a run in a bucket: a checkpoint is there when its `files.json` is, which is sent last, removed first.
 
-The folder's hidden list `.objects` tells those that were sent or fetched, and when they were made here: one that is
-there no more was removed by somebody, and goes here too, while one that was never sent stays.
+The folder's hidden list (`jaxssl.storage.ledger`) tells those that were sent or fetched: one that is there no more was
+removed by somebody, and goes here too, while one that was never sent stays.
 """
 
-import json
 import os
 import shutil
 from collections import defaultdict
@@ -16,42 +15,42 @@ from pathlib import Path
 from jaxssl.storage import asking, places
 from jaxssl.storage.asking import Bucket
 from jaxssl.storage.fetching import THREADS, alone, fetch
+from jaxssl.storage.ledger import LEDGER, WHOLE
 from jaxssl.storage.objects import Entry
-
-WHOLE = "files.json"  # of a checkpoint, as `jaxssl.runtime.seal` writes it
-LIST = ".objects"
 
 
 class Sent:
     """Which checkpoints of a folder its bucket has."""
 
     def __init__(self, folder: Path):
-        self._folder = folder
-        self._made = _listed(folder)  # number → when it was made
+        self._folder, self._ledger = folder, LEDGER
+        self._bucket, self._prefix = asking.of(places.url(folder) or "")
+        self._made = {each: when for each, when in here(folder).items() if self._ledger.tag(folder / str(each))}
 
     def due(self) -> bool:
         """Tell whether there is one to send or to remove."""
         return here(self._folder) != self._made
 
-    def send(self, bucket: Bucket, prefix: str, threads: int) -> None:
+    def send(self, threads: int) -> None:
         """Send what the bucket does not have, then remove what is gone here.
 
         Raises:
             InputError: the bucket did not take it.
         """
-        if not self._folder.is_dir():
-            return
+        bucket, prefix = self._bucket, self._prefix
         there = {number: set(entries) for number, entries in _there(bucket, prefix).items()}
         whole = {number for number, names in there.items() if WHOLE in names}
         made = here(self._folder)
         for number in sorted(made):
             if number not in whole or self._made.get(number) != made[number]:
-                self._one(bucket, f"{prefix}/{number}", self._folder / str(number), there.get(number, set()), threads)
+                folder = self._folder / str(number)
+                self._ledger.forget(folder)
+                self._one(bucket, f"{prefix}/{number}", folder, there.get(number, set()), threads)
         kept = here(self._folder)
         for number in set(there) - set(kept):
             _remove(bucket, f"{prefix}/{number}", there[number])
         self._made = {number: when for number, when in made.items() if number in kept}
-        _list(self._folder, self._made)
+        self._ledger.save()
 
     def _one(self, bucket: Bucket, prefix: str, folder: Path, there: Collection[str], threads: int) -> None:
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
@@ -59,7 +58,7 @@ class Sent:
         try:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(lambda name: bucket.write(f"{prefix}/{name}", folder / name), set(names) - {WHOLE}))
-            bucket.write(f"{prefix}/{WHOLE}", folder / WHOLE)
+            self._ledger.note(folder, bucket.write(f"{prefix}/{WHOLE}", folder / WHOLE).tag)
         except FileNotFoundError:  # newer ones made it superfluous meanwhile; what was sent of it goes with it
             if folder.is_dir():
                 raise
@@ -69,7 +68,7 @@ def here(folder: Path) -> dict[int, int]:
     """List the checkpoints in a folder that are finished, and when each was, in ns."""
     try:
         numbers = [name for name in os.listdir(folder) if name.isdecimal()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     found = {}
     for name in numbers:
@@ -89,15 +88,20 @@ def bring(folder: Path, *, only: int | None = None, anew: bool = False) -> None:
     Raises:
         InputError: the bucket refuses, or what comes is damaged.
     """
-    bucket, prefix = asking.of(places.url(folder) or "")
+    (bucket, prefix), ledger = asking.of(places.url(folder) or ""), LEDGER
     with alone(folder):
         there = {number: entries for number, entries in _there(bucket, prefix).items() if WHOLE in entries}
-        for number in set(_listed(folder)) - set(there):
-            shutil.rmtree(folder / str(number), ignore_errors=True)
+        for name in ledger.names(folder):
+            if int(name) not in there:
+                shutil.rmtree(folder / name, ignore_errors=True)
+                ledger.forget(folder / name)
         for number, entries in there.items():
-            if only in (None, number) and (anew or not _same(bucket, folder / str(number), entries[WHOLE])):
+            if only not in (None, number):
+                continue
+            if anew or not _same(bucket, folder / str(number), entries[WHOLE]):
                 _fetch(bucket, folder / str(number), entries)
-        _list(folder, {number: when for number, when in here(folder).items() if number in there})
+            ledger.note(folder / str(number), entries[WHOLE].tag)
+        ledger.save()
 
 
 def _there(bucket: Bucket, prefix: str) -> dict[int, dict[str, Entry]]:
@@ -137,18 +141,3 @@ def _fetch(bucket: Bucket, folder: Path, entries: dict[str, Entry]) -> None:
 def _remove(bucket: Bucket, prefix: str, names: Collection[str]) -> None:
     for name in sorted(names, key=lambda name: name != WHOLE):
         bucket.remove(f"{prefix}/{name}")
-
-
-def _listed(folder: Path) -> dict[int, int]:
-    try:
-        found = json.loads((folder / LIST).read_bytes())
-        return {int(number): int(when) for number, when in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):  # what it would say is then found out again
-        return {}
-
-
-def _list(folder: Path, made: dict[int, int]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{LIST}.{os.getpid()}.part"
-    part.write_text(json.dumps(made))
-    os.replace(part, folder / LIST)

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import re
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError
+from jaxssl.runtime import locks
 from jaxssl.storage import asking, kept, places
 from jaxssl.storage.asking import Bucket
-from jaxssl.storage.ledger import NAME, Ledger
+from jaxssl.storage.ledger import LEDGER, NAME, WHOLE, Ledger
 from jaxssl.storage.objects import Entry
 
 AUDIO = re.compile(r".*\.(wav|flac|ogg|opus|mp3|aiff?|au)", re.IGNORECASE | re.DOTALL)
 FEATURES = re.compile(r"(.*/)?(features[^/]*|features/[^/]*)\.npy", re.DOTALL)
-CHECKPOINTS = re.compile(r"(.*/)?checkpoints/.*", re.DOTALL)
+CHECKPOINTS = re.compile(r"(.*/)?checkpoints/\d+/.*", re.DOTALL)
 LAYER = re.compile(r"(.*):(\d+|own|head)", re.DOTALL)  # as settings name a layer of a model
 TABLES = (".tsv", ".csv")  # which name files beside them
 PORTION = 32 << 20  # bytes of a request
@@ -61,20 +63,25 @@ def _holder(url: str) -> str:
 def bring(url: str) -> None:
     """Bring what lies at a URL, an object or all that begin with it and a slash; nothing may be there.
 
-    What the bucket has no longer goes here, too; what was made here and is not there yet stays.
+    What the bucket has no longer goes here, too; what was made here and is not there yet stays. Where a command of this
+    machine works, what it has is newer: nothing comes.
 
     Raises:
         InputError: the bucket is not there, or refuses, or an object's name can be none of a file.
     """
     bucket, key = asking.of(url)
-    place, ledger = places.local(url), Ledger()
+    place, base, ledger = places.local(url), places.local(bucket.url), LEDGER
+    if any(locks.taken(folder) for folder in (place, *place.parents) if folder.is_relative_to(places.root())):
+        return
     with alone(place), ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Future[None]] = deque()
         seen = set[Path]()
         try:
             for entry in _entries(bucket, key):
-                path = places.local(f"{bucket.url}/{entry.key}")
+                path = places.below(base, bucket.url, entry.key)
                 seen.add(path)
+                if CHECKPOINTS.fullmatch(entry.key.removeprefix(key)):
+                    continue
                 if not _settled(path, entry, ledger):
                     waiting.append(pool.submit(_bring, bucket, entry, path, ledger))
                 if len(waiting) > 4 * THREADS:
@@ -96,20 +103,29 @@ def _entries(bucket: Bucket, key: str) -> Iterator[Entry]:
     for page in bucket.pages(prefix):
         for entry in page:
             # Stores' own tools make objects that stand for folders.
-            if not entry.key.endswith("/") and not CHECKPOINTS.fullmatch(entry.key.removeprefix(prefix)):
+            if not entry.key.endswith("/") and entry.key.rpartition("/")[2] != NAME:
                 yield entry
 
 
 def _settled(path: Path, entry: Entry, ledger: Ledger) -> bool:
     """Tell whether nothing has to be fetched: it is here, or is to wait. What differs in the bucket counts."""
-    if waits(path) or (path.is_file() and ledger.noted(path) == entry.tag):
-        return True
+    try:
+        size = os.stat(path).st_size
+        if ledger.noted(path) == entry.tag:
+            return True
+    except FileNotFoundError:
+        size = -1
     if not later(path):
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    path.touch()
-    ledger.forget(path)
+    if size > 0:
+        path.unlink()
+        ledger.forget(path)
+    if size:
+        try:
+            path.touch()
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True)
+            path.touch()
     return True
 
 
@@ -122,15 +138,25 @@ def _bring(bucket: Bucket, entry: Entry, path: Path, ledger: Ledger) -> None:
 
 
 def _drop_old(place: Path, seen: set[Path], ledger: Ledger) -> None:
-    """Remove files whose objects are gone."""
+    """Remove files, and checkpoints, whose objects are gone; and folders in which nothing is left."""
     for below, folders, names in os.walk(place):
-        folders[:] = [name for name in folders if name != "checkpoints"]
-        known = set(ledger.names(Path(below)))
+        folder = Path(below)
+        if folder.name == "checkpoints":
+            for number in ledger.names(folder):
+                if folder / number / WHOLE not in seen and (folder / number).is_dir():
+                    shutil.rmtree(folder / number)
+                    ledger.forget(folder / number)
+            folders.clear()
+        known = set(ledger.names(folder))
         for name in names:
-            path = Path(below, name)
+            path = folder / name
             if path not in seen and name != NAME and (waits(path) or (name in known and ledger.tag(path))):
                 path.unlink()
                 ledger.forget(path)
+    for below, _, _ in os.walk(place, topdown=False):
+        if set(os.listdir(below)) <= {NAME} and not ledger.names(Path(below)):
+            Path(below, NAME).unlink(missing_ok=True)
+            os.rmdir(below)
 
 
 def later(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """Which files of a folder are the same as their objects: a hidden list in each folder, of what was fetched or sent.
 
 A file that is in the list and unchanged since, while the bucket has another or none, is old; one that is not in the
-list, or changed, is this machine's own work, which the bucket does not have yet.
+list, or changed, is this machine's own work, which the bucket does not have yet. A checkpoint, a folder, is in the list
+of the folder above it, by the last of its files.
 """
 
 import json
@@ -10,6 +11,7 @@ import threading
 from pathlib import Path
 
 NAME = ".objects"
+WHOLE = "files.json"  # of a checkpoint, as `jaxssl.runtime.seal` writes it: the last of its files
 
 
 class Ledger:
@@ -18,7 +20,7 @@ class Ledger:
     def __init__(self) -> None:
         self._known: dict[Path, dict[str, list[object]]] = {}
         self._changed: set[Path] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def tag(self, path: Path) -> str | None:
         """Return the tag of the object that a file is the same as; None: it is own work, or not there."""
@@ -39,23 +41,33 @@ class Ledger:
 
     def forget(self, path: Path) -> None:
         """Remember nothing of a file."""
-        if self._of(path.parent).pop(path.name, None):
-            self._changed.add(path.parent)
+        with self._lock:
+            if self._of(path.parent).pop(path.name, None):
+                self._changed.add(path.parent)
 
     def names(self, folder: Path) -> list[str]:
         """List the files of a folder that were noted."""
         return list(self._of(folder))
 
+    def folders(self) -> list[Path]:
+        """List the folders that were asked for, whether they are still there or not."""
+        return list(self._known)
+
     def save(self) -> None:
         """Write the lists that changed."""
-        for folder in self._changed:
-            if folder.is_dir():
-                part = folder / f"{NAME}.{os.getpid()}.part"
-                part.write_text(json.dumps(self._of(folder)))
-                os.replace(part, folder / NAME)
-        self._changed.clear()
+        with self._lock:
+            for folder in self._changed:
+                if folder.is_dir():
+                    part = folder / f"{NAME}.{os.getpid()}.part"
+                    part.write_text(json.dumps(self._of(folder)))
+                    os.replace(part, folder / NAME)
+            self._changed.clear()
 
     def _of(self, folder: Path) -> dict[str, list[object]]:
+        with self._lock:
+            return self._read(folder)
+
+    def _read(self, folder: Path) -> dict[str, list[object]]:
         if folder not in self._known:
             try:
                 found = json.loads((folder / NAME).read_bytes())
@@ -66,9 +78,12 @@ class Ledger:
         return self._known[folder]
 
 
+LEDGER = Ledger()  # of this process: two would not know of each other's notes
+
+
 def _state(path: Path) -> list[object]:
     try:
-        found = os.stat(path)
+        found = os.stat(path / WHOLE if path.is_dir() else path)
     except FileNotFoundError:
         return []
     return [found.st_size, found.st_mtime_ns]

@@ -54,12 +54,23 @@ def local(url: str) -> Path:
     scheme, _, rest = url.partition("://")
     if scheme not in ENDPOINTS:
         raise InputError(f"{url}: {scheme}:// is not known here; use gs://BUCKET/KEY, s3://BUCKET/KEY or a path")
-    bucket, *parts = rest.removesuffix("/").split("/")
+    bucket, slash, key = rest.removesuffix("/").partition("/")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,221}", bucket):
         raise InputError(f"{url}: {bucket or 'no name'!r} is no bucket; write {scheme}://BUCKET/KEY")
-    if bad := [part for part in parts if part in ("", ".", "..") or "\0" in part or len(os.fsencode(part)) > LONGEST]:
-        raise InputError(f"{url}: {bad[0][:40]!r} between slashes is no name of a file; rename the object")
-    return root().joinpath(scheme + _endpoint(scheme), bucket, *parts)
+    base = root() / (scheme + _endpoint(scheme)) / bucket
+    return below(base, f"{scheme}://{bucket}", key) if slash else base
+
+
+def below(base: Path, bucket: str, key: str) -> Path:
+    """Return the path of an object, given those of its bucket.
+
+    Raises:
+        InputError: no path can be called so.
+    """
+    for part in key.split("/"):
+        if part in ("", ".", "..") or "\0" in part or len(os.fsencode(part)) > LONGEST:
+            raise InputError(f"{bucket}/{key}: {part[:40]!r} between slashes is no name of a file; rename the object")
+    return base / key
 
 
 def _endpoint(scheme: str) -> str:

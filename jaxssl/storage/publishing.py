@@ -17,25 +17,26 @@ from pathlib import Path
 
 from jaxssl.storage import asking, checkpoints, places
 from jaxssl.storage.fetching import waits
-from jaxssl.storage.ledger import Ledger
+from jaxssl.storage.ledger import LEDGER
 
 LOCAL = re.compile(r"\..*\.part|\.lock|\.claimed|\.objects.*|.*\.orbax-checkpoint-tmp|damaged-\d+")  # is not sent
+FIRSTS = ("config.json", ".features.json")  # say whose a folder is: one with other files only would be a stranger's
 SEAL = "files.json"  # which refuses files that it does not list
 LASTS = re.compile(rf"(.*/)?({re.escape(SEAL)}|arch\.json|report\.json|stats\.npy|labels/[^/]*\.json)", re.DOTALL)
-JOURNAL = re.compile(r"config\.json|metrics\.jsonl|tensorboard/[^/]*")  # of a run, before its checkpoints
+JOURNAL = ("config.json", "metrics.jsonl", "tensorboard/*")  # of a run, before its checkpoints
 THREADS = 8  # that send
 LOOK_S = 0.2  # seconds between two looks for a new checkpoint
 
 
 class Publisher:
-    """Sends what is made in a folder to its URL; a thread of its own sends checkpoints."""
+    """Sends what is made in a folder to its URL; a thread of its own sends the checkpoints that it is to watch."""
 
     def __init__(self, folder: Path, tell: Callable[[str], object], *, beside: bool = True):
         self.folder = folder
         self._bucket, self._key = asking.of(places.url(folder) or "")
-        self._ledger, self._tell = Ledger(), tell
+        self._ledger, self._tell = LEDGER, tell
         self._turn, self._over = threading.Lock(), threading.Event()
-        self._sent = checkpoints.Sent(folder / "checkpoints")
+        self._watched: dict[Path, checkpoints.Sent] = {}
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._beside, name="publisher", daemon=True)
         if beside:
@@ -50,16 +51,28 @@ class Publisher:
         with self._turn:
             found = [path for path in self._files() if self._ledger.tag(path) is None]
             lasts = [path for path in found if LASTS.fullmatch(self._name(path))]
-            for path in (*self._gone(), *(path for path in lasts if self._ledger.noted(path))):
-                self._bucket.remove(self._of(path))
+            old = [*self._gone(), *(path for path in lasts if self._ledger.noted(path))]
+            for path in old:  # first, or a file that is here would be taken for one that somebody removed there
                 self._ledger.forget(path)
+            self._ledger.save()
+            for path in old:
+                self._bucket.remove(self._of(path))
             for path in lasts:
                 if path.name == SEAL:
                     self._clear(path.parent)
-            self._send(path for path in found if path not in set(lasts))
+            self._send(path for path in found if path.name in FIRSTS)
+            self._send(path for path in found if path.name not in FIRSTS and path not in set(lasts))
             self._send(sorted(lasts, key=lambda path: (-len(path.parts), path)))
-            self._checkpoints()
+            for each in self._watched.values():
+                each.send(THREADS)
             self._failure = None
+
+    def watch(self, folder: Path) -> None:
+        """Bring a folder's checkpoints, and send from then on what is new there, and remove what is gone."""
+        with self._turn:  # before all are here, those that are not would be taken for gone
+            self._watched.pop(folder, None)
+            checkpoints.bring(folder)
+            self._watched[folder] = checkpoints.Sent(folder)
 
     def check(self) -> None:
         """Raise what went wrong beside the work, if it did."""
@@ -75,18 +88,17 @@ class Publisher:
 
     def _beside(self) -> None:
         while not self._over.wait(LOOK_S):
-            if self._failure is None and self._sent.due():
-                try:
-                    with self._turn:
-                        found = [path for path in self._files() if JOURNAL.fullmatch(self._name(path))]
-                        self._send((path for path in found if self._ledger.tag(path) is None), still=False)
-                        self._checkpoints()
-                except Exception as failure:  # shown now, and raised where the work can end
-                    self._failure = failure
-                    self._tell(f"note: {failure}; the run stops at its next checkpoint")
-
-    def _checkpoints(self) -> None:
-        self._sent.send(self._bucket, f"{self._key}/checkpoints", THREADS)
+            for folder, sent in list(self._watched.items()):
+                if self._failure is None and sent.due():
+                    try:
+                        with self._turn:
+                            for name in JOURNAL:  # in this order, for the first says whose the folder is
+                                found = folder.parent.glob(name)
+                                self._send((path for path in found if self._ledger.tag(path) is None), still=False)
+                            sent.send(THREADS)
+                    except Exception as failure:  # shown now, and raised where the work can end
+                        self._failure = failure
+                        self._tell(f"note: {failure}; the run stops at its next checkpoint")
 
     def _files(self) -> Iterator[Path]:
         if self.folder.is_file():
@@ -97,12 +109,14 @@ class Publisher:
                 if not LOCAL.fullmatch(name) and not waits(path := Path(below, name)):
                     yield path
 
-    def _gone(self) -> Iterator[Path]:
-        for below, folders, _ in os.walk(self.folder):
-            folders[:] = [name for name in folders if name != "checkpoints"]
-            for name in self._ledger.names(Path(below)):
-                if not (path := Path(below, name)).exists():
-                    yield path
+    def _gone(self) -> list[Path]:
+        """List what was sent and is not here any more, of folders that are gone, too."""
+        below = (Path(folder) for folder, _, _ in os.walk(self.folder))
+        folders = {*below, *(each for each in self._ledger.folders() if each.is_relative_to(self.folder))}
+        paths = [
+            folder / name for folder in folders if folder.name != "checkpoints" for name in self._ledger.names(folder)
+        ]
+        return sorted(path for path in paths if not path.exists())
 
     def _clear(self, folder: Path) -> None:
         """Remove objects of a folder that was written anew, under other names."""
@@ -170,6 +184,17 @@ def now(folder: Path) -> None:
     for other, publisher in list(_publishers.items()):
         if folder.absolute().is_relative_to(other):
             publisher.now()
+
+
+def watch(folder: Path) -> None:
+    """Bring the checkpoints of a folder, for which a URL stands, and send what becomes of them beside the work.
+
+    Raises:
+        InputError: the bucket refuses, or what comes is damaged.
+    """
+    folder = folder.absolute()
+    begin(folder.parent)
+    next(each for other, each in _publishers.items() if folder.is_relative_to(other)).watch(folder)
 
 
 def check() -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -133,6 +134,14 @@ def said(value: Any, *, timeout_s: float = DAY_S) -> Any:
     if is_main():
         client.key_value_set(name, json.dumps(value))
     return json.loads(client.blocking_key_value_get(name, round(1000 * timeout_s)))
+
+
+def sent(out: Path) -> None:
+    """Wait until the bucket of a folder, where it has one, has all of it: a process that left would be missed."""
+    if places.url(out):
+        if is_main():
+            publishing.now(out)
+        said(True)
 
 
 def anywhere(flag: bool) -> bool:

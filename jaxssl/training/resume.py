@@ -62,7 +62,7 @@ class Checkpoints:
         self._remote = places.url(self.folder) is not None
         self._apart = self._remote and jax.process_count() > 1
         if self._remote and distributed.is_main():
-            checkpoints.bring(self.folder)
+            publishing.watch(self.folder)
         later = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         self._kept = Kept(keep)
         self.folder.mkdir(parents=True, exist_ok=True)

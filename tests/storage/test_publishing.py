@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from jaxssl.runtime import cli, files, seal
+from jaxssl.runtime import cli, files, locks, seal
 from jaxssl.storage import asking, checkpoints, fetching, places, publishing
 from jaxssl.training.resume import Checkpoints
+from tests.processes import finish
 
 
 def there(url):
@@ -72,31 +73,42 @@ def test_what_says_that_others_are_whole_goes_last_and_comes_off_first(store, fo
     url, faults = store
     model(folder / "models/final", "old")
     (folder / "x.part").write_text("visible")
+    (folder / "work").mkdir()
+    (folder / "work/z").write_text("in a folder that goes")
     (folder / ".y.part").write_text("half")
     faults.busy = faults.cut = 0.1
     publishing.now(folder)
-    assert there(f"{url}/run") == {"config.json", "x.part", *(f"models/final/{n}" for n in ("a", "b", "files.json"))}
+    assert there(f"{url}/run") == {
+        "config.json",
+        "x.part",
+        "work/z",
+        *(f"models/final/{n}" for n in ("a", "b", "files.json")),
+    }
     faults.busy = faults.cut = 0
     sent(faults)
     publishing.now(folder)
     assert sent(faults) == []
     model(folder / "models/final", "new")
     (folder / "x.part").unlink()
+    shutil.rmtree(folder / "work")
+    (folder / ".features.json").write_text("{}")
     bucket, _ = asking.of(url)
     bucket.write("run/models/final/of-before", folder / "config.json")
     sent(faults)
     publishing.now(folder)
     if url.startswith("s3"):
         order = sent(faults)
-        assert order[:3] == ["-x.part", "-models/final/files.json", "-models/final/of-before"]
-        assert sorted(order[3:5]) == ["+models/final/a", "+models/final/b"]
-        assert order[5:] == ["+models/final/files.json"]
+        assert order[:4] == ["-work/z", "-x.part", "-models/final/files.json", "-models/final/of-before"]
+        assert order[4] == "+.features.json"
+        assert sorted(order[5:7]) == ["+models/final/a", "+models/final/b"]
+        assert order[7:] == ["+models/final/files.json"]
     assert bucket.read("run/models/final/a", 0, 99) == b"newa"
     assert "models/final/of-before" not in there(f"{url}/run")
 
 
 def test_checkpoints_go_beside_the_work_and_old_ones_after_newer(store, folder):
     url, faults = store
+    publishing.watch(folder / "checkpoints")
     faults.busy = faults.cut = 0.05
     (folder / "metrics.jsonl").write_text("1\n")
     checkpoint(folder, 10)
@@ -117,12 +129,14 @@ def test_checkpoints_go_beside_the_work_and_old_ones_after_newer(store, folder):
 def test_a_checkpoint_that_is_not_whole_is_none(store, folder, monkeypatch, tmp_path):
     """What a killed process left in the bucket is not brought, and goes when the next is sent."""
     url, _ = store
+    publishing.watch(folder / "checkpoints")
     checkpoint(folder, 10)
     publishing.now(folder)
     bucket, _ = asking.of(url)
     bucket.write("run/checkpoints/20/state/d/stale", folder / "config.json")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
     place = places.local(f"{url}/run")
+    fetching.bring(f"{url}/run")
     fetching.bring(f"{url}/run")
     assert json.loads((place / "config.json").read_text()) == {"steps": 3}
     assert not (place / "checkpoints").exists()
@@ -131,15 +145,16 @@ def test_a_checkpoint_that_is_not_whole_is_none(store, folder, monkeypatch, tmp_
     seal.check(place / "checkpoints/10", parts=("state", "record"))
     checkpoint(place, 20)
     with publishing.running(print):
-        publishing.begin(place)
-        publishing.now(place)
+        publishing.watch(place / "checkpoints")
     assert {name for name in there(f"{url}/run") if "/20/" in name} == {
         f"checkpoints/20/{name}" for name in ("files.json", "record/metadata", "state/d/1")
     }
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
 def test_what_somebody_removed_there_goes_here_and_own_work_stays(store, folder):
     url, _ = store
+    publishing.watch(folder / "checkpoints")
     checkpoint(folder, 10)
     publishing.now(folder)
     publishing._publishers.pop(folder).close()
@@ -148,11 +163,62 @@ def test_what_somebody_removed_there_goes_here_and_own_work_stays(store, folder)
     for name in there(f"{url}/run"):
         bucket.remove(f"run/{name}")
     fetching.bring(f"{url}/run")
-    checkpoints.bring(folder / "checkpoints")
     assert not (folder / "config.json").exists()
     assert set(checkpoints.here(folder / "checkpoints")) == {20}
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
+def test_a_run_that_somebody_removed_there_begins_anew(store, folder):
+    url, _ = store
+    publishing.watch(folder / "checkpoints")
+    checkpoint(folder, 10)
+    publishing.now(folder)
+    publishing._publishers.pop(folder).close()
+    for name in there(f"{url}/run"):
+        asking.of(url)[0].remove(f"run/{name}")
+    (folder / ".lock").unlink(missing_ok=True)
+    fetching.bring(f"{url}/run")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_while_checkpoints_come_none_there_is_taken_for_gone(store, folder, monkeypatch, tmp_path):
+    """Nor are those that came sent once more."""
+    url, faults = store
+    publishing.watch(folder / "checkpoints")
+    for number in (10, 20, 30):
+        checkpoint(folder, number)
+    publishing.now(folder)
+    names = there(f"{url}/run")
+    publishing._publishers.pop(folder).close()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    place = places.local(f"{url}/run")
+    publishing.begin(place)
+    faults.latency_s = 0.02
+    sent(faults)
+    publishing.watch(place / "checkpoints")
+    time.sleep(0.2)
+    assert sent(faults) == []
+    assert there(f"{url}/run") == names
+    assert set(checkpoints.here(place / "checkpoints")) == {10, 20, 30}
+
+
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
+def test_what_another_command_works_on_stays(store, folder):
+    url, _ = store
+    publishing.now(folder)
+    with locks.holding(print):
+        locks.take(folder)
+        (folder / "config.json").write_text("newer")
+        look = f"""if True:
+            from jaxssl.storage import fetching
+            fetching.bring({f"{url}/run"!r})
+        """
+        assert finish("-c", look).returncode == 0
+    assert (folder / "config.json").read_text() == "newer"
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_a_bucket_that_takes_no_more_ends_the_run_at_its_next_checkpoint(store, folder, capsys):
     _, faults = store
     publishing.now(folder)
@@ -166,11 +232,12 @@ def test_a_bucket_that_takes_no_more_ends_the_run_at_its_next_checkpoint(store, 
     faults.refuse = 0
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
 def test_states_go_on_on_another_machine(store, folder, monkeypatch, tmp_path):
     url, _ = store
     state = {"a": jnp.arange(1000, dtype=jnp.float32)}
     with Checkpoints(folder / "checkpoints", keep=2) as saves:
-        for number in (1, 2, 3):
+        for number in (2, 3):
             saves.save(number, state, {"at": number})
     publishing.now(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))

@@ -14,8 +14,8 @@ from jaxssl.storage import asking, fetching, places
 from tests.processes import finish, start
 
 PREPARE = ("-m", "experiments.prepare", "--clusters", 8, "--restarts", 1, "--valid", 0.3)
-PRETRAIN = ("-m", "experiments.pretrain", "--arch", "melhubert-tiny", "--steps", 12, "--batch", 4, "--crop", 1)
-OFTEN = ("--save-every", 3, "--valid-every", 6, "--log-every", 3, "--shortest", 0.5)
+PRETRAIN = ("-m", "experiments.pretrain", "--arch", "melhubert-tiny", "--steps", 30, "--batch", 4, "--crop", 1)
+OFTEN = ("--save-every", 5, "--valid-every", 15, "--log-every", 5, "--shortest", 0.5)
 
 
 def speech(folder):
@@ -68,6 +68,12 @@ def objects_of(url):
     return {entry.key.removeprefix(f"{key}/") for page in bucket.pages(f"{key}/") for entry in page}
 
 
+def newest(url):
+    """The newest checkpoint that is whole there; 0: there is none."""
+    found = (name.split("/") for name in objects_of(url))
+    return max((int(parts[1]) for parts in found if parts[0] == "checkpoints" and parts[-1] == "files.json"), default=0)
+
+
 @pytest.mark.slow
 def test_two_processes_with_two_disks_on_a_bucket_that_fails(store, tmp_path):
     url, faults = store
@@ -90,8 +96,13 @@ def test_two_processes_with_two_disks_on_a_bucket_that_fails(store, tmp_path):
 
     words = (*PRETRAIN, *OFTEN, "--corpus", f"{url}/prepared", "--out", f"{url}/run")
     started = pair(*words, caches=[tmp_path / "c", tmp_path / "d"])
-    until(lambda: "checkpoints/3/files.json" in objects_of(f"{url}/run"), *started)
+    until(lambda: newest(f"{url}/run"), *started)
     kill(started)
+    before = newest(f"{url}/run")
+    started = pair(*words, caches=[tmp_path / "c", tmp_path / "d"])
+    until(lambda: newest(f"{url}/run") > before, *started)
+    started[1].send_signal(signal.SIGTERM)
+    ended(started, 75, 75)
     started = pair(*words, caches=[tmp_path / "e", tmp_path / "f"])  # two other machines
     told = ended(started, 0, 0)
     assert "resuming after update" in told[0]

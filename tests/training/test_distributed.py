@@ -27,7 +27,7 @@ except InputError as error:
     sys.exit(f"error: {error}")
 import jax
 import jax.numpy as jnp
-from jaxssl.training.sharding import fetch, global_batch, make_mesh, place, shardings
+from jaxssl.training.sharding import fetch, gather, global_batch, make_mesh, place, shardings
 """ % (SILENCE_S,)  # noqa: UP031  (the program has braces of its own)
 TOGETHER = """
 mesh = make_mesh(fsdp=4)
@@ -42,6 +42,12 @@ with distributed.guard():
     distributed.barrier("before the end")
     assert distributed.anywhere(process == 1) and not distributed.anywhere(False)
     np.testing.assert_array_equal(fetch(doubled), 2 * weight)
+    for fsdp in (1, 4, 8):  # process 0 has all of it, all of it spread, and the half of it
+        there = place(weight, shardings(weight, make_mesh(fsdp=fsdp), small=1))
+        found = gather(there)
+        assert process or np.array_equal(found, weight)
+    distributed.meet()
+    assert distributed.said({"number": process}) == {"number": 0}
     assert not doubled.is_fully_addressable and doubled.addressable_shards[0].data.shape == (2, 4)
     print("main" if distributed.is_main() else "other", jax.device_count(), float(total))
 """
