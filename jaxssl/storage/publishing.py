@@ -127,7 +127,9 @@ class Publisher:
                     self._bucket.remove(entry.key)
 
     def _of(self, path: Path) -> str:
-        return self._key if path == self.folder else f"{self._key}/{self._name(path)}"
+        if path == self.folder:
+            return self._key
+        return f"{self._key}/{self._name(path)}" if self._key else self._name(path)  # of a folder that is the bucket
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

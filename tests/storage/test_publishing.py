@@ -269,10 +269,12 @@ def test_a_command_sends_what_it_wrote_when_it_ends_well_or_was_told_to_stop(sto
         files.own(config.out, config)
         raise InputError("no")
 
+    assert cli.command(stopped, Config, "", args=["--out", url], remember=False) == 75
     run = [("one.onnx", write, 0), ("stopped", stopped, 75), ("failed", failed, 2)]
     assert [cli.command(do, Config, "", args=["--out", f"{url}/a/{name}"], remember=False) for name, do, _ in run] == [
         code for _, _, code in run
     ]
+    assert {entry.key for page in asking.of(url)[0].pages("") for entry in page} > {"config.json"}
     assert there(f"{url}/a") == {"one.onnx", "stopped/config.json"}
     bucket, _ = asking.of(url)
     assert json.loads(bucket.read("a/stopped/config.json", 0, 99)) == {"out": f"{url}/a/stopped"}
