@@ -77,7 +77,7 @@ def command(
         disk does not take the output; one line on standard error says why. Interrupted, the process ends with 130.
     """
     hooks.install()
-    patience.forget()
+    patience.begin(partial(messages.print, markup=False))
     try:
         early.done()
         return _carried_out(run, config, description, sys.argv[1:] if args is None else args, remember=remember)

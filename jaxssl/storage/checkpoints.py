@@ -15,7 +15,7 @@ from pathlib import Path
 from jaxssl.storage import asking, places
 from jaxssl.storage.asking import Bucket
 from jaxssl.storage.fetching import THREADS, alone, fetch
-from jaxssl.storage.ledger import WHOLE, Ledger
+from jaxssl.storage.ledger import LEDGER, WHOLE
 from jaxssl.storage.objects import Entry
 
 
@@ -23,7 +23,7 @@ class Sent:
     """Which checkpoints of a folder its bucket has."""
 
     def __init__(self, folder: Path):
-        self._folder, self._ledger = folder, Ledger()
+        self._folder, self._ledger = folder, LEDGER
         self._bucket, self._prefix = asking.of(places.url(folder) or "")
         self._made = {each: when for each, when in here(folder).items() if self._ledger.tag(folder / str(each))}
 
@@ -88,7 +88,7 @@ def bring(folder: Path, *, only: int | None = None, anew: bool = False) -> None:
     Raises:
         InputError: the bucket refuses, or what comes is damaged.
     """
-    (bucket, prefix), ledger = asking.of(places.url(folder) or ""), Ledger()
+    (bucket, prefix), ledger = asking.of(places.url(folder) or ""), LEDGER
     with alone(folder):
         there = {number: entries for number, entries in _there(bucket, prefix).items() if WHOLE in entries}
         for name in ledger.names(folder):

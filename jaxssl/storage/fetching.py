@@ -24,7 +24,7 @@ from compress.errors import InputError
 from jaxssl.runtime import locks
 from jaxssl.storage import asking, kept, places
 from jaxssl.storage.asking import Bucket
-from jaxssl.storage.ledger import NAME, WHOLE, Ledger
+from jaxssl.storage.ledger import LEDGER, NAME, WHOLE, Ledger
 from jaxssl.storage.objects import Entry
 
 AUDIO = re.compile(r".*\.(wav|flac|ogg|opus|mp3|aiff?|au)", re.IGNORECASE | re.DOTALL)
@@ -70,7 +70,7 @@ def bring(url: str) -> None:
         InputError: the bucket is not there, or refuses, or an object's name can be none of a file.
     """
     bucket, key = asking.of(url)
-    place, base, ledger = places.local(url), places.local(bucket.url), Ledger()
+    place, base, ledger = places.local(url), places.local(bucket.url), LEDGER
     if any(locks.taken(folder) for folder in (place, *place.parents) if folder.is_relative_to(places.root())):
         return
     with alone(place), ThreadPoolExecutor(THREADS) as pool:

@@ -13,6 +13,7 @@ from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
@@ -76,7 +77,9 @@ class Gcs:
     def write(self, key: str, file: Path) -> Entry:
         with _meaning():
             blob = self._bucket.blob(key, chunk_size=PORTION)
-            blob.upload_from_filename(str(file), checksum="crc32c", retry=None, timeout=TIMEOUT)
+            # Parts of a large file are asked again by the library: all of them would be sent anew.
+            again = DEFAULT_RETRY if file.stat().st_size > PORTION else None
+            blob.upload_from_filename(str(file), checksum="crc32c", retry=again, timeout=TIMEOUT)
             return _entry(blob)
 
     def remove(self, key: str) -> None:

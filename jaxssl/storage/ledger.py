@@ -20,7 +20,7 @@ class Ledger:
     def __init__(self) -> None:
         self._known: dict[Path, dict[str, list[object]]] = {}
         self._changed: set[Path] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def tag(self, path: Path) -> str | None:
         """Return the tag of the object that a file is the same as; None: it is own work, or not there."""
@@ -41,8 +41,9 @@ class Ledger:
 
     def forget(self, path: Path) -> None:
         """Remember nothing of a file."""
-        if self._of(path.parent).pop(path.name, None):
-            self._changed.add(path.parent)
+        with self._lock:
+            if self._of(path.parent).pop(path.name, None):
+                self._changed.add(path.parent)
 
     def names(self, folder: Path) -> list[str]:
         """List the files of a folder that were noted."""
@@ -54,14 +55,19 @@ class Ledger:
 
     def save(self) -> None:
         """Write the lists that changed."""
-        for folder in self._changed:
-            if folder.is_dir():
-                part = folder / f"{NAME}.{os.getpid()}.part"
-                part.write_text(json.dumps(self._of(folder)))
-                os.replace(part, folder / NAME)
-        self._changed.clear()
+        with self._lock:
+            for folder in self._changed:
+                if folder.is_dir():
+                    part = folder / f"{NAME}.{os.getpid()}.part"
+                    part.write_text(json.dumps(self._of(folder)))
+                    os.replace(part, folder / NAME)
+            self._changed.clear()
 
     def _of(self, folder: Path) -> dict[str, list[object]]:
+        with self._lock:
+            return self._read(folder)
+
+    def _read(self, folder: Path) -> dict[str, list[object]]:
         if folder not in self._known:
             try:
                 found = json.loads((folder / NAME).read_bytes())
@@ -70,6 +76,9 @@ class Ledger:
             named = found.items() if isinstance(found, dict) else ()
             self._known[folder] = {name: noted for name, noted in named if isinstance(noted, list) and len(noted) == 3}
         return self._known[folder]
+
+
+LEDGER = Ledger()  # of this process: two would not know of each other's notes
 
 
 def _state(path: Path) -> list[object]:

@@ -13,10 +13,12 @@ from compress.errors import InputError
 T = TypeVar("T")
 FIRST_S, LONGEST_S = 0.1, 20.0  # pauses; each is twice the one before, at most, and random between half and all of it
 LIMIT_S = 300.0
+NOTICE_S = 10.0  # of waiting for one answer, after which whoever watches is told
 LIMIT = "JAXSSL_BUCKET_PATIENCE"  # environment variable of the limit, in seconds
 
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
+_tell: Callable[[str], object] = bool  # shows a line
 
 
 class Passing(Exception):
@@ -34,7 +36,7 @@ def persist(request: Callable[[], T], where: str, *, sleep: Callable[[float], ob
     Raises:
         InputError: there was none within the limit.
     """
-    began, pause, tries, limit = time.monotonic(), FIRST_S, 0, limit_s()
+    began, pause, tries, limit, noticed = time.monotonic(), FIRST_S, 0, limit_s(), False
     while True:
         try:
             tries += 1
@@ -49,6 +51,9 @@ def persist(request: Callable[[], T], where: str, *, sleep: Callable[[float], ob
                     f"and the network are up, or set {LIMIT} (seconds; {limit:g})"
                 ) from failure
             _count(str(failure).partition(":")[0])
+            if took > NOTICE_S and not noticed:
+                noticed = True
+                _tell(f"note: {where}: {failure}; it is tried again for {limit:g} s in all")
             sleep(wait)
             pause = min(2 * pause, LONGEST_S)
 
@@ -79,8 +84,10 @@ def told() -> str | None:
         return f"buckets: {sum(again.values())} of {_counts['requests']} requests were tried again ({kinds})"
 
 
-def forget() -> None:
-    """Count from zero."""
+def begin(tell: Callable[[str], object]) -> None:
+    """Count from zero; `tell` shows a line."""
+    global _tell
+    _tell = tell
     with _lock:
         _counts.clear()
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from jaxssl.storage import asking, checkpoints, places
 from jaxssl.storage.fetching import waits
-from jaxssl.storage.ledger import Ledger
+from jaxssl.storage.ledger import LEDGER
 
 LOCAL = re.compile(r"\..*\.part|\.lock|\.claimed|\.objects.*|.*\.orbax-checkpoint-tmp|damaged-\d+")  # is not sent
+FIRSTS = ("config.json", ".features.json")  # say whose a folder is: one with other files only would be a stranger's
 SEAL = "files.json"  # which refuses files that it does not list
 LASTS = re.compile(rf"(.*/)?({re.escape(SEAL)}|arch\.json|report\.json|stats\.npy|labels/[^/]*\.json)", re.DOTALL)
 JOURNAL = ("config.json", "metrics.jsonl", "tensorboard/*")  # of a run, before its checkpoints
@@ -33,7 +34,7 @@ class Publisher:
     def __init__(self, folder: Path, tell: Callable[[str], object], *, beside: bool = True):
         self.folder = folder
         self._bucket, self._key = asking.of(places.url(folder) or "")
-        self._ledger, self._tell = Ledger(), tell
+        self._ledger, self._tell = LEDGER, tell
         self._turn, self._over = threading.Lock(), threading.Event()
         self._watched: dict[Path, checkpoints.Sent] = {}
         self._failure: Exception | None = None
@@ -59,7 +60,8 @@ class Publisher:
             for path in lasts:
                 if path.name == SEAL:
                     self._clear(path.parent)
-            self._send(path for path in found if path not in set(lasts))
+            self._send(path for path in found if path.name in FIRSTS)
+            self._send(path for path in found if path.name not in FIRSTS and path not in set(lasts))
             self._send(sorted(lasts, key=lambda path: (-len(path.parts), path)))
             for each in self._watched.values():
                 each.send(THREADS)
@@ -90,8 +92,9 @@ class Publisher:
                 if self._failure is None and sent.due():
                     try:
                         with self._turn:
-                            found = [path for name in JOURNAL for path in folder.parent.glob(name)]
-                            self._send((path for path in found if self._ledger.tag(path) is None), still=False)
+                            for name in JOURNAL:  # in this order, for the first says whose the folder is
+                                found = folder.parent.glob(name)
+                                self._send((path for path in found if self._ledger.tag(path) is None), still=False)
                             sent.send(THREADS)
                     except Exception as failure:  # shown now, and raised where the work can end
                         self._failure = failure
@@ -124,7 +127,9 @@ class Publisher:
                     self._bucket.remove(entry.key)
 
     def _of(self, path: Path) -> str:
-        return self._key if path == self.folder else f"{self._key}/{self._name(path)}"
+        if path == self.folder:
+            return self._key
+        return f"{self._key}/{self._name(path)}" if self._key else self._name(path)  # of a folder that is the bucket
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

@@ -169,6 +169,14 @@ def said(value: Any, *, timeout_s: float = DAY_S) -> Any:
     return json.loads(client.blocking_key_value_get(name, round(1000 * timeout_s)))
 
 
+def sent(out: Path) -> None:
+    """Wait until the bucket of a folder, where it has one, has all of it: a process that left would be missed."""
+    if places.url(out):
+        if is_main():
+            publishing.now(out)
+        said(True)
+
+
 def anywhere(flag: bool) -> bool:
     """Return whether `flag` is true in any process; all must call it, as when one of them is told to stop."""
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag)))) if jax.process_count() > 1 else flag

@@ -20,7 +20,7 @@ from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files
 from jaxssl.runtime.cli import Preempted, console
 from jaxssl.runtime.ranges import Natural, There
-from jaxssl.storage import fetching, places, publishing
+from jaxssl.storage import fetching, places
 from jaxssl.training import distributed, estimate
 from jaxssl.training.corpus import Data, check_batches, load_data
 from jaxssl.training.fit import Fitted, fit
@@ -79,17 +79,9 @@ def pretrain(config: Pretraining, show: Callable[[Trained], None]) -> None:
             _train(config, show)
         except Preempted as told:  # no failure that the guard should tell: all processes saved and stop
             stopped = told
-        _sent(config.out)
+        distributed.sent(config.out)
     if stopped is not None:
         raise stopped
-
-
-def _sent(out: Path) -> None:
-    """Wait until the bucket has all, where there is one: whoever leaves first would be missed."""
-    if places.url(out):
-        if distributed.is_main():
-            publishing.now(out)
-        distributed.said(True)
 
 
 def _train(config: Pretraining, show: Callable[[Trained], None]) -> None:

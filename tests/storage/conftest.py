@@ -56,7 +56,7 @@ def store(request, monkeypatch, tmp_path):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
         monkeypatch.setattr(patience, "FIRST_S", 0.01)
         asking._bucket.cache_clear()
-        patience.forget()
+        patience.begin(print)
         _make(request.param, name)
         faults.seen.clear()
         yield f"{request.param}://{name}", faults

@@ -148,6 +148,7 @@ def test_audio_waits_until_it_is_read(store, tmp_path, monkeypatch):
     assert [u.samples for u in manifest.utterances] == [8000] * 3
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
 def test_a_manifest_elsewhere_names_urls(store, tmp_path):
     url, _ = store
     soundfile.write(tmp_path / "x.wav", np.zeros(8000, np.float32), 16_000)
@@ -204,6 +205,7 @@ def test_features_are_read_by_the_utterance(store, tmp_path, monkeypatch):
             there.features(0)
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"no array" * 99])
 def test_an_array_that_is_none(store, tmp_path, content):
     url, _ = store

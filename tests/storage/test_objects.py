@@ -5,10 +5,11 @@ import sys
 import threading
 import weakref
 
+import numpy as np
 import pytest
 
 from compress.errors import InputError
-from jaxssl.storage import asking, objects, patience
+from jaxssl.storage import asking, fetching, objects, patience
 from jaxssl.storage.objects import Entry
 from jaxssl.storage.patience import Passing, persist
 
@@ -36,6 +37,19 @@ def test_what_is_written_is_read(store, tmp_path):
     bucket.remove("empty")
     assert bucket.about("empty") is None
     assert patience.told() is None
+
+
+@pytest.mark.slow
+def test_a_large_object_goes_and_comes_in_parts(store, tmp_path):
+    url, faults = store
+    content = np.random.default_rng(0).bytes(40 << 20)
+    (tmp_path / "large").write_bytes(content)
+    bucket, key = asking.of(f"{url}/large")
+    faults.busy = faults.before = faults.cut = 0.2
+    fetching.fetch(bucket, bucket.write(key, tmp_path / "large"), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == content
+    assert faults.injected
+    assert max(length for _, _, _, length in faults.seen) < 34 << 20
 
 
 def test_pages_are_asked_one_after_the_other(store, tmp_path, monkeypatch):
@@ -95,7 +109,8 @@ def test_a_store_that_stays_down_is_given_up(store, monkeypatch):
 
 
 def test_pauses_grow_and_end_at_the_limit(monkeypatch):
-    slept, now = [], [0.0]
+    slept, now, told = [], [0.0], []
+    patience.begin(told.append)
     monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
 
     def sleep(seconds):
@@ -111,6 +126,7 @@ def test_pauses_grow_and_end_at_the_limit(monkeypatch):
     assert all(most / 2 <= each <= most for each, most in zip(slept, longest, strict=True))
     assert len(set(slept)) == len(slept)
     assert 275 < sum(slept) <= 300
+    assert told == ["note: gs://b/k: 503; it is tried again for 300 s in all"]
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "1e9", "nan"])

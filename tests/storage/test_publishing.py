@@ -91,6 +91,7 @@ def test_what_says_that_others_are_whole_goes_last_and_comes_off_first(store, fo
     model(folder / "models/final", "new")
     (folder / "x.part").unlink()
     shutil.rmtree(folder / "work")
+    (folder / ".features.json").write_text("{}")
     bucket, _ = asking.of(url)
     bucket.write("run/models/final/of-before", folder / "config.json")
     sent(faults)
@@ -98,8 +99,9 @@ def test_what_says_that_others_are_whole_goes_last_and_comes_off_first(store, fo
     if url.startswith("s3"):
         order = sent(faults)
         assert order[:4] == ["-work/z", "-x.part", "-models/final/files.json", "-models/final/of-before"]
-        assert sorted(order[4:6]) == ["+models/final/a", "+models/final/b"]
-        assert order[6:] == ["+models/final/files.json"]
+        assert order[4] == "+.features.json"
+        assert sorted(order[5:7]) == ["+models/final/a", "+models/final/b"]
+        assert order[7:] == ["+models/final/files.json"]
     assert bucket.read("run/models/final/a", 0, 99) == b"newa"
     assert "models/final/of-before" not in there(f"{url}/run")
 
@@ -149,6 +151,7 @@ def test_a_checkpoint_that_is_not_whole_is_none(store, folder, monkeypatch, tmp_
     }
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
 def test_what_somebody_removed_there_goes_here_and_own_work_stays(store, folder):
     url, _ = store
     publishing.watch(folder / "checkpoints")
@@ -164,6 +167,7 @@ def test_what_somebody_removed_there_goes_here_and_own_work_stays(store, folder)
     assert set(checkpoints.here(folder / "checkpoints")) == {20}
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
 def test_a_run_that_somebody_removed_there_begins_anew(store, folder):
     url, _ = store
     publishing.watch(folder / "checkpoints")
@@ -177,6 +181,7 @@ def test_a_run_that_somebody_removed_there_begins_anew(store, folder):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_while_checkpoints_come_none_there_is_taken_for_gone(store, folder, monkeypatch, tmp_path):
     """Nor are those that came sent once more."""
     url, faults = store
@@ -198,6 +203,7 @@ def test_while_checkpoints_come_none_there_is_taken_for_gone(store, folder, monk
     assert set(checkpoints.here(place / "checkpoints")) == {10, 20, 30}
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
 def test_what_another_command_works_on_stays(store, folder):
     url, _ = store
     publishing.now(folder)
@@ -212,6 +218,7 @@ def test_what_another_command_works_on_stays(store, folder):
     assert (folder / "config.json").read_text() == "newer"
 
 
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_a_bucket_that_takes_no_more_ends_the_run_at_its_next_checkpoint(store, folder, capsys):
     _, faults = store
     publishing.now(folder)
@@ -225,11 +232,12 @@ def test_a_bucket_that_takes_no_more_ends_the_run_at_its_next_checkpoint(store, 
     faults.refuse = 0
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
 def test_states_go_on_on_another_machine(store, folder, monkeypatch, tmp_path):
     url, _ = store
     state = {"a": jnp.arange(1000, dtype=jnp.float32)}
     with Checkpoints(folder / "checkpoints", keep=2) as saves:
-        for number in (1, 2, 3):
+        for number in (2, 3):
             saves.save(number, state, {"at": number})
     publishing.now(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
@@ -261,10 +269,12 @@ def test_a_command_sends_what_it_wrote_when_it_ends_well_or_was_told_to_stop(sto
         files.own(config.out, config)
         raise InputError("no")
 
+    assert cli.command(stopped, Config, "", args=["--out", url], remember=False) == 75
     run = [("one.onnx", write, 0), ("stopped", stopped, 75), ("failed", failed, 2)]
     assert [cli.command(do, Config, "", args=["--out", f"{url}/a/{name}"], remember=False) for name, do, _ in run] == [
         code for _, _, code in run
     ]
+    assert {entry.key for page in asking.of(url)[0].pages("") for entry in page} > {"config.json"}
     assert there(f"{url}/a") == {"one.onnx", "stopped/config.json"}
     bucket, _ = asking.of(url)
     assert json.loads(bucket.read("a/stopped/config.json", 0, 99)) == {"out": f"{url}/a/stopped"}

@@ -14,8 +14,8 @@ from jaxssl.storage import asking, fetching, places
 from tests.processes import finish, start
 
 PREPARE = ("-m", "experiments.prepare", "--clusters", 8, "--restarts", 1, "--valid", 0.3, "--shard", 0.15)
-PRETRAIN = ("-m", "experiments.pretrain", "--arch", "melhubert-tiny", "--steps", 60, "--batch", 4, "--crop", 1)
-OFTEN = ("--save-every", 4, "--valid-every", 20, "--log-every", 10, "--shortest", 0.5)
+PRETRAIN = ("-m", "experiments.pretrain", "--arch", "melhubert-tiny", "--steps", 30, "--batch", 4, "--crop", 1)
+OFTEN = ("--save-every", 5, "--valid-every", 15, "--log-every", 5, "--shortest", 0.5)
 
 
 def speech(folder):
