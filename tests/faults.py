@@ -46,7 +46,7 @@ class Faults:
 def faulty(port, **how):
     """Serve before a store at `port` of this machine; gives the URL and the faults, which may be changed meanwhile."""
     faults = Faults(port, **how)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"faults": faults}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"faults": faults}))
     server.daemon_threads, server.block_on_close = True, False
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
@@ -54,6 +54,10 @@ def faulty(port, **how):
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # connections that wait to be taken; of the usual five many were turned away
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -51,8 +51,10 @@ def ended(started, *codes):
 def until(condition, *started):
     deadline = time.monotonic() + 200
     while not condition():
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in started), started[0].communicate()
+        if time.monotonic() > deadline or any(process.poll() is not None for process in started):
+            for process in started:
+                process.kill()
+            raise AssertionError([process.communicate() for process in started])
         time.sleep(0.02)
 
 
