@@ -41,7 +41,7 @@ class Config:
     """seconds from a question to its answer"""
     rate: Positive[float] = 100.0
     """MB that a connection carries in a second"""
-    threads: tuple[int, ...] = (2, 16)
+    threads: Count[tuple[int, ...]] = (2, 16)
     """that read at once"""
     kept: Count[int] = 8
     """blocks in memory"""
