@@ -106,6 +106,6 @@ def _bucket(scheme: str, name: str) -> Bucket:
 
         return Bucket(url, S3(name))
     except ModuleNotFoundError as error:
-        raise InputError(f"{url}: {error.name} is not installed; say: pip install 'jaxssl[buckets]'") from error
+        raise InputError(f"{url}: {error.name} is not installed; say: pip install '.[buckets]'") from error
     except Refused as error:
         raise InputError(f"{url}: {error}") from error
