@@ -14,8 +14,8 @@ from jaxssl.storage import asking, fetching, places
 from tests.processes import finish, start
 
 PREPARE = ("-m", "experiments.prepare", "--clusters", 8, "--restarts", 1, "--valid", 0.3, "--shard", 0.15)
-PRETRAIN = ("-m", "experiments.pretrain", "--arch", "melhubert-tiny", "--steps", 30, "--batch", 4, "--crop", 1)
-OFTEN = ("--save-every", 5, "--valid-every", 15, "--log-every", 5, "--shortest", 0.5)
+PRETRAIN = ("-m", "experiments.pretrain", "--arch", "melhubert-tiny", "--steps", 90, "--batch", 4, "--crop", 1)
+OFTEN = ("--save-every", 10, "--valid-every", 30, "--log-every", 10, "--shortest", 0.5)
 
 
 def speech(folder):
@@ -102,7 +102,9 @@ def test_two_processes_with_two_disks_on_a_bucket_that_fails(store, tmp_path):
     started = pair(*words, caches=[tmp_path / "c", tmp_path / "d"])
     until(lambda: newest(f"{url}/run"), *started)
     kill(started)
-    before = newest(f"{url}/run")
+    # Also what is sent as soon as they go on: a signal that comes before they train just ends them.
+    here = (int(path.name) for path in tmp_path.glob("[cd]/**/run/checkpoints/*") if path.name.isdecimal())
+    before = max(newest(f"{url}/run"), *here, 0)
     started = pair(*words, caches=[tmp_path / "c", tmp_path / "d"])
     until(lambda: newest(f"{url}/run") > before, *started)
     started[1].send_signal(signal.SIGTERM)
