@@ -4,7 +4,6 @@ import binascii
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import responses
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
-from jaxssl.storage.objects import PAGE, Entry, Missing, Refused
+from jaxssl.storage.codes import meaning
+from jaxssl.storage.objects import PAGE, Entry, Refused
 from jaxssl.storage.patience import Passing
 
 TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of an answer
 POOL = 64  # connections kept
 PORTION = 32 << 20  # bytes that a large file is sent in
-AGAIN = frozenset({408, 429, *range(500, 600)})
 
 
 class Gcs:
@@ -97,11 +96,10 @@ def _meaning() -> Iterator[None]:
     """Say what a failure means for who asks."""
     try:
         yield
-    except exceptions.RequestRangeNotSatisfiable as error:
-        raise Refused("ends before what is read of it; it was written anew, start again") from error
     except (exceptions.GoogleAPICallError, InvalidResponse) as error:
         code = error.response.status_code if isinstance(error, InvalidResponse) else int(error.code or 0)
-        raise _of_code(code, error) from error
+        told = str(code) if code in (401, 403) else f"{code}: {str(error).splitlines()[0][:200]}"
+        raise meaning(code, told) from error
     except DataCorruption as error:
         raise Passing("damaged answer") from error
     except TransportError as error:
@@ -114,15 +112,3 @@ def _meaning() -> Iterator[None]:
         raise Passing("no answer in time") from error
     except (requests.exceptions.RequestException, HTTPError, ConnectionError) as error:
         raise Passing(f"cut connection: {type(error).__name__}") from error
-
-
-def _of_code(code: int, error: Exception) -> Exception:
-    if code in AGAIN:
-        return Passing(f"{code} {responses.get(code, '')}".strip())
-    if code == 404:
-        return Missing("no such bucket or object; correct the URL")
-    if code == 412:
-        return Refused("was written anew while it was read; start again")
-    if code in (401, 403):
-        return Refused(f"access refused ({code}); give the account rights to list, read and write objects there")
-    return Refused(f"not accepted ({code}: {str(error).splitlines()[0][:200]})")

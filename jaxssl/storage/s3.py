@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from http.client import responses
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from jaxssl.storage.objects import PAGE, Entry, Missing, Refused
+from jaxssl.storage.codes import meaning
+from jaxssl.storage.objects import PAGE, Entry, Refused
 from jaxssl.storage.patience import Passing
 
 POOL = 64  # connections kept
 PORTION = 32 << 20  # bytes that a large file is sent in
 LARGE = TransferConfig(multipart_threshold=PORTION, multipart_chunksize=PORTION, max_concurrency=4)
-AGAIN = frozenset({408, 429, *range(500, 600)})
 
 
 class S3:
@@ -117,14 +116,6 @@ def _meaning() -> Iterator[None]:
 def _meant(error: exceptions.ClientError) -> Exception:
     code = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     reason = str(error.response.get("Error", {}).get("Code", code))
-    if code in AGAIN or reason in ("SlowDown", "RequestTimeout", "Throttling"):
-        return Passing(f"{code} {responses.get(code, '')}".strip())
-    if code == 404:
-        return Missing("no such bucket or object; correct the URL")
-    if code == 412:
-        return Refused("was written anew while it was read; start again")
-    if code == 416:
-        return Refused("ends before what is read of it; it was written anew, start again")
-    if code in (401, 403):
-        return Refused(f"access refused ({reason}); give the account rights to list, read and write objects there")
-    return Refused(f"not accepted ({code}: {reason})")
+    if reason in ("SlowDown", "RequestTimeout", "Throttling"):
+        return Passing(f"{code} {reason}")
+    return meaning(code, reason if code in (401, 403) else f"{code}: {reason}")
