@@ -15,8 +15,7 @@ those below it hear all frames. The output is brought back to as many frames as 
 --by merge, before a layer, needs no training: of neighbouring frames those whose keys in that layer are most alike
 become one, as many as the ratio asks for (adjacent token merging, "Accelerating Transducers through Adjacent Token
 Merging", arXiv 2306.16009). The table has its loss before training and after it. Frames that are hidden from the model
-are more alike than any, so they merge first: in masked prediction it loses more than means, though its output is nearer
-to the dense model's where nothing is hidden.
+are more alike than any, so they merge first: in masked prediction it loses more than means.
 
 --by fire groups by what is said: a small net weighs every frame, and one fires whenever the weights' sum reaches 1
 (continuous integrate-and-fire, behind the front end only). The net is first fitted to where labels change, in seconds,
