@@ -26,6 +26,7 @@ GROUPS = {
         "experiments.distill",
         "experiments.sequence",
         "experiments.mixers",
+        "experiments.contexts",
         "experiments.exits",
         "experiments.elastic",
         "experiments.joint",

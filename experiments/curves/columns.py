@@ -42,6 +42,7 @@ COSTS = {
     "fewest_frames_per_s:.1f": "fewest",
     "most_frames_per_s:.1f": "most",
     "room_frames_per_s:.1f": "room for",
+    "lookahead_ms:.0f": "look-ahead ms",
     "macs_g_per_s:.3f": "MACs G/s",
     "nominal_macs_g_per_s:.3f": "nominal",
     "real_time_factor:.4f": "real-time factor",

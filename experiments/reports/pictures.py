@@ -43,6 +43,7 @@ LEVELS = {
     "sequence": "frames that become one",
     "exits": "layer behind which utterances leave, or entropy below which they do",
     "mixers": "mixers, in the order in which they were named",
+    "contexts": "frames of the future that attention sees in each layer",
     "elastic": "MACs as a share of the dense model's",
 }
 CAPTION = "time: 1 / speed-up over the dense model, timed in turns, bars are quartiles; of quality 95 % bootstrap"

@@ -32,6 +32,7 @@ from jaxssl.models.stepping import State, check_stream, delay, memory, stepped
 __all__ = [
     "Lookahead",
     "Streamed",
+    "causal",
     "chunks",
     "delay",
     "finish",
@@ -220,6 +221,15 @@ def limited(arch: Arch, *, left: int, right: int) -> Arch:
     arch = replace(arch, layers=layers)
     check_arch(arch)
     return arch
+
+
+def causal(arch: Arch, params: Params) -> tuple[Arch, Params]:
+    """Let positions hear no frame of the future, and as before those of the past that their taps reach.
+
+    A model that was not trained so loses by it; the taps that heard the future are free to learn a farther past.
+    """
+    found, arrays = arch.position.of_the_past(params.get("position", {}))
+    return (arch, params) if found == arch.position else (replace(arch, position=found), {**params, "position": arrays})
 
 
 @partial(jax.jit, static_argnums=0)

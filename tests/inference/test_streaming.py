@@ -172,6 +172,30 @@ def test_a_row_is_given_to_a_new_stream(key):
     assert np.abs(again.last[0] - first.last[0]).max() > 0.01
 
 
+@pytest.mark.parametrize(
+    "part",
+    [PositionalConvolution(8, 4), PositionalConvolution(5, 2), ScaledConvolution(6, 4), ConvolutionStack(1, 4, 4)],
+    ids=lambda part: f"{part.kind}-{part.kernel}",
+)
+def test_positions_of_the_past_hear_what_both_sides_hear_of_an_utterance_that_ends_there(part, key):
+    arch = replace(MEL, layers=(transformer_layer(0, 5),), position=part, head=None)  # no frame hears another there
+    past, params = streaming.causal(arch, weights(arch))
+    assert past.position == replace(part, causal=True)
+    assert streaming.delay(past) == 0 < streaming.delay(arch)
+    x = noise(arch, key, batch=1, frames=9)
+    whole = forward(past, params, x).last
+    for end in (1, 4, 9):
+        np.testing.assert_allclose(forward(arch, weights(arch), x[:, :end]).last[:, -1], whole[:, end - 1], atol=1e-5)
+    assert streaming.causal(past, params)[1] is params
+
+
+def test_sinusoids_are_of_the_past_as_they_are():
+    arch, params = MORE["sinusoid"], weights(MORE["sinusoid"])
+    found, same = streaming.causal(arch, params)
+    assert found == arch
+    assert same is params
+
+
 def test_limited_context_is_given_to_all_attention():
     arch = streaming.limited(MEL, left=3, right=1)
     assert {layer.attention.context for layer in arch.layers} == {(3, 1)}

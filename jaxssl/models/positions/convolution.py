@@ -1,7 +1,7 @@
 """Positions by a grouped convolution over frames, weight-normalised with one gain per tap."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -65,6 +65,13 @@ class LongKernel:
     def read(self, arrays: Arrays) -> Self:
         """Return itself: what the arrays tell, a prepared form has lost."""
         return self
+
+    def of_the_past(self, arrays: Arrays) -> tuple[Self, Arrays]:
+        """Return the same without what it hears of the future, and the arrays for that: `past`."""
+        if self.causal:
+            return self, arrays
+        names = ("kernel", "gain") if "gain" in arrays else ("kernel",)
+        return replace(self, causal=True), {**arrays, **past({name: arrays[name] for name in names}, self.ahead)}
 
     def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
         """Return the arrays in the form that `jaxssl.models.choice` says for this device, for running in `dtype`."""
@@ -172,6 +179,22 @@ class Position(nnx.Module):
 def padding(taps: int, *, causal: bool) -> tuple[int, int]:
     """Return the zeros before and after that keep time as it is: all before, or of an even number of taps one more."""
     return (taps - 1, 0) if causal else (taps // 2, (taps - 1) // 2)
+
+
+def past(arrays: Arrays, ahead: int) -> Arrays:
+    """Shift taps for a convolution that hears no frame of the future.
+
+    Those of the past keep their weights and the frames that they weigh. The `ahead` taps that weighed the future now
+    stand before all others, and begin at zero: where there is a `gain` of each tap that is, for a kernel of zeros could
+    not be normalised.
+
+    Args:
+        arrays: `kernel`, (taps, in / groups, out), and `gain`, (taps,), where there is one.
+        ahead: frames of the future that are heard.
+    """
+    rolled = {name: jnp.roll(jnp.asarray(array), ahead, axis=0) for name, array in arrays.items()}
+    silenced = "gain" if "gain" in arrays else "kernel"
+    return {**rolled, silenced: rolled[silenced].at[:ahead].set(0)}
 
 
 def convolved(x: Array, weight: Array, *, padding: tuple[int, int], groups: int) -> Array:

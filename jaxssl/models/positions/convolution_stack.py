@@ -16,7 +16,7 @@ from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, convolve, gelu
 from jaxssl.models.names import CONV, dense_rules
 from jaxssl.models.part import Arrays, Names
-from jaxssl.models.positions.convolution import check_kernel, padding
+from jaxssl.models.positions.convolution import check_kernel, padding, past
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,14 @@ class ConvolutionStack:
         kernel = arrays["convs"]["0"]["kernel"]
         groups = kernel.shape[2] // kernel.shape[1]
         return replace(self, depth=len(arrays["convs"]), kernel=kernel.shape[0], groups=groups)
+
+    def of_the_past(self, arrays: Arrays) -> "tuple[ConvolutionStack, Arrays]":
+        """Return the same without what it hears of the future, and the arrays for that (`convolution.past`)."""
+        if self.causal:
+            return self, arrays
+        ahead = padding(self.kernel, causal=False)[1]
+        convs = {i: {**conv, **past({"kernel": conv["kernel"]}, ahead)} for i, conv in arrays["convs"].items()}
+        return replace(self, causal=True), {**arrays, "convs": convs}
 
     def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
         """Return the arrays as given: kernels so short run fastest as they are (`jaxssl.models.choice`)."""
