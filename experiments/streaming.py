@@ -4,12 +4,13 @@
     python -m experiments.streaming --chunk 20 100 500 --right 2
     python -m experiments.streaming --model melhubert-20ms --left 250 --right 0 --causal
 
-Each chunk goes through one compiled program, which holds what the next chunks need (`jaxssl.inference.streaming`). A
+Each chunk goes through compiled programs that hold what the next chunks need (`jaxssl.inference.streaming`). A
 frame comes out once all is there that it hears: what it hears behind its own end is the look-ahead, which is the same
 for every chunk. Speech is late by the chunk, the look-ahead and the time that the chunk takes.
 
 `largest difference` is between what streams and the same model on the whole utterance, over all frames, as a share of
-the largest value. Log-Mel features are made of the whole utterance before, and are not in the time.
+the largest value. Samples go in: log-Mel features are made inside the stream (`jaxssl.inference.sound`), and are in the
+time.
 
 A model whose attention sees all frames is given a limited context here, which is said: it was not trained so. So it is
 with --causal. `experiments.contexts` trains models for such contexts and measures what they cost in quality.
@@ -30,12 +31,12 @@ import numpy as np
 
 from compress.errors import InputError
 from experiments.reports import tables
-from jaxssl.inference import streaming
-from jaxssl.inference.encode import front_inputs
+from jaxssl.inference import sound, streaming
+from jaxssl.inference.encode import encode
 from jaxssl.inference.latency import Load, Timing, machine
 from jaxssl.inference.source import Model, load_model, load_speech, with_stats
 from jaxssl.models.arch import Arch, Attention, Layer
-from jaxssl.models.model import Params, apply
+from jaxssl.models.model import Params
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, follow, main
 from jaxssl.runtime.ranges import Count, Natural, Positive, Seconds, Seed, There
@@ -89,14 +90,14 @@ def run(config: Config) -> None:
     model = with_stats(load_model(config.model, seed=config.seed), speech)
     arch, params, notes = contexts(model.arch, model.params, config)
     model = replace(model, params=params)
-    sizes = {ms: streaming.inputs_of(arch, ms) for ms in config.chunk}
-    streaming.start(arch)  # which refuses what cannot stream
+    sizes = {ms: sound.samples_of(arch, ms) for ms in config.chunk}
+    sound.start(arch)  # which refuses what cannot stream
     files.claim(config.out)
-    inputs, _ = front_inputs(arch, speech.held_out[0][0], None, model.stats)
-    inputs = jnp.repeat(inputs, config.streams, axis=0)
-    whole = np.asarray(jax.jit(lambda params, inputs: apply(arch, params, inputs).last)(model.params, inputs))
+    samples = jnp.repeat(jnp.asarray(speech.held_out[0][0]), config.streams, axis=0)
+    hear = jax.jit(lambda params, samples: encode(arch, params, samples, stats=model.stats).last)
+    whole = np.asarray(hear(model.params, samples))
     points = follow(sizes.items(), "streaming", total=len(sizes))
-    rows = [point(arch, model, inputs, whole, ms, size) for ms, size in points]
+    rows = [point(arch, model, samples, whole, ms, size) for ms, size in points]
     tables.show(f"{model.name}, streamed", rows, COLUMNS)
     ahead = streaming.lookahead(arch)
     for line in (notes := [*model.notes, *notes]):
@@ -129,25 +130,25 @@ def contexts(arch: Arch, params: Params, config: Config) -> tuple[Arch, Params, 
     return found, params, list(dict.fromkeys(notes))
 
 
-def point(arch: Arch, model: Model, inputs: jax.Array, whole: np.ndarray, ms: float, size: int) -> dict[str, Any]:
-    """Stream the inputs in chunks of one size, twice: to compile and compare, and to time every chunk."""
+def point(arch: Arch, model: Model, samples: jax.Array, whole: np.ndarray, ms: float, size: int) -> dict[str, Any]:
+    """Stream the samples in chunks of one size, twice: to compile and compare, and to time every chunk."""
     params = jax.device_put(model.params)  # as they are: a kernel prepared for utterances is no faster here
-    found = np.asarray(streaming.stream(arch, params, inputs, size).last)
-    state, seconds = streaming.start(arch, inputs.shape[0]), list[float]()
-    pieces = list(streaming.chunks(arch, inputs, size))
+    found = np.asarray(sound.stream(arch, params, model.stats, samples, size).last)
+    state, seconds = sound.start(arch, samples.shape[0]), list[float]()
+    pieces = list(sound.chunks(samples, size))
     for chunk, valid in jax.block_until_ready(pieces):
         begin = time.perf_counter()
-        state, out = streaming.step(arch, params, state, chunk, valid)
+        state, out = sound.step(arch, params, model.stats, state, chunk, valid)
         jax.block_until_ready((state, out))
         seconds.append(time.perf_counter() - begin)
-    timing = Timing(Load(ms / 1e3, inputs.shape[0]), tuple(seconds))
+    timing = Timing(Load(ms / 1e3, samples.shape[0]), tuple(seconds))
     ahead = streaming.lookahead(arch)
     return told(timing, ms) | {
         "difference": float(np.abs(found - whole).max() / np.abs(whole).max()),
         "lookahead_ms": ahead.ms,
         "late_ms": ms + ahead.ms + timing.median * 1e3,
         "chunks": len(seconds),
-        "streams": inputs.shape[0],
+        "streams": samples.shape[0],
     }
 
 

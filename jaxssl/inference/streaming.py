@@ -32,6 +32,7 @@ from jaxssl.models.stepping import State, check_stream, delay, memory, stepped
 __all__ = [
     "Lookahead",
     "Streamed",
+    "advance",
     "causal",
     "chunks",
     "delay",
@@ -113,7 +114,8 @@ def step(
         raise InputError(
             f"a chunk of {chunk.shape[1]} inputs is no multiple of {unit(arch)}, which make a frame; give {more}"
         )
-    return _step(arch, params, state, chunk, lengths)
+    ends = jnp.full(len(chunk), chunk.shape[1], jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
+    return advance(arch, params, state, chunk, frame_mask(ends, chunk.shape[1]))
 
 
 def finish(arch: Arch, params: Params, state: State) -> Streamed:
@@ -125,7 +127,7 @@ def finish(arch: Arch, params: Params, state: State) -> Streamed:
     held = jax.tree.leaves(state)
     batch = held[0].shape[0] if held else 1
     silence = jnp.zeros((batch, max(delay(arch), 1) * unit(arch), *arch.front.shape(0)[1:]))
-    return _step(arch, params, state, silence, jnp.zeros(batch, jnp.int32))[1]
+    return advance(arch, params, state, silence, jnp.zeros(silence.shape[:2], bool))[1]
 
 
 def chunks(arch: Arch, inputs: Array, size: int, lengths: Array | None = None) -> Iterator[tuple[Array, Array]]:
@@ -233,9 +235,11 @@ def causal(arch: Arch, params: Params) -> tuple[Arch, Params]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _step(arch: Arch, params: Params, state: State, chunk: Array, lengths: Array | None) -> tuple[State, Streamed]:
+def advance(arch: Arch, params: Params, state: State, chunk: Array, valid: Array) -> tuple[State, Streamed]:
+    """Run a chunk as `step` does, of which any stretch may be some: `valid: (batch, inputs)`, bool.
+
+    Inputs before a stream's first one are none, too, where what makes them is late.
+    """
     check_params(arch, params)
-    batch, size = chunk.shape[:2]
-    valid = frame_mask(jnp.full(batch, size, jnp.int32) if lengths is None else lengths, size)
     last, logits, valid, state = stepped(restored(arch, params), state, chunk.astype(jnp.float32), valid)
     return state, Streamed(last, logits, valid)

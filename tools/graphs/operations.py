@@ -9,11 +9,13 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from jax.lax import FftType
 
 from compress.errors import InputError
 from tools.graphs.graph import Graph
 
 Operation = Callable[..., str | list[str]]
+RFFT = FftType.RFFT
 
 
 def plain(kind: str) -> Operation:
@@ -171,6 +173,31 @@ def convolution(graph: Graph, equation: Any, x: str, kernel: str) -> str:
     return graph.transposed(y, np.argsort(numbers.out_spec).tolist())
 
 
+def gather(graph: Graph, equation: Any, name: str, places: str) -> str:
+    """Take places of one axis, whole slices of the others."""
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    shape, wanted = equation.invars[0].aval.shape, equation.invars[1].aval.shape
+    (axis, *more) = numbers.start_index_map
+    behind = axis + len(wanted) - 1
+    outside = (*range(axis), *range(behind, behind + len(shape) - axis - 1))
+    whole = tuple(1 if i == axis else size for i, size in enumerate(shape))
+    if more or numbers.collapsed_slice_dims != (axis,) or tuple(sizes) != whole or numbers.offset_dims != outside:
+        raise InputError("onnx: a gather of more than one axis has no operation there; export stablehlo")
+    return graph.add("Gather", name, graph.reshaped(places, wanted[:-1]), axis=axis)
+
+
+def fourier(graph: Graph, equation: Any, name: str) -> str:
+    """Transform the last axis of real numbers; what comes out has real and imaginary parts on an axis more."""
+    if equation.params["fft_type"] != RFFT or len(equation.params["fft_lengths"]) > 1:
+        raise InputError("onnx: only a Fourier transform of one real axis has an operation there; export stablehlo")
+    return graph.add("DFT", graph.add("Unsqueeze", name, graph.numbers([-1])), onesided=1)  # of the last axis but one
+
+
+def part(place: int) -> Operation:
+    """Return the operation that takes the real part, 0, or the imaginary one, 1."""
+    return lambda graph, equation, name: graph.add("Gather", name, graph.constant(np.asarray(place, np.int64)), axis=-1)
+
+
 OPERATIONS: dict[str, Operation] = {
     **{
         name: plain(kind)
@@ -210,11 +237,15 @@ OPERATIONS: dict[str, Operation] = {
     "convert_element_type": convert,
     "cumsum": cumulate,
     "dot_general": product,
+    "fft": fourier,
+    "gather": gather,
+    "imag": part(1),
     "integer_pow": power,
     "iota": iota,
     "log1p": log_plus_one,
     "ne": different,
     "pad": pad,
+    "real": part(0),
     "reduce_max": reduce("ReduceMax"),
     "reduce_sum": reduce("ReduceSum"),
     "rsqrt": inverse_root,

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxssl.data.logmel import Stats
-from jaxssl.inference import streaming
-from jaxssl.inference.encode import front_inputs
+from jaxssl.inference import sound, streaming
 from jaxssl.inference.specialise import dequantized, unpacked
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Params
@@ -24,32 +23,32 @@ FILE, TOLD = "model.onnx", "stream.json"
 def write(arch: Arch, params: Params, folder: Path, *, size: int, batch: int = 1, stats: Stats | None = None) -> None:
     """Write model.onnx and stream.json, which says what a program that runs it must know.
 
-    The graph's inputs are `chunk`, (batch, size, …), `lengths`, (batch,), valid inputs of each row, and `state/…`, each
-    zeros before the first chunk; its outputs `last`, (batch, frames, width), `logits` where there are some, `valid`,
-    (batch, frames), and `next/…`, the state for the chunk after.
+    The graph's inputs are `chunk`, (batch, size) samples at 16 kHz, `lengths`, (batch,), valid samples of each row, and
+    `state/…`, each zeros before the first chunk; its outputs `last`, (batch, frames, width), `logits` where there are
+    some, `valid`, (batch, frames), and `next/…`, the state for the chunk after. Log-Mel features are made inside.
 
     Args:
         arch: of a model that can stream.
         params: its parameters.
         folder: that is there.
-        size: of a chunk, in inputs.
+        size: of a chunk, in samples.
         batch: streams at once.
-        stats: of a log-Mel model's features, which stream.json then tells.
+        stats: of a log-Mel model's features; None: they stay as they are.
 
     Raises:
-        InputError: the model cannot stream, or the size is no multiple of `streaming.unit`.
+        InputError: the model cannot stream, or the size is no multiple of `sound.unit`.
     """
     import onnx
 
     arch, params = unpacked(*dequantized(arch, params))
-    first = streaming.start(arch, batch)
+    first = sound.start(arch, batch)
     names = ["/".join(key.key for key in path) for path, _ in jax.tree.leaves_with_path(first)]
-    chunk = jnp.zeros((batch, size, *arch.front.shape(0)[1:]))
+    chunk = jnp.zeros((batch, size))
     lengths = jnp.full(batch, size, jnp.int32)
 
     def program(chunk: jax.Array, lengths: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         state = jax.tree.unflatten(jax.tree.structure(first), arrays)
-        state, out = streaming.step(arch, params, state, chunk, lengths)
+        state, out = sound.step(arch, params, stats, state, chunk, lengths)
         logits = () if out.logits is None else (out.logits,)
         return (out.last, *logits, out.valid, *jax.tree.leaves(state))
 
@@ -61,11 +60,9 @@ def write(arch: Arch, params: Params, folder: Path, *, size: int, batch: int = 1
     told: dict[str, Any] = {
         "chunk": size,
         "batch": batch,
-        "delay_frames": streaming.delay(arch),
+        "delay_frames": sound.delay(arch),
         "lookahead": asdict(streaming.lookahead(arch)),
     }
-    if stats is not None:
-        told |= {"mean": np.asarray(stats.mean).tolist(), "std": np.asarray(stats.std).tolist()}
     (folder / TOLD).write_text(json.dumps(told, indent=1))
 
 
@@ -85,13 +82,13 @@ def form(
     Raises:
         InputError: as `write`.
     """
-    write(arch, params, folder, size=streaming.inputs_of(arch, ms), stats=stats)
+    write(arch, params, folder, size=sound.samples_of(arch, ms), stats=stats)
     session = read(folder)
-    features = jax.jit(lambda samples, lengths: front_inputs(arch, samples, lengths, stats))
 
     def run(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        inputs, valid = (np.asarray(each) for each in features(samples, lengths.astype(np.int32)))
-        return np.concatenate([session.stream(inputs[i : i + 1], valid[i : i + 1]) for i in range(len(inputs))])
+        found = [session.stream(samples[i : i + 1], lengths[i : i + 1]) for i in range(len(samples))]
+        frames = arch.reduced(arch.front.frames(samples.shape[1]))
+        return np.concatenate(found)[:, :frames]
 
     return run
 
@@ -116,7 +113,7 @@ class Session:
         return {name: found.pop(f"next/{name.removeprefix('state/')}") for name in state}, found
 
     def stream(self, inputs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Run whole utterances, (batch, inputs, …), of which `lengths` are valid; return the encoder's output."""
+        """Run whole utterances, (batch, samples), of which `lengths` are valid; return the encoder's output."""
         state, found = self.start, []
         for chunk, valid in self.pieces(inputs, lengths):
             state, out = self.step(state, chunk, valid)
@@ -124,10 +121,10 @@ class Session:
         return np.concatenate(found, axis=1)[:, self.told["delay_frames"] :]
 
     def pieces(self, inputs: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Cut inputs into chunks, and as many more of zeros, of which none is valid, as bring out what is held."""
+        """Cut samples into chunks, and as many more of zeros, of which none is valid, as bring out what is held."""
         size, frames = self.told["chunk"], self.told["delay_frames"]
         unit = size // self.session.get_outputs()[0].shape[1]
         total = inputs.shape[1] + frames * unit
-        padded = np.pad(inputs, ((0, 0), (0, size - 1 + frames * unit), *[(0, 0)] * (inputs.ndim - 2)))
+        padded = np.pad(inputs, ((0, 0), (0, size - 1 + frames * unit)))
         for begin in range(0, total, size):
             yield padded[:, begin : begin + size], np.clip(lengths - begin, 0, size)
