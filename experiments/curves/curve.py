@@ -8,6 +8,7 @@ from typing import Literal
 from compress.errors import InputError
 from experiments.curves.recovery import Asked
 from experiments.curves.schedule import Schedule, Timing
+from jaxssl import pretrained
 from jaxssl.runtime.cli import On
 from jaxssl.runtime.ranges import Count, Crop, Length, Positive, Seconds, Seed, Several, Share, There
 from jaxssl.training.settings import Training
@@ -19,9 +20,9 @@ Recovery = Literal["predict", "distil", "ctc"]
 class Curve:
     """Settings of a curve."""
 
-    model: str | None = None
-    """model folder, run folder, preset, or checkpoint of another program, compressed in whatever way; default: the
-    trained model that comes with the package"""
+    model: str = pretrained.DEFAULT
+    """model folder, run folder, preset, or checkpoint of another program, compressed in whatever way; or a trained
+    model that comes with the package"""
     audio: There[tuple[str, ...]] = ()
     """speech to train on; its targets are those that the model names, else the model's own codewords, where it has an
     output layer, else --clusters; to distil needs none, and ctc takes transcripts; default: the embedded corpus"""

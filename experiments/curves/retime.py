@@ -37,9 +37,9 @@ class Bench:
     load: Load
     dtype: Any
     programs: dict[Arch, Program] = field(default_factory=dict)
-    archs: dict[tuple[str | None, int], Arch] = field(default_factory=dict)
+    archs: dict[tuple[str, int], Arch] = field(default_factory=dict)
 
-    def add(self, place: str | None, seed: int = 0) -> Arch:
+    def add(self, place: str, seed: int = 0) -> Arch:
         """Load a model and compile it, unless one of its shape is compiled."""
         if (place, seed) not in self.archs:
             model = load_model(place, seed=seed)
@@ -101,7 +101,7 @@ def _leaves(row: Row) -> bool:
     return "exits" in row
 
 
-def _added(bench: Bench, place: tuple[str | None, int], tick: Callable[[], None]) -> Arch:
+def _added(bench: Bench, place: tuple[str, int], tick: Callable[[], None]) -> Arch:
     arch = bench.add(*place)
     tick()
     return arch
@@ -126,7 +126,7 @@ def _times(bench: Bench, timings: Mapping[Arch, Timing], arch: Arch, baseline: A
     }
 
 
-def _place(curve: Curve, name: str) -> tuple[str | None, int]:
+def _place(curve: Curve, name: str) -> tuple[str, int]:
     """Say where a point's model is: packed for the device, or as it is; the dense one may be only named."""
     plain = name.replace(", ", "-").replace(" ", "-")  # as lowrank names its folders
     folders = [curve.folder / kind / each for kind in ("packed", "models") for each in (name, plain)]
@@ -138,7 +138,7 @@ def _place(curve: Curve, name: str) -> tuple[str | None, int]:
     raise InputError(f"{curve.folder}: point {name} has no model in packed/ or models/; --retime needs all, rerun it")
 
 
-def _dense(curve: Curve) -> tuple[str | None, int]:
+def _dense(curve: Curve) -> tuple[str, int]:
     """Say where the dense model is: with the points, or where the run's settings name it."""
     folder = curve.folder / "models" / "dense"
     if folder.is_dir():

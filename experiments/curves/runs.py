@@ -16,9 +16,9 @@ from typing import Any
 
 from compress.errors import InputError
 from experiments.curves.measures import CONTROL, DIFFERENCES, QUALITY, Row, number
-from jaxssl import pretrained
 from jaxssl.runtime.files import named, read_json
 
+UNNAMED = "melhubert-mini"  # the package's model when settings did not name it yet
 METHODS = {"svd": "low rank, plain SVD", "activation": "low rank, activation-aware"}
 
 
@@ -35,7 +35,7 @@ class Curve:
         notes: of its report.
         rows: points in the order of compression, the dense model first.
         finished: whether the run has come to its end.
-        source: the model as the command named it; None for the package's own.
+        source: the model as the command named it.
         command: that made its models; empty where it is not known.
     """
 
@@ -47,7 +47,7 @@ class Curve:
     notes: tuple[str, ...]
     rows: tuple[Row, ...]
     finished: bool
-    source: str | None = None
+    source: str = UNNAMED
     command: str = ""
 
     @property
@@ -122,16 +122,16 @@ def _check(folder: Path, rows: Sequence[Row]) -> None:
 def _told(folder: Path, told: Mapping[str, Any], finished: bool) -> dict[str, Any]:
     """Return what a run says of itself, besides its points."""
     settings = _json(folder / "config.json")
-    source = settings.get("model", told.get("model"))
+    source = str(settings.get("model", told.get("model")) or UNNAMED)
     return {
         "folder": folder,
         "technique": str(told.get("technique") or folder.name),
         "label": str(told.get("label") or told.get("technique") or folder.name),
-        "model": str(told.get("model") or source or pretrained.DEFAULT),
+        "model": str(told.get("model") or source),
         "machine": named(told.get("machine") or {}, "its machine"),
         "notes": tuple(map(str, told.get("notes") or ())),
         "finished": finished,
-        "source": None if source is None else str(source),
+        "source": source,
         "command": _command(folder),
     }
 

@@ -68,6 +68,13 @@ def test_bad_words_leave_no_folder(place, words, told, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_of_the_time_when_the_default_was_another_is_not_gone_on_with(tmp_path):
+    """It did not name its model."""
+    (tmp_path / "config.json").write_text(json.dumps({"model": None}))
+    with pytest.raises(InputError, match="a run with --model None is there, this one has melhubert-mini"):
+        contexts.run(contexts.Config(out=tmp_path))
+
+
 def test_what_cannot_stream_is_refused_before_any_work(place, tmp_path):
     checkpoint.save(tmp_path / "model", SUMMARY, fresh(SUMMARY))
     asked = contexts.Config(model=str(tmp_path / "model"), out=tmp_path / "run")
