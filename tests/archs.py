@@ -228,10 +228,6 @@ ARCHS = {
     ),
 }
 
-EXPORTED = {  # what the PyTorch module has
-    name: arch for name, arch in ARCHS.items() if arch.regular
-}
-
 
 def weights(arch, seed=0):
     """Parameters of a trained model's size, biases and norms too, drawn without a program to compile for each shape."""
