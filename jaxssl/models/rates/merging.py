@@ -45,6 +45,10 @@ class KeyMerging:
         """Count nothing but what the layer's own map to keys takes, which `jaxssl.models.cost` adds."""
         return 0
 
+    def macs_back(self, width: int, frames: int) -> int:
+        """Count nothing: frames are repeated."""
+        return 0
+
     def read(self, arrays: Arrays) -> "KeyMerging":
         """Return itself: it has no arrays."""
         return self
