@@ -24,7 +24,8 @@ of an utterance: `experiments.lengths`.
 MODEL is any model folder or any checkpoint that docs/families.md lists whose layers have plain attention; --audio
 FOLDER is any speech. What models learn of it is told under --audio, and in a note.
 
-It has been tried on small models and few updates alone; what mixers lose on real speech has yet to be measured.
+It has been tried on small models and few updates alone; what mixers lose on real speech has yet to be measured, and so
+has what Mamba-2 gains by beginning with the attention's maps.
 """
 
 from dataclasses import dataclass, replace

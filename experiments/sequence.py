@@ -40,7 +40,8 @@ layer 3 of 6 the default model loses 0.06 nats and takes 0.78 of the time, quart
 front end it loses 0.46 and takes 0.53, for labels of 20 ms are asked of layers that hear frames of 40 ms from the
 beginning. Firing loses more than means there: at ratios 2, 3, 4 and 8 0.53, 0.81, 0.95 and 1.10 nats where means lose
 0.46, 0.72, 0.85 and 1.04, and one model for all 0.63, 0.93, 1.05 and 1.16; merging before layer 3 loses 0.14 and 0.35
-at ratios 2 and 4. Their times have not been measured on a quiet machine yet.
+at ratios 2 and 4. Their times have not been measured on a quiet machine yet, and neither has what
+other segments than the labels' change, or firing before a layer.
 """
 
 from collections.abc import Callable
