@@ -28,7 +28,7 @@ from compress.sparse import Masks, apply_masks, block_masks, entry_masks, n_of_m
 Score = Literal["l1", "l2", "activation", "gradient"]
 Select = Literal["layer", "model", "budget"]
 Pattern = Literal["entries", "groups", "blocks"]
-Way = Literal["mean", "convolution", "merge"]
+Way = Literal["mean", "convolution", "merge", "fire"]
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,11 @@ class Shorter:
     does.
 
     Attributes:
-        ratio: frames that become one, a whole number but of "merge".
+        ratio: frames that become one, a whole number but of "merge" and "fire".
         at: number of the layer before which; None: behind the front end.
         way: mean: of each group of `ratio` frames; convolution: a learned map of it, which begins as the mean; merge:
-            neighbours whose keys are most alike become one, as many as the ratio asks for.
+            neighbours whose keys are most alike become one, as many as the ratio asks for; fire: by weights that are
+            learned, and equal at first.
     """
 
     ratio: float

@@ -128,7 +128,7 @@ def exported_to(arch: Arch) -> list[str]:
     params = filled(arch)
     writers: dict[str, Callable[[], Any]] = {
         "torch": lambda: to_torch.state(arch, params, None),
-        "onnx, onnx-int8": lambda: to_torch.check_blocks(arch),
+        "onnx, onnx-int8": lambda: to_torch.state(arch, params, None),
         "huggingface-code": lambda: to_torch.state(arch, params, None),
         "huggingface": lambda: to_huggingface.folder(arch, params),
         "dphubert": lambda: to_dphubert.state(arch, params),

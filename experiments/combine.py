@@ -14,10 +14,11 @@ is asked what it writes of held-out speech that has transcripts.
 A stage is KIND=VALUE: `layers` (the first so many stay), `heads` and `rows` of each layer (the lowest by weight go),
 `rank` of each dense map (activation-aware; `svd` is the plain one; where it makes the map smaller), `weights` (share of
 zeros, over the whole model), `ratio` (frames that become one before the middle layer; `ratio=2,front` behind the front
-end, `ratio=2,4` before layer 4, counted from 0; their mean, or `ratio=2,4,convolution` and `ratio=2,4,merge` as
-experiments.sequence has them, of which merging takes fractions too, as in ratio=1.25,2,merge ratio=1.25,3,merge). @N
-trains N updates after it, :distil lets the model recover by what the dense one says of each frame and :predict by
-masked prediction. A file has one stage a line; what follows a # is a remark.
+end, `ratio=2,4` before layer 4, counted from 0; their mean, or `ratio=2,4,convolution`, `ratio=2,4,merge` and
+`ratio=2,front,fire` as experiments.sequence has them, of which the last two take fractions too, as in
+ratio=1.25,2,merge ratio=1.25,3,merge; what fires recovers by predict, for labels guide it). @N trains N updates after
+it, :distil lets the model recover by what the dense one says of each frame and :predict by masked prediction. A file
+has one stage a line; what follows a # is a remark.
 
 Without a plan it is the study's winner in proportion to the model: half the layers, distilled, then heads to three
 quarters and a half, then rows to a sixth in five steps ("Is Smaller Always Faster?", arXiv 2211.09949). Each stage's
@@ -35,7 +36,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from compress.errors import InputError
 from compress.lowrank import check_rank
@@ -44,6 +45,7 @@ from compress.sparse import check_sparsity
 from experiments.curves.curve import Curve, Recovery, check_heeded
 from experiments.curves.events import compressed
 from experiments.curves.fewer_frames import check_heard, frames_per_s
+from experiments.curves.fired import check_guided, narrowed, roomy
 from experiments.curves.job import Job, control_of, draw, open_job, open_model, recovering, trained
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
@@ -66,14 +68,14 @@ ALONE: dict[Kind, str] = {
     "ratio": "shorter sequences",
 }
 FORM = (
-    "KIND=VALUE with layers, heads, rows, rank, svd, weights or ratio (also ratio=2,front or ratio=2,4,merge), then "
-    "@UPDATES and :distil, :predict or :ctc if wanted, as rows=512@30:distil"
+    "KIND=VALUE with layers, heads, rows, rank, svd, weights or ratio (also ratio=2,front,fire or ratio=2,4,merge), "
+    "then @UPDATES and :distil, :predict or :ctc if wanted, as rows=512@30:distil"
 )
 T = TypeVar("T")
 FRONT = "front"
 STAGE = re.compile(
     r"(?P<kind>layers|heads|rows|rank|svd|weights|ratio)=(?P<value>[0-9.]+)"
-    r"(,(?P<place>front|\d+))?(,(?P<way>mean|convolution|merge))?"
+    r"(,(?P<place>front|\d+))?(,(?P<way>mean|convolution|merge|fire))?"
     r"(@(?P<steps>\d+))?(:(?P<how>\w+))?"
 )
 WORDS: dict[Recovery, str] = {"predict": "masked prediction", "distil": "distillation", "ctc": "CTC and distillation"}
@@ -273,6 +275,8 @@ def check(stages: Sequence[Stage], arch: Arch, *, seconds: float) -> None:
             case Shorter():
                 arch = _shorter(stage, arch, seconds=seconds)
                 _check_keys(stage, arch, left["heads"])
+        if arch.firing and stage.how != "predict":
+            raise InputError(f"--plan {stage}: labels guide what fires, and {stage.how} takes none; recover by predict")
 
 
 def _fewer(stage: Stage, arch: Arch, depth: int) -> Arch:
@@ -297,6 +301,7 @@ def _shorter(stage: Stage, arch: Arch, *, seconds: float) -> Arch:
     assert isinstance(stage.step, Shorter)
     try:
         arch = arch_by_step(arch, stage.step)
+        check_guided(arch)
     except InputError as error:
         raise InputError(f"--plan {stage}: {error}") from None
     check_heard(f"--plan {stage}", arch, seconds=seconds)
@@ -313,7 +318,11 @@ def _stage(
     before = bench.quality(changed)["valid_loss"]
     console.print(f"{name}: {stage.steps} updates of {WORDS[stage.how]}", markup=False)
     after = trained(job, bench.out / "stages" / name, changed, lesson, stage.steps)
-    told = {"loss_before": before} | ({"frames_per_s": frames_per_s(after.arch)} if after.arch.shortens else {})
+    told: dict[str, Any] = {"loss_before": before}
+    told |= {"frames_per_s": frames_per_s(after.arch)} if after.arch.shortens else {}
+    if after.arch.firing:
+        fast, fired = narrowed(job, roomy(job, after))
+        bench, told = replace(bench, fast=lambda _: fast), {**told, **fired}
     bench.point(name, after, level=float(name.partition("-")[0]), step=step, told=told)
     return bench.read(name)  # as a run that was broken off goes on
 

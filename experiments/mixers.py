@@ -2,12 +2,18 @@
 
     python -m experiments.mixers
     python -m experiments.mixers --mixers summary_mixing mamba --layers 3 4 5 --steps 200
+    python -m experiments.mixers --mixers mamba2 mamba2_attention --layers 3
     python -m experiments.mixers --model MODEL --audio FOLDER --layerwise 400 --recover distil
 
 Attention takes time that grows with the square of an utterance's length. SummaryMixing (arXiv 2307.07421, 2407.13377)
 and Mamba (arXiv 2312.00752, 2506.12606) take time that grows with its length. Each gets as many parameters as the
 attention that it replaces, as near as its sizes allow, in all layers or in those of --layers; everything else is the
 dense model's. `attention` in the list is attention with new weights: what as many updates bring the original mixer to.
+
+`mamba2` (arXiv 2405.21060) has the shape of the attention instead, a group for each of its heads, and with both
+directions seven maps for its four. `mamba2_attention` is the same and begins with the attention's maps: queries become
+C, keys B, values x, and the map back is kept, as where Transformers are distilled into Mamba (arXiv 2408.15237,
+2408.10189). The table has the loss right after the exchange, after the layers have learned, and in the end.
 
 A model first learns layer by layer what the dense model's layers say of speech (--layerwise updates, the squared
 distance of every layer, nothing hidden), then recovers as every compressed model does (--steps updates). Each is a
@@ -18,7 +24,8 @@ of an utterance: `experiments.lengths`.
 MODEL is any model folder or any checkpoint that docs/families.md lists whose layers have plain attention; --audio
 FOLDER is any speech. What models learn of it is told under --audio, and in a note.
 
-It has been tried on small models and few updates alone; what mixers lose on real speech has yet to be measured.
+It has been tried on small models and few updates alone; what mixers lose on real speech has yet to be measured, and so
+has what Mamba-2 gains by beginning with the attention's maps.
 """
 
 from dataclasses import dataclass, replace
@@ -35,17 +42,20 @@ from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
 from experiments.reports import methods
 from jaxssl.models.exchange import exchanged, with_new_mixers
+from jaxssl.models.inherited import inherited
 from jaxssl.runtime.cli import console, main
 from jaxssl.runtime.ranges import Natural
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.hidden_states import same_layers
 from jaxssl.training.lesson import Lesson
 
-Name = Literal["attention", "summary_mixing", "mamba"]
+Name = Literal["attention", "summary_mixing", "mamba", "mamba2", "mamba2_attention"]
 WAYS: dict[Name, str] = {
     "attention": "attention, new weights",
     "summary_mixing": "SummaryMixing",
     "mamba": "Mamba, both ways",
+    "mamba2": "Mamba-2, both ways",
+    "mamba2_attention": "Mamba-2 from attention",
 }
 
 
@@ -54,7 +64,7 @@ class Config(Curve):
     """Exchange a model's attention for other mixers and measure the result beside the dense model."""
 
     mixers: tuple[Name, ...] = ("attention", "summary_mixing", "mamba")
-    """what takes the place of attention, one model each"""
+    """what takes the place of attention, one model each; mamba2_attention begins with the attention's maps"""
     layers: Natural[tuple[int, ...]] = ()
     """layers whose attention goes, from 0; default: all"""
     layerwise: Natural[int] = 120
@@ -101,8 +111,10 @@ def exchange(config: Config, dense: Subject, name: Name) -> Subject:
         InputError: a layer is not there, or its mixer is no plain attention.
     """
     layers = config.layers or range(len(dense.arch.layers))
-    other = exchanged(dense.arch, name, layers)
+    other = exchanged(dense.arch, "mamba2" if name == "mamba2_attention" else name, layers)
     params = with_new_mixers(dense.arch, dense.params, other, layers, seed=config.seed)
+    if name == "mamba2_attention":
+        params = inherited(dense.arch, dense.params, other, params, layers)
     gone = tuple(f"layers/{i}/{dense.arch.layers[i].mixer.place}/" for i in layers)
     masks = {path: mask for path, mask in dense.masks.items() if not path.startswith(gone)}
     return Subject(other, params, masks)
@@ -113,6 +125,7 @@ def _point(config: Config, job: Job, bench: Bench, lesson: Lesson | None, name: 
     if bench.has(name):
         return
     changed, told = exchange(config, job.subject, name), dict[str, Any](method=name, layerwise=config.layerwise)
+    told["loss_exchanged"] = bench.quality(changed)["valid_loss"]
     if config.layerwise:
         console.print(f"layer by layer: {name}", markup=False)
         layerwise = Lesson(

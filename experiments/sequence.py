@@ -3,6 +3,7 @@
     python -m experiments.sequence
     python -m experiments.sequence --ratio 2 4 --by mean convolution --at front 3
     python -m experiments.sequence --by mean fire once --at front
+    python -m experiments.sequence --by fire --at front 3 --guide labels phones smoothed --ratio 4
     python -m experiments.sequence --by mean merge --at 3
     python -m experiments.sequence --model MODEL --audio FOLDER --recover distil --steps 200
 
@@ -18,8 +19,8 @@ Merging", arXiv 2306.16009). The table has its loss before training and after it
 are more alike than any, so they merge first: in masked prediction it loses more than means.
 
 --by fire groups by what is said: a small net weighs every frame, and one fires whenever the weights' sum reaches 1
-(continuous integrate-and-fire, behind the front end only). The net is first fitted to where labels change, in seconds,
-and guided by that further on; a ratio is then reached by mixing its weights. --by once is one model for all ratios
+(continuous integrate-and-fire). The net is first fitted to where labels change, in seconds, and guided by that further
+on, or by other segments (--guide); a ratio is then reached by mixing its weights. --by once is one model for all ratios
 ("Once-for-All Sequence Compression", arXiv 2211.02332): each update draws how far weights are mixed, and the model is
 read out at each ratio. Programs have fixed shapes, so what is timed (packed/) has room for --room times the most frames
 that fired of an utterance of training speech; the same model with room for all is in models/. The table has the frames
@@ -39,7 +40,8 @@ layer 3 of 6 the default model loses 0.06 nats and takes 0.78 of the time, quart
 front end it loses 0.46 and takes 0.53, for labels of 20 ms are asked of layers that hear frames of 40 ms from the
 beginning. Firing loses more than means there: at ratios 2, 3, 4 and 8 0.53, 0.81, 0.95 and 1.10 nats where means lose
 0.46, 0.72, 0.85 and 1.04, and one model for all 0.63, 0.93, 1.05 and 1.16; merging before layer 3 loses 0.14 and 0.35
-at ratios 2 and 4. Their times have not been measured on a quiet machine yet.
+at ratios 2 and 4. Their times have not been measured on a quiet machine yet, and neither has what
+other segments than the labels' change, or firing before a layer.
 """
 
 from collections.abc import Callable
@@ -53,14 +55,14 @@ from compress.plan import Shorter
 from experiments.curves.before import known_before
 from experiments.curves.curve import Curve, Recovery, check_heeded
 from experiments.curves.fewer_frames import check_heard, frames_per_s
-from experiments.curves.fired import Roomy, begun, narrowed, roomy
+from experiments.curves.fired import ROOM, Guide, Roomy, begun, check_guided, guided, narrowed, roomy
 from experiments.curves.job import Job, control_of, draw, open_job, open_model, recovering, trained
 from experiments.curves.measures import MACS, TIME
 from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
 from experiments.reports import methods
-from jaxssl.models.arch import Arch, IntegrateAndFire
-from jaxssl.models.shorten import by_step, shortened_arch
+from jaxssl.models.arch import Arch
+from jaxssl.models.shorten import arch_by_step, by_step
 from jaxssl.runtime.cli import console, main
 from jaxssl.runtime.ranges import Natural, Positive, Several
 from jaxssl.training.calendar import Calendar
@@ -69,7 +71,7 @@ from jaxssl.training.lesson import Lesson
 Way = Literal["mean", "convolution", "merge", "fire", "once"]
 FRONT = "front"
 FIRES = ("fire", "once")
-Found = Callable[[], Roomy]
+Found = Callable[[int | None, Guide], Roomy]  # by the layer before which frames fire, and what guides them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,11 @@ class Config(Curve):
     layer"""
     upsample: Literal["repeat", "learned"] = "repeat"
     """how the output gets its frames back"""
-    room: Positive[float] = 1.15
+    guide: tuple[Guide, ...] = ("labels",)
+    """of --by fire and once: what segments are whose ends teach frames to fire, one model each: runs of equal labels;
+    phones, where their times are known of all training speech, as of the embedded corpus; or smoothed runs, after those
+    below 60 ms have gone"""
+    room: Positive[float] = ROOM
     """of --by fire and once: frames there is room for, in units of the most that fired of an utterance of training
     speech"""
     steps: Natural[int] = 60
@@ -108,11 +114,13 @@ class Variant:
         ratio: frames that become one.
         way: how.
         at: the layer before which; None: behind the front end.
+        guide: the segments that teach frames to fire.
     """
 
     ratio: int
     way: Way
     at: int | None
+    guide: Guide = "labels"
 
     def __str__(self) -> str:
         return f"ratio-{self.ratio}-{self.method}"
@@ -120,7 +128,12 @@ class Variant:
     @property
     def method(self) -> str:
         """What it has in common with other ratios."""
-        return f"{self.way}-{self.place}"
+        return f"{self.words}-{self.place}"
+
+    @property
+    def words(self) -> str:
+        """The way, and by which segments where these are not the labels'."""
+        return self.way if self.guide == "labels" else f"{self.way}-{self.guide}"
 
     @property
     def place(self) -> str:
@@ -129,14 +142,14 @@ class Variant:
 
     @property
     def step(self) -> Shorter | None:
-        """What does it in a plan's words; None where frames fire, which is no step."""
+        """What does it in a plan's words; None where frames fire, for that begins with a net that heard speech."""
         return None if self.way == "fire" or self.way == "once" else Shorter(self.ratio, self.at, self.way)
 
 
 def run(config: Config) -> None:
     """Carry out the experiment."""
     check_heeded(config, [config.recover], flag="--recover")
-    check_heeded(config, config.by, flag="--by", by={"room": FIRES})
+    check_heeded(config, config.by, flag="--by", by={"room": FIRES, "guide": FIRES})
     model, subject = open_model(config)
     variants = variants_of(config, subject.arch)
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 4, 1))
@@ -146,17 +159,18 @@ def run(config: Config) -> None:
     job = open_job(config, model, subject, schedule, training, out=config.out)
     lesson = recovering(job, config.recover, config.out, masked=config.masked) if config.steps else None
     job = replace(job, control=control_of(lesson))
+    jobs = {variant.guide: guided(job, variant.guide) for variant in variants}  # refused before any training
 
     def points(bench: Bench) -> None:
-        net = cache(partial(begun, job))
-        once = cache(partial(_once_for_all, config, job, net))
+        net = cache(lambda at, guide: begun(jobs[guide], job.subject, at))
+        once = cache(lambda at, guide: _once_for_all(config, jobs[guide], net, at, guide))
         for variant in variants:
             if variant.step is None:
-                _fired_point(config, job, bench, variant, net, once)
+                _fired_point(config, jobs[variant.guide], bench, variant, net, once)
             else:
                 _point(config, job, bench, lesson, variant, variant.step)
 
-    names = {variant.method: f"{variant.way}, {variant.place.replace('-', ' ')}" for variant in variants}
+    names = {variant.method: f"{variant.words}, {variant.place.replace('-', ' ')}" for variant in variants}
     picture = partial(methods.draw, names=names, costs=(TIME, MACS))
     label = "shorter sequences"
     draw(job, points, ends=(config.steps,), out=config.out, technique="sequence", label=label, now=1, picture=picture)
@@ -174,34 +188,37 @@ def variants_of(config: Config, arch: Arch) -> list[Variant]:
         raise InputError(f"--by {fires[0]} --recover {config.recover}: labels guide what fires; recover by predict")
     if irregular and config.upsample == "learned":
         raise InputError(f"--by {irregular[0]} --upsample learned: no fixed number of frames becomes one; take repeat")
+    if not config.guide:
+        raise InputError("--guide: nothing is named; give labels, phones or smoothed")
     depth = len(arch.layers)
     places = list[int | None]()
     for word in dict.fromkeys(config.at or (FRONT, str(depth // 2))):
         if word != FRONT and not (word.isdecimal() and int(word) < depth):
             raise InputError(f"--at {word}: give {FRONT}, or the number of a layer, 0 to {depth - 1}")
         places.append(None if word == FRONT else int(word))
-    if fires and None not in places:
-        raise InputError(
-            f"--by {fires[0]} --at {' '.join(config.at)}: frames fire behind the front end only; add {FRONT}"
-        )
     if "merge" in config.by and not any(at is not None for at in places):
         raise InputError(f"--by merge --at {FRONT}: frames merge by the keys of a layer; add the number of one")
     ways = [(at, way) for at in places for way in dict.fromkeys(config.by) if _fits(way, at)]
-    found = [Variant(ratio, way, at) for at, way in ways for ratio in sorted(set(config.ratio))]
+    plain: tuple[Guide, ...] = ("labels",)
+    guides = {way: tuple(dict.fromkeys(config.guide)) if way in FIRES else plain for way in config.by}
+    each = [(way, at, guide) for at, way in ways for guide in guides[way]]
+    found = [Variant(ratio, *words) for words in each for ratio in sorted(set(config.ratio))]
     if not found:
         raise InputError("nothing is asked for; name at least one --ratio and one --by")
     return found
 
 
 def _fits(way: Way, at: int | None) -> bool:
-    """Tell whether frames can be made fewer so in that place: a front end has no keys, a layer no net of weights."""
-    return way != "merge" if at is None else way not in FIRES
+    """Tell whether frames can be made fewer so in that place: a front end has no keys."""
+    return at is not None or way != "merge"
 
 
 def _checked(config: Config, subject: Subject, variant: Variant) -> Arch:
     """Return the arch of a variant; errors as those that make it."""
     if variant.step is None:
-        return shortened_arch(subject.arch, IntegrateAndFire(), {})
+        arch = arch_by_step(subject.arch, Shorter(variant.ratio, variant.at, "fire"))
+        check_guided(arch)
+        return arch
     return _shortened(config, subject, variant.step).arch
 
 
@@ -230,12 +247,12 @@ def _fired_point(config: Config, job: Job, bench: Bench, variant: Variant, net: 
     name = str(variant)
     if bench.has(name):
         return
-    subject = net().at(variant.ratio)
+    subject = net(variant.at, variant.guide).at(variant.ratio)
     told: dict[str, Any] = {"method": variant.method}
     if config.steps:
         told |= known_before(bench.hear(subject), bench.controls.get(config.steps))
         if variant.way == "once":
-            subject = once().at(variant.ratio)
+            subject = once(variant.at, variant.guide).at(variant.ratio)
         else:
             console.print(f"training on: {name}", markup=False)
             subject = trained(job, bench.out / "recovery" / name, subject, None, config.steps)
@@ -244,11 +261,11 @@ def _fired_point(config: Config, job: Job, bench: Bench, variant: Variant, net: 
     bench.point(name, subject, level=variant.ratio, step=config.steps, told={**told, **fired})
 
 
-def _once_for_all(config: Config, job: Job, net: Found) -> Roomy:
+def _once_for_all(config: Config, job: Job, net: Found, at: int | None, guide: Guide) -> Roomy:
     """Train one model for all ratios, each update at another amount of mixing."""
     console.print("training on: one model for all ratios", markup=False)
-    subject = net().drawing(config.ratio)
-    return roomy(job, trained(job, config.out / "recovery" / "once", subject, None, config.steps))
+    subject, name = net(at, guide).drawing(config.ratio), Variant(0, "once", at, guide).method
+    return roomy(job, trained(job, config.out / "recovery" / name, subject, None, config.steps))
 
 
 if __name__ == "__main__":

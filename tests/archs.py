@@ -182,6 +182,10 @@ CONFORMER = replace(  # around Mamba-2, so that the laws are tried on both at on
     position=Sinusoids(),
 )
 
+FIRING_INSIDE = replace(  # before a layer, which is much alike behind the front end
+    MEL, layers=(MEL.layers[0], replace(MEL.layers[1], shortening=IntegrateAndFire(3))), upsampling=Repeat()
+)
+
 ARCHS = {
     "base": BASE,
     "large": LARGE,
@@ -226,10 +230,6 @@ ARCHS = {
         position=ScaledConvolution(6, 4, causal=True),
         head=None,
     ),
-}
-
-EXPORTED = {  # what the PyTorch module has
-    name: arch for name, arch in ARCHS.items() if arch.regular
 }
 
 

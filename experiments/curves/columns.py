@@ -14,6 +14,7 @@ QUALITY = {
     "loss_difference:+.3f": "loss above dense, as long",
     "loss_difference_low:+.3f": "from",
     "loss_difference_high:+.3f": "to",
+    "loss_exchanged:.3f": "loss with new mixers",
     "loss_before:.3f": "loss before training",
     "valid_loss:.3f": "held-out loss",
     "valid_loss_low:.3f": "from",

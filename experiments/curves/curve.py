@@ -109,7 +109,8 @@ def check_heeded(config: Curve, hows: Iterable[str], *, flag: str, by: Mapping[s
     chosen, given = set(hows), {field.name: field.default for field in fields(config)}
     for name, ways in by.items():
         if name in given and getattr(config, name) != given[name] and not chosen & set(ways):
-            value = "" if getattr(config, name) is True else f" {getattr(config, name)}"
+            found = getattr(config, name)
+            value = "" if found is True else f" {' '.join(found) if isinstance(found, tuple) else found}"
             raise InputError(
                 f"--{name.replace('_', '-')}{value}: it is for {flag} {' and '.join(ways)}, and "
                 f"{', '.join(sorted(chosen))} is chosen; leave it out"

@@ -19,6 +19,7 @@ from compress.plan import run as run_plan
 from compress.select import Keep
 from compress.sparse import Masks
 from experiments.curves.evidence import evidence, sites_below, sites_of
+from experiments.curves.fired import begun
 from experiments.curves.job import Job
 from experiments.curves.points import Subject
 from experiments.curves.sweep import Event
@@ -44,6 +45,8 @@ def compressed(job: Job, subject: Subject, step: Step) -> Subject:
         case Layers(keep):
             params = run_plan((step,), subject.params, sites=sites_below(subject.arch))
             return Subject(describe(subject.arch, params), params, _renumbered(subject.masks, keep))
+        case Shorter(ratio, at, "fire"):
+            return begun(job, subject, at).at(ratio)
         case Shorter():
             return Subject(*by_step(subject.arch, subject.params, step), subject.masks)
 

@@ -6,18 +6,24 @@ room for a little more than what fired: programs have fixed shapes, and only a s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from compress.errors import InputError
 from experiments.curves.job import Job
 from experiments.curves.points import Fast, Subject
+from jaxssl.data.feeds import MelCorpus, WaveCorpus
+from jaxssl.data.segmented import Segmented
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch, IntegrateAndFire
 from jaxssl.models.rates.firing import amount_for
 from jaxssl.models.shorten import shortened
 from jaxssl.runtime.cli import console
 from jaxssl.training.weight_net import Fired, fitted, heard_fire
+
+Guide = Literal["labels", "phones", "smoothed"]
+ROOM = 1.15  # in units of the most that fired of an utterance of training speech
 
 
 @dataclass(frozen=True)
@@ -35,21 +41,45 @@ class Roomy:
     def at(self, ratio: float) -> Subject:
         """Return the model at the amount of mixing by which a frame fires of `ratio` frames, on the mean."""
         amount = amount_of(ratio, self.fired.weight)
-        return self._with(replace(firing_part(self.subject.arch), amount=amount, drawn="fixed"))
+        return self._with(amount=amount, drawn="fixed")
 
     def drawing(self, ratios: Sequence[float]) -> Subject:
         """Return the model with amounts drawn in training: from 0 to 1, or to 2 where a ratio lies beyond 1."""
         beyond = any(amount_of(ratio, self.fired.weight) > 1 for ratio in ratios)
-        return self._with(replace(firing_part(self.subject.arch), drawn="both" if beyond else "uniform"))
+        return self._with(drawn="both" if beyond else "uniform")
 
-    def _with(self, part: IntegrateAndFire) -> Subject:
-        return replace(self.subject, arch=replace(self.subject.arch, shortening=part))
+    def _with(self, **words: Any) -> Subject:
+        return replace(self.subject, arch=refired(self.subject.arch, **words))
 
 
-def firing_part(arch: Arch) -> IntegrateAndFire:
-    """Return what fires in a model that does."""
-    assert isinstance(arch.shortening, IntegrateAndFire)
-    return arch.shortening
+def refired(arch: Arch, **words: Any) -> Arch:
+    """Return the arch of a model that fires with other words of what does."""
+    assert arch.firing is not None
+    return arch.refired(replace(arch.firing, **words))
+
+
+def check_guided(arch: Arch) -> None:
+    """Refuse what labels could not guide: frames that fire of a sequence that is shorter than theirs.
+
+    Raises:
+        InputError: something makes it shorter before frames fire.
+    """
+    before = replace(arch, layers=() if arch.fires_at is None else arch.layers[: arch.fires_at])
+    before = before if arch.fires_at is not None else replace(before, shortening=None)
+    if arch.firing is not None and before.shortens:
+        raise InputError(
+            "frames fire where labels change, and there are fewer frames than labels by then; let them fire first"
+        )
+
+
+def guided(job: Job, by: Guide) -> Job:
+    """Return the job with training speech whose segments are guidance; errors as `Segmented`."""
+    if by == "labels":
+        return job
+    corpus, among = job.data.train
+    assert isinstance(corpus, MelCorpus | WaveCorpus)  # as it was loaded
+    segmented = Segmented(corpus, by, tuple(among.tolist()))
+    return replace(job, data=replace(job.data, train=(segmented, among)))
 
 
 def amount_of(ratio: float, weight: float) -> float:
@@ -62,10 +92,11 @@ def roomy(job: Job, subject: Subject) -> Roomy:
     return Roomy(subject, heard_fire(subject.arch, subject.seen, job.data, job.training, among="train"))
 
 
-def begun(job: Job) -> Roomy:
-    """Return the model with a net of weights behind its front end, fitted to where labels change."""
-    subject = job.subject
-    arch, params = shortened(subject.arch, subject.params, IntegrateAndFire(), {})
+def begun(job: Job, subject: Subject, at: int | None) -> Roomy:
+    """Return a model with a net of weights before layer `at`, None: behind its front end, fitted to label changes."""
+    part = IntegrateAndFire()
+    front, inner = (part, {}) if at is None else (None, {at: part})
+    arch, params = shortened(subject.arch, subject.params, front, inner)
     params = fitted(arch, params, job.data, job.training)
     found = roomy(job, Subject(arch, params, subject.masks))
     rate, mean = arch.front.rate / arch.front.hop, found.fired.weight
@@ -75,7 +106,7 @@ def begun(job: Job) -> Roomy:
     return found
 
 
-def narrowed(job: Job, found: Roomy, *, margin: float) -> tuple[Fast, Mapping[str, Any]]:
+def narrowed(job: Job, found: Roomy, *, margin: float = ROOM) -> tuple[Fast, Mapping[str, Any]]:
     """Give a trained model the room that is timed; return it, and what is told of it.
 
     Args:
@@ -84,8 +115,9 @@ def narrowed(job: Job, found: Roomy, *, margin: float) -> tuple[Fast, Mapping[st
         margin: room in units of the most that fired of an utterance of training speech.
     """
     subject = found.subject
-    part = replace(firing_part(subject.arch), most=found.fired.room(margin))
-    arch = replace(subject.arch, shortening=part)
+    arch = refired(subject.arch, most=found.fired.room(margin))
+    part = arch.firing
+    assert part is not None
     heard = heard_fire(subject.arch, subject.seen, job.data, job.training)
     rate, lost = arch.front.rate / arch.front.hop, heard.lost(part)
     mean = rate * heard.counts.sum() / heard.frames.sum()

@@ -29,9 +29,8 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
     """Return the standalone module's state: names with dots, linear maps as (out, in), one positional kernel.
 
     Raises:
-        InputError: the weights are prepared, or a block is one that the module has not.
+        InputError: the weights are prepared.
     """
-    check_blocks(arch)
     if arch.prepared:
         raise InputError(
             "the weights are prepared for running (jaxssl.inference.prepack); export the model before that"
@@ -46,17 +45,6 @@ def state(arch: Arch, params: Params, stats: Stats | None) -> dict[str, np.ndarr
     found = dict(_entry(path, leaf, factorised=f"{path.rpartition('/')[0]}/up" in flat) for path, leaf in flat.items())
     found = {INNER.get(name, name): array for name, array in found.items()} | _constants(arch.front, stats)
     return {name: np.ascontiguousarray(array, np.float32) for name, array in found.items()}
-
-
-def check_blocks(arch: Arch) -> None:
-    """Refuse what the PyTorch module has not, and so no form that is made of it.
-
-    Raises:
-        InputError: frames that fire, or that merge by their keys.
-    """
-    for part in arch.rates:
-        if not part.regular:
-            raise InputError(f"the PyTorch module has no {part.kind}; export stablehlo")
 
 
 def _constants(front: Front, stats: Stats | None) -> dict[str, np.ndarray]:

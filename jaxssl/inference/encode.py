@@ -254,12 +254,12 @@ def _fitting(
     arch: Arch, ran: Iterator[tuple[int, np.ndarray]], owners: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Refuse an utterance of which more frames fired than there was room for, which the model's NaN says."""
-    fires = arch.shortening is not None and not arch.shortening.regular
+    fires = arch.firing is not None
     for number, found in ran:
         if fires and np.isnan(found).any():
             raise InputError(
                 f"utterance {owners[number]}: more frames fire than the arch has room for, or its weights are no "
-                f"numbers ({arch.shortening}); give more room (`most`), or a higher amount"
+                f"numbers ({arch.firing}); give more room (`most`), or a higher amount"
             )
         yield number, found
 

@@ -47,7 +47,7 @@ Position = PositionalConvolution | ConvolutionStack | ScaledConvolution | Sinuso
 Head = ClusterHead | CosineHead
 Grouping = AveragePooling | StridedConvolution
 Shortening = Grouping | IntegrateAndFire
-Inner = Grouping | KeyMerging  # what may stand before a layer
+Inner = Grouping | IntegrateAndFire | KeyMerging  # what may stand before a layer
 Upsampling = Repeat | TransposedConvolution
 
 __all__ = [
@@ -223,6 +223,25 @@ class Arch:
     def regular(self) -> bool:
         """Whether a fixed number of frames becomes one wherever some do."""
         return all(part.regular for part in self.rates)
+
+    @property
+    def firing(self) -> IntegrateAndFire | None:
+        """What fires, behind the front end or before a layer; None: nothing does."""
+        return next((part for part in self.rates if isinstance(part, IntegrateAndFire)), None)
+
+    @property
+    def fires_at(self) -> int | None:
+        """The layer before which frames fire; None: behind the front end, or nowhere."""
+        layers = enumerate(self.layers)
+        return next((i for i, layer in layers if isinstance(layer.shortening, IntegrateAndFire)), None)
+
+    def refired(self, part: IntegrateAndFire) -> "Arch":
+        """Return the arch with another part in place of what fires."""
+        i = self.fires_at
+        if i is None:
+            return replace(self, shortening=part)
+        layer = replace(self.layers[i], shortening=part)
+        return replace(self, layers=(*self.layers[:i], layer, *self.layers[i + 1 :]))
 
     @property
     def shortens(self) -> bool:

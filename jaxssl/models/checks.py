@@ -42,6 +42,8 @@ def check_arch(arch: Arch) -> None:
         which = next(part for part in arch.rates if not part.regular)
         what = "what fires has" if isinstance(which, IntegrateAndFire) else "frames that merge have"
         raise InputError(f"{what} no fixed number of frames a second; give the arch an upsampling, Repeat()")
+    if (count := sum(isinstance(part, IntegrateAndFire) for part in arch.rates)) > 1:
+        raise InputError(f"frames fire in {count} places, and what fired is counted once; keep one of them")
     if arch.length_adapter is not None:
         arch.length_adapter.check()
     if arch.relative is not None:

@@ -142,6 +142,7 @@ def _reduction(arch: Arch, samples: int) -> int:
     """MACs of all that changes the number of frames."""
     heard = arch.front.frames(samples)
     total = arch.shortening.macs(arch.front.size, heard) if arch.shortening else 0
+    back = arch.shortening.macs_back(arch.width, heard) if arch.shortening else 0
     frames = arch.shortened(heard)
     if arch.time_reduction > 1:
         total += StridedConvolution(arch.time_reduction).macs(arch.width, frames)
@@ -149,10 +150,10 @@ def _reduction(arch: Arch, samples: int) -> int:
     for i, layer in enumerate(arch.layers):
         total += layer.shortening.macs(arch.width, frames) if layer.shortening else 0
         total += frames * _keys(arch, layer) if isinstance(layer.shortening, KeyMerging) else 0
+        back += layer.shortening.macs_back(arch.width, frames) if layer.shortening else 0
         frames = arch.frames(samples, layer=i)
     if arch.upsampling is None:
         return total
-    back = arch.shortening.macs_back(arch.width, heard) if arch.shortening else 0
     return total + back + arch.upsampling.macs(arch.width, heard // arch.grouped)
 
 

@@ -66,7 +66,7 @@ def describe(base: Arch, params: Params) -> Arch:
             time_reduction=params["reduction"]["kernel"].shape[0] if "reduction" in params else 1,
             relative=(base.relative or RelativeBias(0)).read(params["relative"]) if "relative" in params else None,
             length_adapter=_length_adapter(base, params),
-            shortening=_shortening(base.shortening, params),
+            shortening=_outer(base.shortening, params),
             upsampling=_upsampling(base, params),
         )
     except (KeyError, IndexError) as error:
@@ -80,19 +80,20 @@ def _length_adapter(base: Arch, params: Params) -> LengthAdapter | None:
     return part.read(params["length_adapter"]) if "length_adapter" in params else None
 
 
-def _shortening(base: Shortening | None, arrays: Params) -> Shortening | None:
+def _outer(base: Shortening | None, arrays: Params) -> Shortening | None:
     """Read what makes the features a shorter sequence."""
-    if IntegrateAndFire.fits(mine := arrays.get("shortening", {})):
-        return (base if isinstance(base, IntegrateAndFire) else IntegrateAndFire()).read(mine)
-    found = _grouping(None if isinstance(base, IntegrateAndFire) else base, arrays)
+    found = _shortening(base, arrays)
     assert not isinstance(found, KeyMerging)  # which the front end has no keys for
     return found
 
 
-def _grouping(base: Inner | None, arrays: Params) -> Inner | None:
-    """Read what groups or merges frames; a mean has no arrays, and is what the base says."""
-    part = base or (StridedConvolution(1) if "shortening" in arrays else None)
-    return part and part.read(arrays.get("shortening", {}))
+def _shortening(base: Inner | None, arrays: Params) -> Inner | None:
+    """Read what fires, groups or merges frames; a mean has no arrays, and is what the base says."""
+    mine, firing = arrays.get("shortening", {}), isinstance(base, IntegrateAndFire)
+    if IntegrateAndFire.fits(mine):
+        return (base if isinstance(base, IntegrateAndFire) else IntegrateAndFire()).read(mine)
+    part = (None if firing else base) or (StridedConvolution(1) if "shortening" in arrays else None)
+    return part and part.read(mine)
 
 
 def _upsampling(base: Arch, params: Params) -> Upsampling | None:
@@ -118,7 +119,7 @@ def _alike(base: Arch, index: int, arrays: Params) -> Layer:
 
 def _layer(base: Layer, arrays: Params) -> Layer:
     adapter = Adapter(0).read(arrays[Adapter.place]) if Adapter.place in arrays else None
-    mixer, shortening = base.mixer.read(arrays[base.mixer.place]), _grouping(base.shortening, arrays)
+    mixer, shortening = base.mixer.read(arrays[base.mixer.place]), _shortening(base.shortening, arrays)
     more: dict[str, Any] = {
         name: (getattr(base, name) or part).read(arrays[name]) for name, part in MORE.items() if name in arrays
     }

@@ -51,10 +51,10 @@ class EncoderLayer(nnx.Module):
             jnp.where(self.kept[...], y, x) if hasattr(self, "kept") else y
         ), carry  # of a subnet that leaves it out
 
-    def shortened(self, track: Track) -> Track:
+    def shortened(self, track: Track, rngs: Keys | None) -> Track:
         """Make the layer's input a shorter sequence, as the model does before it runs the layer."""
         if not isinstance(self.shortening, Merging):
-            return track.then(self.shortening(track.x, track.lengths))
+            return track.then(self.shortening(track.x, track.lengths, rngs))
         mixer, norm = getattr(self, self.place), getattr(self, f"{self.place}_norm")
         keys = mixer.k(norm(track.x) if self.norm_first else track.x)
         return track.then(self.shortening(track.x, track.lengths, keys, track.sizes))

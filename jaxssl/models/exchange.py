@@ -8,11 +8,11 @@ from typing import Literal
 import jax
 
 from compress.errors import InputError
-from jaxssl.models.arch import Arch, Attention, Layer, Mamba, SummaryMixing
+from jaxssl.models.arch import Arch, Attention, Layer, Mamba, Mamba2, Mixer, SummaryMixing
 from jaxssl.models.cost import parameters
 from jaxssl.models.model import Params, init
 
-Kind = Literal["attention", "summary_mixing", "mamba"]
+Kind = Literal["attention", "summary_mixing", "mamba", "mamba2"]
 STEP = 8  # units come in eights, which processors like
 
 
@@ -21,7 +21,9 @@ def exchanged(arch: Arch, kind: Kind, layers: Collection[int] | None = None) -> 
 
     SummaryMixing is the full one with one head, all of whose sizes are equal (arXiv 2307.07421). Mamba scans both ways
     inside (Vim v2, arXiv 2401.09417), with 16 numbers of state and steps made from a sixteenth of the width, as
-    published for Mamba-1 (arXiv 2312.00752).
+    published for Mamba-1 (arXiv 2312.00752). Mamba-2, both ways inside too, is not of a size but of the attention's
+    shape, a group of one head for each of its heads, so that it may begin with its maps (`models.inherited`): seven
+    maps of them for four.
 
     Args:
         arch: a model whose layers have plain attention.
@@ -29,8 +31,8 @@ def exchanged(arch: Arch, kind: Kind, layers: Collection[int] | None = None) -> 
         layers: that get it, from 0; None: all.
 
     Raises:
-        InputError: one of the layers is not there, mixes frames in another way already, or shares attention maps with
-            its neighbour.
+        InputError: one of the layers is not there, mixes frames in another way already, shares attention maps with its
+            neighbour, or has no head that Mamba-2 could have a group for.
     """
     depth = len(arch.layers)
     chosen = range(depth) if layers is None else sorted(set(layers))
@@ -45,6 +47,8 @@ def exchanged(arch: Arch, kind: Kind, layers: Collection[int] | None = None) -> 
             )
         if i + 1 < depth and arch.layers[i + 1].mixer.carries:
             raise InputError(f"layer {i} lends its attention maps to the layer above; name layers that lend none")
+        if kind == "mamba2" and mixer.empty:
+            raise InputError(f"layer {i} has 0 attention heads, and Mamba-2 a group for each; name layers with heads")
     if kind == "attention":
         return arch
     others = {layer: _exchanged(arch, layer, kind) for layer in {arch.layers[i] for i in chosen}}
@@ -72,6 +76,8 @@ def with_new_mixers(arch: Arch, params: Params, other: Arch, layers: Collection[
 
 def _exchanged(arch: Arch, layer: Layer, kind: Kind) -> Layer:
     """Find the size whose layer has the number of parameters nearest to that of the layer that is given."""
+    if kind == "mamba2":
+        return replace(layer, mixer=dual(layer.mixer))
 
     def sized(size: int) -> Layer:
         return replace(layer, mixer=_mixer(kind, size, arch.width))
@@ -83,6 +89,12 @@ def _exchanged(arch: Arch, layer: Layer, kind: Kind) -> Layer:
     after = bisect_left(sizes, wanted, key=lambda size: count(sized(size)))
     beside = sizes[max(after - 1, 0) : after + 1]
     return min(map(sized, beside), key=lambda found: abs(count(found) - wanted))
+
+
+def dual(mixer: Mixer) -> Mamba2:
+    """Return the Mamba-2 that has a group of one head for each head of attention, and its size as state."""
+    assert isinstance(mixer, Attention)
+    return Mamba2(1, mixer.head_dim, mixer.head_dim, groups=mixer.heads, directions="inner")
 
 
 def _mixer(kind: Kind, size: int, width: int) -> SummaryMixing | Mamba:

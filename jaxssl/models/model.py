@@ -55,8 +55,8 @@ class Output:
             not upsample.
         shortened: what a length adapter makes of `last`, (batch, fewer, its width), or None.
         shortened_lengths: valid frames of each row of that, (batch,).
-        weights: of every frame of the front end, (batch, time) from 0 to 1, before they are mixed with no compression;
-            None where none are weighed.
+        weights: of every frame behind the front end, or at the layer, where frames fire, (batch, time) from 0 to 1,
+            before they are mixed with no compression; None where none are weighed.
     """
 
     extracted: Array | None
@@ -122,7 +122,7 @@ class Model(nnx.Module):
     ) -> Output:
         heard = self.featurise(inputs, lengths, dtype, padding)
         whole = Track(heard.features, heard.lengths)
-        short, mask, weights = self.shorten(whole, mask, rngs)
+        short, mask = self.shorten(whole, mask, rngs)
         features = short.of(self.embed(short.x, short.valid, mask, rngs))
         inside = short.valid if padding == "independent" else None  # other programs let padding into their positions
         hidden = self.encode(features, inside, rngs, stack)
@@ -143,7 +143,7 @@ class Model(nnx.Module):
             tuple(layer.restored() if self.arch.upsampling else layer.x for layer in hidden),
             shortened=adapted[0],
             shortened_lengths=adapted[1],
-            weights=weights,
+            weights=hidden[-1].weights,
         )
 
     def featurise(self, inputs: Array, lengths: Array | None, dtype: jnp.dtype, padding: Padding) -> Featured:
@@ -153,20 +153,15 @@ class Model(nnx.Module):
             inputs = jnp.where(valid, inputs, jnp.zeros_like(inputs))
         return self.front(inputs, lengths, dtype=dtype, padding=padding)
 
-    def shorten(
-        self, features: Track, mask: Array | None, rngs: Keys | None
-    ) -> tuple[Track, Array | None, Array | None]:
-        """Make the sequence shorter where the model does so before it projects; the mask is that of what is left.
-
-        Last comes what each frame was weighed by, if it was.
-        """
+    def shorten(self, features: Track, mask: Array | None, rngs: Keys | None) -> tuple[Track, Array | None]:
+        """Make the sequence shorter where the model does so before it projects; the mask is that of what is left."""
         if self.arch.shortening is None:
-            return features, spread(mask, features.frames, self.arch.grouped), None
+            return features, spread(mask, features.frames, self.arch.grouped)
         short = self.shortening(features.x, features.lengths, rngs)
         track = features.then(short)
         if mask is not None and mask.shape[1] == features.frames:
-            return track, short.hide(mask), short.weights
-        return track, spread(mask, track.frames, self.arch.grouped // self.arch.shortening.ratio), short.weights
+            return track, short.hide(mask)
+        return track, spread(mask, track.frames, self.arch.grouped // self.arch.shortening.ratio)
 
     def upsample(self, last: Track, whole: Track) -> Track:
         """Bring the encoder's output back to the frames of the front end, where the model does so."""
@@ -200,7 +195,7 @@ class Model(nnx.Module):
             end = start + run
             layers, mine = self.layers[start:end], None if keys is None else keys[start:end]
             if self.arch.layers[start].shortening:
-                track = layers[0].shortened(track)
+                track = layers[0].shortened(track, rngs)
                 carry = self.relative(track.frames) if self.arch.relative else None
                 hidden = hidden if start else [track]
             outputs, carry = self.run_layers(layers, track.x, track.valid, mine, stack, carry)
@@ -329,11 +324,12 @@ def apply(
     rngs = None if key is None else Keys(key)
     model = restored(arch, params)
     if amount is not None:
-        if arch.shortening is None or arch.shortening.regular:
+        if arch.firing is None:
             raise InputError(
                 "an amount of mixing is given, but the model fires nothing; give its arch a part that does"
             )
-        model.shortening.amount = nnx.Intermediate(amount)
+        fires = model if arch.fires_at is None else model.layers[arch.fires_at]
+        fires.shortening.amount = nnx.Intermediate(amount)
 
     def run(inputs: Array, lengths: Array | None, mask: Array | None) -> Output:
         return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)

@@ -4,12 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import jax.numpy as jnp
+
 from compress.errors import InputError
 from compress.plan import Shorter, Way
 from jaxssl.models.arch import (
     Arch,
     AveragePooling,
     Inner,
+    IntegrateAndFire,
     KeyMerging,
     Repeat,
     Shortening,
@@ -18,21 +21,26 @@ from jaxssl.models.arch import (
 )
 from jaxssl.models.checks import check_arch
 from jaxssl.models.model import Params
+from jaxssl.models.rates.firing import amount_for
+from jaxssl.models.rates.integrate_and_fire import START
 from jaxssl.models.rates.merging import WHOLE
 
 ROUNDING = 1e-9  # of a share in 1000: 1000 / 1.6 is 625, whatever the last bit says
 
 
 def part_of(way: Way, ratio: float) -> Inner:
-    """Return what makes one frame of `ratio`.
+    """Return what makes one frame of `ratio`; what fires does so by weights of `rates.integrate_and_fire.START`.
 
     Raises:
         InputError: it would make no frames fewer, or groups of no whole number.
     """
     if way == "merge" and ratio > 1:
         return KeyMerging(math.ceil(WHOLE / ratio - ROUNDING))
+    if way == "fire" and ratio > 1:
+        return IntegrateAndFire(amount=float(amount_for(jnp.float32(ratio), rate=START, period=1.0)))
     if ratio < 2 or ratio != int(ratio):
-        more = "more than 1" if way == "merge" else "a whole number from 2, or merge frames, by any number above 1"
+        any_ratio = "a whole number from 2, or merge frames or let them fire, by any number above 1"
+        more = "more than 1" if way in ("merge", "fire") else any_ratio
         raise InputError(f"one frame of {ratio:g}: give {more}")
     return AveragePooling(int(ratio)) if way == "mean" else StridedConvolution(int(ratio))
 

@@ -137,7 +137,7 @@ def pretraining_loss(arch: Arch, data: Data) -> Loss:
     A model that fires is guided by the labels too, or it would learn to fire every frame.
     """
     loss = MaskedPrediction((data.clusters,), unmasked=data.unmasked, penalty=arch.front.penalty)
-    return loss if arch.shortening is None or arch.shortening.regular else GuidedPrediction(loss)
+    return loss if arch.firing is None else GuidedPrediction(loss)
 
 
 def predicted(arch: Arch) -> int:

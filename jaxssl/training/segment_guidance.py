@@ -63,7 +63,8 @@ class GuidedPrediction:
 
     Attributes:
         prediction: the loss of the frames; what is reported as `loss` is this alone, so that models compare.
-        guidance: the losses of the weights, in which a run of equal labels is a segment.
+        guidance: the losses of the weights, in which a run of equal labels is a segment, or, where there is one label
+            set more than is predicted, one of its labels.
     """
 
     prediction: MaskedPrediction
@@ -77,12 +78,14 @@ class GuidedPrediction:
         """
         if output.weights is None:
             raise InputError("the model weighs no frames that guidance could be for; give its arch a part that fires")
-        first = labels if labels.ndim == 2 else labels[..., 0]
+        sets, more = len(self.prediction.clusters), labels.ndim > 2
+        first = labels[..., sets if labels.shape[-1] > sets else 0] if more else labels
+        labels = labels[..., :sets] if more else labels
         if output.weights.shape != first.shape:
             raise InputError(f"{first.shape[1]} labels for {output.weights.shape[1]} weights; give one for each")
         value, sums = self.prediction(output, labels, mask)
-        more, told = self.guidance(output.weights, output.last_lengths, *label_runs(first, output.last_lengths))
-        return value + more, sums | told
+        guided, told = self.guidance(output.weights, output.last_lengths, *label_runs(first, output.last_lengths))
+        return value + guided, sums | told
 
 
 def label_runs(labels: Array, lengths: Array) -> tuple[Array, Array]:

@@ -97,6 +97,21 @@ def test_sequences_made_shorter_combine_with_the_other_kinds(place, tmp_path):
     assert not np.array_equal(params["shortening"]["kernel"][0], np.eye(params["shortening"]["kernel"].shape[1]) / 2)
 
 
+@pytest.mark.slow
+def test_frames_fire_in_a_plan_and_units_go_of_what_hears_them(place, tmp_path):
+    out = tmp_path / "combine"
+    combine.run(config(place, out, plan=("ratio=2.5,1,fire", "rows=10")))
+    _, *rows = points(out)
+    assert [row["name"] for row in rows] == ["1-ratio-2.5-fire-layer-1", "2-rows-10"]
+    assert [row["frames_per_s"] for row in rows] == pytest.approx([20, 20], rel=0.15)
+    for row in rows:
+        roomy, fast = (checkpoint.load(out / kind / row["name"])[0].firing for kind in ("models", "packed"))
+        assert roomy.most == 100 > fast.most == round(2 * row["room_frames_per_s"])
+    arch, params = checkpoint.load(out / "models/2-rows-10")
+    assert (arch.fires_at, arch.upsampling, arch.layers[1].ffn.size) == (1, Repeat(), 10)
+    assert np.abs(params["layers"]["1"]["shortening"]["score"]).max() > 0
+
+
 def test_the_studys_winner_is_the_default():
     study = melhubert()
     assert combine.default_plan(study) == [
@@ -154,6 +169,11 @@ def test_a_plan_is_read_from_a_file(place, tmp_path):
         (("layers=1", "ratio=2,1"), "layers/1: the model has 1 layers"),
         (("ratio=2,1", "rows=9", "ratio=3"), "layers/1: its input is shortened already"),
         (("ratio=2,1", "layers=1"), "layers-1: layers hear fewer frames from layer 1 on, which would be lost"),
+        (("ratio=1,1,fire",), "one frame of 1: give more than 1"),
+        (("ratio=2,1,fire:distil",), "ratio-2-fire-layer-1: labels guide what fires, and distil takes none"),
+        (("ratio=2.5,1,fire", "rows=9:distil"), "rows-9: labels guide what fires"),
+        (("ratio=2,front", "ratio=2,1,fire"), "ratio-2-fire-layer-1: frames fire where labels change, and there are"),
+        (("ratio=2,front,fire", "ratio=2,1,fire"), "ratio-2-fire-layer-1: frames fire in 2 places"),
         (("ratio=2,front,merge",), "a front end has none; name a layer"),
         (("ratio=2,1,merge", "heads=0"), "heads-0: frames merge by keys, and no head is left"),
         (("ratio=5,front", "ratio=8"), "one frame would be made of 40, and 0.5 s have 24"),

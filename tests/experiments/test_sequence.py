@@ -11,6 +11,7 @@ from experiments import rows, sequence
 from experiments.curves.runs import read_curves
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import AveragePooling, KeyMerging, Repeat, StridedConvolution
+from jaxssl.models.shorten import shortened
 from tests.archs import MEL, forward
 from tests.experiments import small
 
@@ -66,7 +67,11 @@ def test_frames_fire_at_each_rate_by_one_model_each_and_by_one_for_all(place, tm
     sequence.run(asked)
     points = json.loads((out / "report.json").read_text())["points"][1:]
     assert [row["name"] for row in points] == [f"ratio-{n}-{by}-front" for by in ("fire", "once") for n in (2, 4)]
-    assert {each.name for each in (out / "recovery").iterdir()} == {"ratio-2-fire-front", "ratio-4-fire-front", "once"}
+    assert {each.name for each in (out / "recovery").iterdir()} == {
+        "ratio-2-fire-front",
+        "ratio-4-fire-front",
+        "once-front",
+    }
     for row in points:
         assert row["frames_per_s"] == pytest.approx(50 / row["level"], rel=0.1)
         assert row["fewest_frames_per_s"] <= row["frames_per_s"] <= row["most_frames_per_s"]
@@ -81,6 +86,12 @@ def test_frames_fire_at_each_rate_by_one_model_each_and_by_one_for_all(place, tm
     told = (out / "curve.csv").read_bytes()
     sequence.run(asked)  # finished: nothing is done again
     assert (out / "curve.csv").read_bytes() == told
+    inner = replace(asked, out=tmp_path / "inner", ratio=(2,), at=("1",), guide=("smoothed",))
+    sequence.run(inner)
+    points = json.loads((inner.out / "report.json").read_text())["points"][1:]
+    assert [row["frames_per_s"] for row in points] == pytest.approx([25, 25], rel=0.1)
+    names = {f"{name}-smoothed-layer-1" for name in ("ratio-2-fire", "once")}
+    assert {each.name for each in (inner.out / "recovery").iterdir()} == names
     capsys.readouterr()
     sequence.run(replace(asked, out=tmp_path / "lost", ratio=(2,), by=("fire",), steps=0, room=0.5))
     assert "of 3 held-out utterances fire more and would be lost; give a larger --room" in capsys.readouterr().out
@@ -117,6 +128,23 @@ def test_a_shorter_model_is_shortened_again_and_pruned(place, tmp_path):
     assert point["masked_equals_slim"] < 1e-5
 
 
+def test_other_segments_guide_what_fires_and_must_be_known(place, tmp_path):
+    asked = config(place, tmp_path / "run", by=("fire", "mean"), guide=("labels", "smoothed"), ratio=(4,), at=("1",))
+    found = sequence.variants_of(asked, replace(MEL, layers=MEL.layers * 2))
+    names = ["ratio-4-fire-layer-1", "ratio-4-fire-smoothed-layer-1", "ratio-4-mean-layer-1"]
+    assert [str(variant) for variant in found] == names
+    with pytest.raises(InputError, match="no phone times, and so of 11 of 11 utterances; take speech that has them"):
+        sequence.run(replace(asked, guide=("phones",)))
+
+
+def test_a_sequence_that_is_shorter_by_then_does_not_fire(place, tmp_path):
+    arch, params = checkpoint.load(place.model)
+    checkpoint.save(tmp_path / "model", *shortened(arch, params, AveragePooling(2), {}))
+    asked = replace(config(place, tmp_path / "run", by=("fire",), at=("1",)), model=str(tmp_path / "model"))
+    with pytest.raises(InputError, match="frames fire where labels change, and there are fewer frames than labels"):
+        sequence.run(asked)
+
+
 def test_places_are_the_front_and_the_middle_where_none_is_named(place, tmp_path):
     found = sequence.variants_of(config(place, tmp_path, ratio=(4, 2)), replace(MEL, layers=MEL.layers * 2))
     assert [str(variant) for variant in found] == [
@@ -130,12 +158,13 @@ def test_places_are_the_front_and_the_middle_where_none_is_named(place, tmp_path
         ({"at": ("7",)}, "--at 7: give front, or the number of a layer, 0 to 1"),
         ({"at": ("middle",)}, "--at middle"),
         ({"by": ()}, "nothing is asked for"),
-        ({"by": ("mean", "fire"), "at": ("1",)}, "--by fire --at 1: frames fire behind the front end only; add front"),
         ({"by": ("once",), "recover": "distil"}, "--by once --recover distil: labels guide what fires"),
         ({"by": ("fire",), "upsample": "learned"}, "--by fire --upsample learned: no fixed number"),
         ({"by": ("mean", "merge"), "at": ("front",)}, "--by merge --at front: frames merge by the keys of a layer"),
         ({"by": ("merge",), "upsample": "learned"}, "--by merge --upsample learned: no fixed number"),
         ({"room": 2.0}, "--room 2.0: it is for --by fire and once"),
+        ({"guide": ("phones", "labels")}, "--guide phones labels: it is for --by fire and once"),
+        ({"by": ("fire",), "guide": ()}, "--guide: nothing is named"),
         ({"ratio": (1,)}, "--ratio 1: give 2 to"),
         (
             {"ratio": (2, 40)},

@@ -50,7 +50,7 @@ def test_output_carries_every_layer(arch, key):
     frames = [arch.reduced(heard, layer=layer) for layer in (0, *range(len(arch.layers)))]
     assert out.features.shape == (2, arch.shortened(heard), arch.width)
     assert [h.shape for h in out.hidden] == [(2, count, arch.width) for count in frames]
-    if arch.shortening is None or arch.shortening.regular:
+    if arch.regular:
         assert [lengths.tolist() for lengths in out.lengths] == [[count, count] for count in frames]
     else:  # there is room for more than fires
         assert all(0 < n <= count for lengths, count in zip(out.lengths, frames, strict=True) for n in lengths.tolist())

@@ -15,7 +15,7 @@ from jaxssl.convert.conversion import read
 from jaxssl.convert.to_ctc import Outputs
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.models import checkpoint
-from jaxssl.models.arch import AveragePooling, StridedConvolution, TransposedConvolution
+from jaxssl.models.arch import AveragePooling, KeyMerging, Repeat, StridedConvolution, TransposedConvolution
 from tests.archs import ARCHS, BASE, MEL, SOFTENED, STUDENT, UNEVEN, forward, fresh, weights
 from tools import export
 from tools.pytorch import formats
@@ -112,7 +112,10 @@ HALVED = replace(BASE.layers[1], shortening=StridedConvolution(2))
 PARTS = {
     **{name: ARCHS[name] for name in ("whisper", "scaled-convolution", "sinusoid")},
     "convolution-stack": ARCHS["convolution-stack"],
-    **{name: ARCHS[name] for name in ("shortened", "summary", "mamba", "conformer")},
+    **{name: ARCHS[name] for name in ("shortened", "firing", "summary", "mamba", "conformer")},
+    "merging": replace(
+        MEL, layers=(MEL.layers[0], replace(MEL.layers[1], shortening=KeyMerging(600))), upsampling=Repeat()
+    ),
     "shortened-waves": replace(
         BASE, layers=(BASE.layers[0], HALVED), shortening=AveragePooling(3), upsampling=TransposedConvolution(6)
     ),

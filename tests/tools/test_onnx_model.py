@@ -10,7 +10,7 @@ from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import hamming, triangles
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.fronts.whisper_frames import hann, slaney_triangles
-from tests.archs import EXPORTED, weights
+from tests.archs import ARCHS, weights
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def standalone(torch, plain, arch, key):
     return model.eval()
 
 
-@pytest.mark.parametrize("arch", EXPORTED.values(), ids=EXPORTED.keys())
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
 def test_every_layer_is_the_same_whatever_pads_it(torch, plain, fast, key, arch):
     model, faster = standalone(torch, plain, arch, key), fast.faster(standalone(torch, plain, arch, key))
     enough = next(count for count in range(400, 4000, 40) if arch.front.frames(count) >= arch.least)

@@ -9,24 +9,27 @@ import jax
 import numpy as np
 import pytest
 
-from compress.errors import InputError
 from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.encode import encode
 from jaxssl.models.arch import (
+    AveragePooling,
     ConvolutionModule,
     FeedForward,
+    IntegrateAndFire,
+    KeyMerging,
     Layer,
     LogMel,
     Macaron,
     Mamba,
     Mamba2,
     NoFeedForward,
+    Repeat,
     SummaryMixing,
 )
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.mixers.summaries import FAR
-from tests.archs import ARCHS, EXPORTED, LIMITED, MEL, SOFTENED, weights
+from tests.archs import ARCHS, FIRING_INSIDE, LIMITED, MEL, SOFTENED, weights
 
 TOLERANCE = 1e-4
 
@@ -52,8 +55,23 @@ MIXED = {
     "one side of heads": Layer(Mamba2(0, 3, 5, directions="external", back=2), FeedForward(9)),
     "one side": Layer(Mamba(0, state=5, rank=2, directions="external", back=4), FeedForward(9)),
 }
-KNOWN = {**EXPORTED, "softened": SOFTENED, "limited": LIMITED}
+KNOWN = {**ARCHS, "softened": SOFTENED, "limited": LIMITED}
 KNOWN |= {name: replace(MEL, layers=(layer,), norm_first=layer.conformer) for name, layer in MIXED.items()}
+MERGING, FIRING = replace(MEL, upsampling=Repeat()), ARCHS["firing"]
+KNOWN |= {
+    "merging": replace(MERGING, layers=tuple(replace(each, shortening=KeyMerging(600)) for each in MEL.layers)),
+    "merging means": replace(
+        MERGING,
+        layers=(MEL.layers[0], replace(MEL.layers[1], shortening=KeyMerging(1)), MEL.layers[2]),
+        shortening=AveragePooling(2),
+        norm_first=True,
+    ),
+    "firing inside": FIRING_INSIDE,
+    "firing less": replace(FIRING, shortening=IntegrateAndFire(3, amount=1.4, tail="round")),
+    "firing often": replace(FIRING, shortening=IntegrateAndFire(1, threshold=0.3, amount=0.5, most=100)),
+    "no room": replace(FIRING, shortening=IntegrateAndFire(3, amount=0.0, most=40)),
+    "firing, then merging": replace(FIRING, layers=(MEL.layers[0], replace(MEL.layers[1], shortening=KeyMerging(700)))),
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +139,3 @@ def test_a_scan_says_what_it_cannot_take(torch):
     scan = importlib.import_module("tools.pytorch.standalone.mixers").scan
     with pytest.raises(ValueError, match="65 frames are more than 64"):
         scan(torch.ones(1, 65, 1), torch.ones(1, 65, 1), 1)
-
-
-def test_frames_that_fire_are_refused():
-    with pytest.raises(InputError, match="the PyTorch module has no integrate_and_fire; export stablehlo"):
-        state(ARCHS["firing"], weights(ARCHS["firing"]), None)

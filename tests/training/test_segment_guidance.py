@@ -136,6 +136,19 @@ def test_a_model_that_fires_learns_to_predict_and_where_labels_change(key):
     assert parts["segment_loss"][0] > 1
 
 
+def test_a_last_label_set_says_which_segments_guide(key):
+    arch, lengths = ARCHS["firing"], np.array([30, 21], np.int32)
+    out = forward(arch, weights(arch), noise(arch, key), lengths)
+    labels, segments = (np.arange(30, dtype=np.int32)[None].repeat(2, 0) // size for size in (3, 5))
+    loss, mask = GuidedPrediction(MaskedPrediction((11,))), np.ones((2, 30), bool)
+    value, sums = loss(out, np.stack([labels, segments], -1), mask)
+    predicted, reported = MaskedPrediction((11,))(out, labels, mask)
+    guided, parts = SegmentGuidance()(out.weights, lengths, *label_runs(segments, lengths))
+    np.testing.assert_allclose(value, predicted + guided, rtol=1e-6)
+    assert sums == reported | parts
+    np.testing.assert_array_equal(loss(out, labels[..., None], mask)[0], loss(out, labels, mask)[0])
+
+
 def test_a_model_that_weighs_nothing_is_refused(key):
     out = forward(MEL, weights(MEL), noise(MEL, key))
     with pytest.raises(InputError, match="weighs no frames"):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from compress.address import flatten
 from compress.errors import InputError
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import IntegrateAndFire
@@ -21,13 +22,14 @@ from tests.experiments import small
 SETTINGS = Training(batch=4, shortest=0.5, crop=0.6, buckets=1)
 
 
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    """A model of one layer that fires every fourth frame, and labelled speech."""
-    made = small.make(tmp_path_factory.mktemp("weights"), layers=1)
+@pytest.fixture(scope="module", params=[None, 1], ids=["front", "layer"])
+def given(request, tmp_path_factory):
+    """A model of two layers that fires every fourth frame, and labelled speech."""
+    made = small.make(tmp_path_factory.mktemp("weights"), layers=2)
     arch, params = checkpoint.load(made.model)
     data = corpus.load_data(made.corpus, arch, labels=None, valid=None)
-    return *shortened(arch, params, IntegrateAndFire(3), {}), data
+    part, at = IntegrateAndFire(3), request.param
+    return *shortened(arch, params, *((part, {}) if at is None else (None, {at: part}))), data
 
 
 def guided(arch, params, data):
@@ -45,10 +47,10 @@ def test_the_net_alone_learns_where_labels_change(given, monkeypatch):
     learned = fitted(arch, params, data, SETTINGS, updates=60)
     (before, *_), (after, out, real) = guided(arch, params, data), guided(arch, learned, data)
     assert after < 0.8 * before
-    same = jax.tree.map(lambda one, two: one is two, params, learned)
-    assert all(jax.tree.leaves({name: part for name, part in same.items() if name != "shortening"}))
+    same = flatten(jax.tree.map(lambda one, two: one is two, params, learned))
+    assert all(same[path] for path in same if "shortening/" not in path)
     found = heard_fire(arch, learned, data, SETTINGS)
-    np.testing.assert_array_equal(found.counts, np.asarray(out.lengths[0])[real])
+    np.testing.assert_array_equal(found.counts, np.asarray(out.lengths[-1])[real])
     np.testing.assert_array_equal(found.frames, np.asarray(out.last_lengths)[real])
     assert len(heard_fire(arch, learned, data, SETTINGS, among="train").counts) > len(found.counts)
 
@@ -63,4 +65,4 @@ def test_room_is_for_the_most_that_fired():
 def test_a_model_that_weighs_nothing_is_refused(given):
     arch, params, data = given
     with pytest.raises(InputError, match="the model weighs no frames; give its arch a part that fires"):
-        heard_fire(replace(arch, shortening=None), params, data, SETTINGS)
+        heard_fire(replace(arch, shortening=None, layers=()), params, data, SETTINGS)

@@ -23,7 +23,7 @@ from jaxssl.convert import to_dphubert
 from jaxssl.convert import to_huggingface as hugging_face
 from jaxssl.convert.conversion import read
 from jaxssl.convert.to_ctc import Outputs, tokenizer, with_ctc
-from jaxssl.convert.to_torch import check_blocks, state
+from jaxssl.convert.to_torch import state
 from jaxssl.data.logmel import WINDOW, Stats
 from jaxssl.inference.encode import encode
 from jaxssl.models.arch import SAMPLE_RATE, Arch, Whisper
@@ -292,7 +292,6 @@ def export_onnx(given: Given, *, tuned: bool = True) -> Any:
 
     `tuned`: in what ONNX Runtime runs faster (`tools.pytorch.onnx_model`), else as the exporter makes it.
     """
-    check_blocks(given.arch)
     import torch
 
     from tools.pytorch.onnx_model import faster, unfused

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from compress.errors import InputError
-from jaxssl.models.keys import Keys
+from jaxssl.models.keys import Keys, OneKey
 from jaxssl.models.layers import LayerNorm, convolve, frame_mask, uniform_init
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.part import Arrays, Names
@@ -24,7 +24,7 @@ START = 0.25  # the weight of every frame at first, of a model that is trained o
 
 @dataclass(frozen=True)
 class IntegrateAndFire:
-    """Continuous integrate-and-fire behind the front end (Meng et al. 2022; Chen et al. 2023): see `rates.firing`.
+    """Continuous integrate-and-fire (Meng et al. 2022; Chen et al. 2023): see `rates.firing`.
 
     A frame's weight is sigmoid(w · ReLU(LayerNorm(convolution)) + b). An utterance fires once at least. Programs have
     fixed shapes, so there is room for `most` of 100 frames, and that is what is computed: a smaller `most` is what
@@ -134,6 +134,13 @@ class IntegrateAndFire:
     def build(self, width: int, *, rngs: Keys) -> "Integration":
         """Make the module."""
         return Integration(self, width, rngs=rngs)
+
+
+def weigh(part: IntegrateAndFire, arrays: Arrays, x: Array, lengths: Array) -> Array:
+    """Weigh frames by a net alone, (batch, time) float32; `x: (batch, time, width)` has `lengths: (batch,)` valid."""
+    graph, state = nnx.split(part.build(x.shape[-1], rngs=OneKey()))
+    nnx.replace_by_pure_dict(state, dict(arrays))
+    return nnx.merge(graph, state).weigh(x, lengths)
 
 
 class Integration(nnx.Module):

@@ -45,6 +45,10 @@ class KeyMerging:
         """Count nothing but what the layer's own map to keys takes, which `jaxssl.models.cost` adds."""
         return 0
 
+    def macs_back(self, width: int, frames: int) -> int:
+        """Count nothing: frames are repeated."""
+        return 0
+
     def read(self, arrays: Arrays) -> "KeyMerging":
         """Return itself: it has no arrays."""
         return self
@@ -119,7 +123,7 @@ def places(keys: Array, counts: Array, left: Array) -> Array:
     order = jnp.argsort(alike, axis=1, descending=True, stable=True)
     rank = jnp.argsort(order, axis=1)  # the inverse of a permutation
     joined = rank < (counts - left)[:, None]
-    begun = jnp.concatenate([jnp.zeros_like(joined[:, :1], jnp.int32), 1 - joined.astype(jnp.int32)], axis=1)
+    begun = jnp.pad(1 - joined.astype(jnp.int32), ((0, 0), (1, 0)))
     return jnp.clip(jnp.cumsum(begun, axis=1), 0, jnp.maximum(left - 1, 0).astype(jnp.int32)[:, None])
 
 

@@ -43,12 +43,14 @@ class Track:
         way: of each shortening so far, the frames before it and what restores them.
         sizes: frames that each was made of by the last shortening and those before it, (batch, time) float32; None:
             equally many.
+        weights: what the frames were weighed by that fired, (batch, those before it) float32; None: none did.
     """
 
     x: Array
     lengths: Array | None
     way: tuple[tuple[int, Callable[[Array, int], Array]], ...] = ()
     sizes: Array | None = None
+    weights: Array | None = None
 
     @property
     def frames(self) -> int:
@@ -67,7 +69,8 @@ class Track:
 
     def then(self, short: Shortened) -> "Track":
         """Go on with what a shortening made of this."""
-        return Track(short.x, short.lengths, (*self.way, (self.frames, short.restore)), short.sizes)
+        weights = self.weights if short.weights is None else short.weights
+        return Track(short.x, short.lengths, (*self.way, (self.frames, short.restore)), short.sizes, weights)
 
     def of(self, x: Array) -> "Track":
         """Go on with other values on the same frames."""

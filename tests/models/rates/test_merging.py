@@ -10,7 +10,6 @@ import pytest
 
 from compress.edit import cut, mask
 from compress.errors import InputError
-from jaxssl.convert import to_torch
 from jaxssl.inference.prepack import prepared
 from jaxssl.models import cost
 from jaxssl.models.arch import AveragePooling, KeyMerging, LogMel, Repeat, SummaryMixing
@@ -176,7 +175,7 @@ def test_a_trained_model_is_given_it_as_it_is():
 
 
 def test_a_program_of_any_length_is_exported():
-    batch, frames = jax.export.symbolic_shape("batch, frames", constraints=["frames >= 20"])
+    batch, frames = jax.export.symbolic_shape("batch, frames", constraints=["frames >= 1"])
     inputs = jax.ShapeDtypeStruct((batch, frames, ARCH.front.size), np.float32)
     params, x = weights(ARCH), noise(ARCH, 0)
     found = jax.export.export(jax.jit(lambda x, n: apply(ARCH, params, x, n).last))(
@@ -199,11 +198,6 @@ def test_a_program_of_any_length_is_exported():
 def test_what_cannot_merge_is_refused(arch, message):
     with pytest.raises(InputError, match=re.escape(message)):
         shapes(arch)
-
-
-def test_what_others_cannot_be_is_not_exported():
-    with pytest.raises(InputError, match="the PyTorch module has no key_merging; export stablehlo"):
-        to_torch.state(ARCH, weights(ARCH), None)
 
 
 def test_gated_attention_has_keys(key):

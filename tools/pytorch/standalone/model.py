@@ -24,7 +24,7 @@ from .blocks import Adapter, Attended, Attention, ConvolutionModule, FeedForward
 from .fronts import EPSILON, FRONTS, first
 from .mixers import MIXERS
 from .positions import POSITIONS
-from .rates import Shortening, Upsampling
+from .rates import Grouping, Merging, Short, Upsampling, shortening
 
 
 def load(folder: str | Path) -> "Model":
@@ -66,8 +66,7 @@ class Layer(nn.Module):
             self.convolution = ConvolutionModule(width, convolution)
             self.convolution_norm = nn.LayerNorm(width, EPSILON)
         self.adapter = Adapter(width, layer["adapter"]["size"]) if layer.get("adapter") else None
-        short = layer.get("shortening")
-        self.shortening = Shortening(width, short) if short else None  # which the model runs before the layer
+        self.shortening = shortening(width, layer.get("shortening"))  # which the model runs before the layer
 
     def forward(self, x: Tensor, seen: Seen, before: Tensor | None, lend: bool) -> Attended:
         norm = getattr(self, f"{self.place}_norm")
@@ -81,6 +80,14 @@ class Layer(nn.Module):
             x = x + self.ffn(self.ffn_norm(x)) if self.norm_first else self.ffn_norm(x + self.ffn(x))
         x = self.last_norm(x) if self.halved else x
         return x if self.adapter is None else x + self.adapter(x), maps
+
+    def shorten(self, x: Tensor, lengths: Tensor | None, sizes: Tensor | None) -> Short:
+        """Make its input a shorter sequence; `sizes` are the frames that each was made of so far."""
+        assert self.shortening is not None
+        if not isinstance(self.shortening, Merging):
+            return self.shortening(x, lengths)
+        keys = getattr(self, self.place).k(getattr(self, f"{self.place}_norm")(x) if self.norm_first else x)
+        return self.shortening(x, lengths, keys, sizes)
 
     def mix(self, x: Tensor, seen: Seen, before: Tensor | None, lend: bool) -> Attended:
         mixer = getattr(self, self.place)
@@ -99,10 +106,9 @@ class Model(nn.Module):
         self.project = dense(self.front.size, width, config["project"]) if config["project"] else nn.Identity()
         self.position = POSITIONS[position["kind"]](width, position)
         self.norm, self.norm_first = nn.LayerNorm(width, EPSILON), config["norm_first"]
-        front, ratio = config.get("shortening"), config["time_reduction"]
-        self.shortening = Shortening(self.front.size, front) if front else None
+        self.shortening, ratio = shortening(self.front.size, config.get("shortening")), config["time_reduction"]
         reduction = {"kind": "strided_convolution", "ratio": ratio}
-        self.reduction = Shortening(width, reduction) if ratio > 1 else None
+        self.reduction = Grouping(width, reduction) if ratio > 1 else None
         short = config.get("length_adapter")
         self.length_adapter = LengthAdapter(width, short) if short else None
         joined = short["stride"] ** short["layers"] if short else 1
@@ -126,9 +132,10 @@ class Model(nn.Module):
         Return `hidden`, `last` (the output), its `lengths` in frames, and `logits` where there is a CTC layer.
         """
         x, lengths = self.front(samples, lengths)
-        frames, whole = x.shape[1], lengths
+        frames, whole, way, sizes = x.shape[1], lengths, [], None
         if self.shortening is not None:
-            x, lengths = self.shortening(x, lengths)
+            x, lengths, restore, sizes = self.shortening(x, lengths)
+            way.append(restore)
         x, valid = self.project(x), None
         if lengths is not None:
             valid = first(lengths, x.shape[1])[..., None]
@@ -136,19 +143,21 @@ class Model(nn.Module):
         x = x + self.position(x, valid)
         x = x if self.norm_first else self.norm(x)
         if self.reduction is not None:
-            x, lengths = self.reduction(x, lengths)
+            x, lengths, restore, sizes = self.reduction(x, lengths)
+            way.append(restore)
         seen = self.seen(x, lengths)
         hidden, maps = [x], None
         for i, (layer, lend) in enumerate(zip(self.layers, self.lends, strict=True)):
             if layer.shortening is not None:
-                x, lengths = layer.shortening(x, lengths)
+                x, lengths, restore, sizes = layer.shorten(x, lengths, sizes)
+                way.append(restore)
                 seen = self.seen(x, lengths)
                 hidden = hidden if i else [x]
             x, maps = layer(x, seen, maps, lend)
             hidden.append(x)
         x = self.norm(x) if self.norm_first else x
         if self.upsampling is not None:
-            x, lengths = self.upsampling(x, lengths, frames, whole)
+            x, lengths = self.upsampling(x, lengths, frames, whole, way)
         if self.length_adapter is not None:
             x, lengths = self.length_adapter(x, lengths)
         out = {"hidden": hidden, "last": x, "lengths": lengths}
