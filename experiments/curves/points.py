@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compress.address import flatten
-from compress.encoding import decode, encode
+from compress.encoding import decode, encode, encoded_bytes
 from compress.sparse import Masks, apply_masks, zero_masks
 from experiments.curves.bare import bare, bare_arch
 from experiments.curves.columns import Row, show
@@ -265,16 +265,17 @@ class Bench:
         stats = heard_by(subject.arch, self.model, self.data)
         extra = {} if stats is None else {"stats.npy": stats_bytes(stats)}
         extra |= self.model.ctc if subject.arch.width == self.model.arch.width else {}
-        encoded = encode(subject.seen)
-        _compare(decode(encoded), subject.seen)
+        seen = subject.seen
+        size = encoded_bytes(seen)
         if subject.masks:
-            extra["weights.sparse"] = encoded
-        checkpoint.save(folder, subject.arch, subject.seen, provenance=origin, extra=extra, overwrite=True)
+            extra["weights.sparse"] = encode(seen)
+            _compare(decode(extra["weights.sparse"]), seen)
+        checkpoint.save(folder, subject.arch, seen, provenance=origin, extra=extra, overwrite=True)
         if fast.arch != subject.arch:
             extra.pop("weights.sparse", None)
             packed = self.out / "packed" / name
             checkpoint.save(packed, fast.arch, fast.params, provenance=origin, extra=extra, overwrite=True)
-        return len(encoded)
+        return size
 
     def record(self, row: Row) -> None:
         """Add a point to those that are finished, and show it."""
@@ -310,12 +311,12 @@ class Bench:
 
 def sizes(subject: Subject) -> Row:
     """Return the columns of a point that its shapes and zeros tell."""
-    parts = cost.macs_per_second(subject.arch)
+    parts, seen = cost.macs_per_second(subject.arch), subject.seen
     return {
         "parameters": cost.parameters(subject.arch),
-        "nonzero": cost.nonzero(subject.seen),
+        "nonzero": cost.nonzero(seen),
         "macs_g_per_s": parts.total / 1e9,
-        "nominal_macs_g_per_s": cost.nominal_macs_per_second(subject.arch, subject.seen) / 1e9,
+        "nominal_macs_g_per_s": cost.nominal_macs_per_second(subject.arch, seen) / 1e9,
         "heads": [layer.heads for layer in subject.arch.layers],
         "units": [layer.ffn.size for layer in subject.arch.layers],
     }
