@@ -18,7 +18,7 @@ An entry is left out only if all of its bits are 0, so that −0.0 and NaN come 
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -113,12 +113,18 @@ def encode(tree: Mapping[str, Any]) -> bytes:
     Raises:
         InputError: an array is of another dtype, or a path is deeper than DEPTH or not printable.
     """
-    arrays = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
-    _check_paths(list(arrays))
-    encoded = _encode(arrays, csr=True)
-    if sum(array.nbytes for array in arrays.values()) > EXPANSION * len(encoded):
-        encoded = _encode(arrays, csr=False)
-    return encoded
+    arrays, entries = _planned(tree)
+    header = _header(entries)
+    sections = [s.data for e, array in zip(entries, arrays.values(), strict=True) for s in _pack(e, array)]
+    check = zlib.crc32(header, len(header))  # begins with the length, so that it is of all that follows
+    for section in sections:
+        check = zlib.crc32(section, check)
+    return b"".join([PREFIX.pack(MAGIC, check, len(header)), header, *sections])
+
+
+def encoded_bytes(tree: Mapping[str, Any]) -> int:
+    """Return len(encode(tree)), and raise what it raises, without writing anything."""
+    return _length(_planned(tree)[1])
 
 
 def decode(data: bytes) -> Tree:
@@ -138,14 +144,22 @@ def decode(data: bytes) -> Tree:
     return unflatten(flat)
 
 
-def _encode(arrays: Mapping[str, np.ndarray], *, csr: bool) -> bytes:
-    entries = [smallest(path, array, csr=csr) for path, array in arrays.items()]
-    header = json.dumps([asdict(entry) for entry in entries], separators=(",", ":")).encode()
-    sections = [s.data for e, array in zip(entries, arrays.values(), strict=True) for s in _pack(e, array)]
-    check = zlib.crc32(header, len(header))  # begins with the length, so that it is of all that follows
-    for section in sections:
-        check = zlib.crc32(section, check)
-    return b"".join([PREFIX.pack(MAGIC, check, len(header)), header, *sections])
+def _planned(tree: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[Entry]]:
+    """Return a tree's arrays and how each is written."""
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
+    _check_paths(list(arrays))
+    entries = [smallest(path, array) for path, array in arrays.items()]
+    if sum(array.nbytes for array in arrays.values()) > EXPANSION * _length(entries):
+        entries = [smallest(path, array, csr=False) for path, array in arrays.items()]
+    return arrays, entries
+
+
+def _header(entries: Sequence[Entry]) -> bytes:
+    return json.dumps([asdict(entry) for entry in entries], separators=(",", ":")).encode()
+
+
+def _length(entries: Sequence[Entry]) -> int:
+    return PREFIX.size + len(_header(entries)) + sum(entry.bytes for entry in entries)
 
 
 def _pack(entry: Entry, array: np.ndarray) -> Iterator[np.ndarray]:

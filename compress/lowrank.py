@@ -35,8 +35,8 @@ class Decomposition:
     Attributes:
         matrix: which map.
         spectrum: singular values, descending, (max_rank,); of W, or of C^½ W when activation-aware.
-        left: (fan_in, max_rank), float64.
-        right: (max_rank, fan_out), float64.
+        left: (fan_in, terms), float64; as many terms as were asked for, max_rank of all.
+        right: (terms, fan_out), float64.
     """
 
     matrix: Matrix
@@ -48,9 +48,11 @@ class Decomposition:
         """Return `down: (*in, rank)` and `up: (rank, *out)`, float32.
 
         Raises:
-            InputError: the rank is below 1 or above the map's greatest.
+            InputError: the rank is below 1, above the map's greatest or above the terms that are there.
         """
         check_rank(self.matrix, rank)
+        if rank > (terms := len(self.right)):
+            raise InputError(f"{self.matrix.path}: rank {rank} of {terms} terms; decompose it into more")
         shape, inputs = self.matrix.shape, self.matrix.inputs
         down = self.left[:, :rank].reshape(*shape[:inputs], rank)
         up = self.right[:rank].reshape(rank, *shape[inputs:])
@@ -87,7 +89,9 @@ def dense_kernel(params: Mapping[str, Any], matrix: Matrix) -> np.ndarray:
     return down @ _array(params, f"{matrix.path}/up", (rank, *outs)).reshape(rank, matrix.fan_out)
 
 
-def decompose(params: Mapping[str, Any], matrix: Matrix, moment: np.ndarray | None = None) -> Decomposition:
+def decompose(
+    params: Mapping[str, Any], matrix: Matrix, moment: np.ndarray | None = None, *, terms: int | None = None
+) -> Decomposition:
     """Decompose a map, dense or factorised already.
 
     Works on the smaller Gram matrix in float64, several times faster than an SVD; singular values below 1e-8 of the
@@ -97,6 +101,7 @@ def decompose(params: Mapping[str, Any], matrix: Matrix, moment: np.ndarray | No
         params: the tree.
         matrix: which map; it needs inputs and outputs.
         moment: second moment E[x xᵀ] of the map's inputs, (fan_in, fan_in); None for the plain SVD.
+        terms: the most important ones that are kept, all of the spectrum in any case; None: all.
 
     Raises:
         InputError: the map is empty, its weights or the moment are not finite, or the moment's size is another.
@@ -104,8 +109,8 @@ def decompose(params: Mapping[str, Any], matrix: Matrix, moment: np.ndarray | No
     kernel = dense_kernel(params, matrix)
     _check(matrix, kernel, moment)
     if matrix.fan_in < matrix.fan_out:
-        return _from_left(matrix, kernel, moment)
-    return _from_right(matrix, kernel, moment)
+        return _from_left(matrix, kernel, moment, terms)
+    return _from_right(matrix, kernel, moment, terms)
 
 
 def truncate(params: Mapping[str, Any], decomposition: Decomposition, rank: int) -> Tree:
@@ -231,24 +236,25 @@ def allocate(decompositions: Sequence[Decomposition], budget: float) -> dict[str
     return {path: step + 1 if step + 1 < len(ladders[path][0]) else None for path, step in chosen.items()}
 
 
-def _from_left(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None) -> Decomposition:
+def _from_left(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None, terms: int | None) -> Decomposition:
     root, inverse = (None, None) if moment is None else _roots(_damped(moment))
     seen = kernel if root is None else root @ kernel
-    spectrum, basis = _eigen(seen @ seen.T)
+    spectrum, basis = _eigen(seen @ seen.T, terms)
     left = basis if inverse is None else inverse @ basis
     return Decomposition(matrix, spectrum, *_balanced(left, basis.T @ seen))
 
 
-def _from_right(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None) -> Decomposition:
+def _from_right(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None, terms: int | None) -> Decomposition:
     # Projecting on right singular vectors needs no root of the moment: C^-½ (C^½ W) V Vᵀ = W V Vᵀ.
     seen = kernel if moment is None else _damped(moment) @ kernel
-    spectrum, basis = _eigen(kernel.T @ seen)
+    spectrum, basis = _eigen(kernel.T @ seen, terms)
     return Decomposition(matrix, spectrum, *_balanced(kernel @ basis, basis.T))
 
 
-def _eigen(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _eigen(gram: np.ndarray, terms: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the roots of all eigenvalues, descending, and the vectors of the first `terms`, (size, terms)."""
     squares, basis = np.linalg.eigh((gram + gram.T) / 2)
-    return np.sqrt(np.maximum(squares[::-1], 0)), basis[:, ::-1]
+    return np.sqrt(np.maximum(squares[::-1], 0)), basis[:, ::-1][:, :terms]
 
 
 def _balanced(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -260,8 +266,9 @@ def _balanced(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _damped(moment: np.ndarray) -> np.ndarray:
-    moment = np.asarray(moment, np.float64)
-    return moment + np.eye(len(moment)) * max(DAMPING * np.trace(moment) / len(moment), 1e-30)
+    moment = np.array(moment, np.float64)  # a copy
+    moment[np.diag_indices_from(moment)] += max(DAMPING * np.trace(moment) / len(moment), 1e-30)
+    return moment
 
 
 def _roots(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

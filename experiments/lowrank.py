@@ -180,12 +180,12 @@ def run(config: Config) -> None:
 
     full = max(matrix.max_rank for matrix in chosen)
     bench.point("dense", subject, level=full, step=0, told=itself(subject.arch))
-    known = analyse(model, subject, chosen, speech, config.method)
+    known = analyse(model, subject, chosen, speech, config.method, targets)
     variants = variants_of(targets, config.method, subject.arch, known)
-    maps = [row for variant in variants for row in map_rows(subject.seen, variant, known)]
+    maps = map_rows(subject.seen, variants, known)
     files.write_csv(config.out / "maps.csv", maps)
 
-    begun = [_begin(config, bench, subject, speech, v, known) for v in variants if not bench.has(v.name)]
+    begun = _begin(config, bench, subject, speech, [v for v in variants if not bench.has(v.name)], known)
     if data is None:
         for each in begun:
             bench.point(each.name, each.subject, level=each.level, step=0, told=each.told)
@@ -241,12 +241,19 @@ def _labelled(config: Config, model: Model) -> tuple[Model, Data]:
     return model, data
 
 
-def _begin(config: Config, bench: Bench, dense: Subject, speech: Speech, variant: Variant, known: Known) -> Begun:
+def _begin(
+    config: Config, bench: Bench, dense: Subject, speech: Speech, variants: Sequence[Variant], known: Known
+) -> list[Begun]:
     """Factorise, and compare with the dense model."""
-    subject = build(dense, variant, known)
-    far = apart(bench.model, dense, subject, speech, dtype=config.dtype, what=variant.name)
-    heard = None if bench.data is None else bench.hear(subject)
-    return Begun(variant.name, variant.target.value, subject, {"method": variant.method, **far}, heard)
+    if not variants:
+        return []
+    subjects = [build(dense, variant, known) for variant in variants]
+    far = apart(bench.model, dense, subjects, speech, dtype=config.dtype)
+    heard = [None if bench.data is None else bench.hear(subject) for subject in subjects]
+    return [
+        Begun(variant.name, variant.target.value, subject, {"method": variant.method, **told}, quality)
+        for variant, subject, told, quality in zip(variants, subjects, far, heard, strict=True)
+    ]
 
 
 def _recover(config: Config, job: Job, bench: Bench, begun: Sequence[Begun]) -> None:

@@ -26,7 +26,7 @@ from experiments.curves.sweep import Event
 from jaxssl.analysis.calibration import distance
 from jaxssl.models.describe import describe
 from jaxssl.models.shorten import by_step
-from jaxssl.runtime.cli import console
+from jaxssl.runtime.cli import console, progress
 
 EQUAL = 1e-5  # largest relative difference between the masked and the slim model's output
 
@@ -68,7 +68,8 @@ def unit_event(job: Job, subject: Subject, step: Heads | Rows, evidence: Evidenc
     masked = reduce(lambda tree, axis: mask(tree, axis, kept[axis.name]), mine, subject.seen)
     slim = edit(subject.seen)
     one, two = (subject.arch, masked), (describe(subject.arch, slim), slim)
-    error = distance(one, two, job.speech.held_out, stats=job.model.stats).relative[-1]
+    with progress("slim beside masked", len(job.speech.held_out)) as tick:
+        error = distance(one, two, job.speech.held_out, stats=job.model.stats, tick=tick).relative[-1]
     if not error <= EQUAL:
         raise RuntimeError(f"{step}: masked and slim model differ by {error:.1e}, more than {EQUAL:.0e}")
     counts = " ".join(str(len(kept[axis.name])) for axis in mine)

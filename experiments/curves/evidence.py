@@ -3,7 +3,7 @@
 `compress.plan` knows no model; here are the functions that it is handed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compress.address import Axis, Matrix, Tree
-from compress.lowrank import Decomposition, decompose_maps
+from compress.lowrank import Decomposition, decompose
 from compress.plan import Evidence, Score, Sites
 from compress.score import contributions
 from jaxssl.analysis.calibration import moments
@@ -22,6 +22,8 @@ from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.models.describe import describe
 from jaxssl.models.sites import axes, matrices
+from jaxssl.runtime.cli import progress
+from jaxssl.runtime.spread import collect, spread
 from jaxssl.training.corpus import Data, hearing, loader, pretraining_loss
 from jaxssl.training.settings import Training
 
@@ -80,13 +82,15 @@ def evidence(
         measure: of the units' costs.
     """
 
-    def heard(tree: Tree) -> dict[str, np.ndarray]:
-        return moments(describe(base, tree), tree, speech.calibration, stats=stats)
+    def heard(tree: Tree, maps: Iterable[str]) -> dict[str, np.ndarray]:
+        with progress("listening", len(speech.calibration)) as tick:
+            return moments(describe(base, tree), tree, speech.calibration, maps=set(maps), stats=stats, tick=tick)
 
     def scores(tree: Tree, score: Score, mine: Sequence[Axis]) -> Mapping[str, np.ndarray]:
         arch = describe(base, tree)
         if score == "activation":
-            return contributions(tree, mine, matrices(arch), heard(tree))
+            read = heard(tree, (path for axis in mine for path in axis.feeds))
+            return contributions(tree, mine, matrices(arch), read)
         if labelled is None:
             return Evidence().scores(tree, score, mine)  # refuses
         loss = pretraining_loss(arch, labelled.data)
@@ -94,6 +98,11 @@ def evidence(
         return context_gradient(arch, tree, labelled.batches(arch), loss, kind=kind, normalise=False)
 
     def decompositions(tree: Tree, maps: Sequence[Matrix]) -> Mapping[str, Decomposition]:
-        return decompose_maps(tree, maps, heard(tree))
+        seen = heard(tree, (matrix.path for matrix in maps))
+        with (
+            progress("decomposing", len(maps)) as tick,
+            spread(lambda matrix: decompose(tree, matrix, seen.get(matrix.path)), maps) as found,
+        ):
+            return {each.matrix.path: each for each in collect(found, tick)}
 
     return Evidence(scores, decompositions, lambda tree: cost.unit_costs(describe(base, tree), measure))

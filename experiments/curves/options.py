@@ -15,7 +15,7 @@ import numpy as np
 
 from compress import plan
 from compress.address import Axis, Matrix, Tree
-from compress.lowrank import Decomposition, decompose_maps
+from compress.lowrank import Decomposition, decompose
 from compress.plan import Evidence, Heads, Layers, LowRank, Rows, Score, Step
 from compress.score import contributions
 from experiments.curves.evidence import sites_below, sites_of
@@ -29,6 +29,7 @@ from jaxssl.models.model import Params, shapes
 from jaxssl.models.part import formed
 from jaxssl.models.sites import axes, matrices
 from jaxssl.runtime.cli import follow, progress
+from jaxssl.runtime.spread import collect, spread
 
 Block = Literal["attention", "ffn"]
 Option = Heads | Rows | LowRank
@@ -100,13 +101,18 @@ def groups_of(arch: Arch) -> tuple[Group, ...]:
 def know(job: Job) -> Known:
     """Score units by what they add on speech, and decompose maps by what they hear."""
     subject = job.subject
-    seen = moments(subject.arch, subject.seen, job.speech.calibration, stats=job.model.stats)
+    with progress("listening", len(job.speech.calibration)) as tick:
+        seen = moments(subject.arch, subject.seen, job.speech.calibration, stats=job.model.stats, tick=tick)
     maps = [matrix for matrix in matrices(subject.arch) if matrix.path in seen]
     lone = [axis for axis in axes(subject.arch) if len(axis.feeds) == 1]
     scores = contributions(subject.seen, lone, maps, seen)
     inner = [matrix for matrix in maps if matrix.path.startswith("layers/")]
-    bar = follow(inner, "decomposing", total=len(inner))
-    return Known(scores, decompose_maps(subject.seen, bar, seen))
+    params = subject.seen
+    with (
+        progress("decomposing", len(inner)) as tick,
+        spread(lambda matrix: decompose(params, matrix, seen[matrix.path]), inner) as found,
+    ):
+        return Known(scores, {each.matrix.path: each for each in collect(found, tick)})
 
 
 def simulate(params: Params, arch: Arch, options: Sequence[Option], known: Known) -> Params:

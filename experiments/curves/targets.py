@@ -98,6 +98,13 @@ def ranks_for(target: Target, arch: Arch, found: Mapping[str, Decomposition]) ->
     return {path: rank if found[path].matrix.pays(rank) else None for path, rank in wanted.items()}
 
 
+def highest_rank(targets: Sequence[Target], matrix: Matrix) -> int:
+    """Return the highest rank that `ranks_for` can choose for a map, 1 where it chooses none."""
+    paying = (matrix.size - 1) // (matrix.fan_in + matrix.fan_out)
+    asked = max(int(target.value) if target.kind == "rank" else matrix.max_rank for target in targets)
+    return max(min(paying, asked, matrix.max_rank), 1)
+
+
 def _entries(target: Target, arch: Arch, chosen: Sequence[Matrix]) -> float:
     """Turn a budget for the whole model into entries to spend on the chosen maps."""
     mine = sum(matrix.size for matrix in chosen)

@@ -3,25 +3,27 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from compress.address import Matrix, flatten
 from compress.errors import InputError
-from compress.lowrank import PLAIN, Decomposition, decompose_maps, factorise_maps, fit
+from compress.lowrank import Decomposition, decompose, factorise_maps, fit
 from compress.plan import match_paths
+from experiments.curves.columns import Row
 from experiments.curves.points import Subject
-from experiments.curves.targets import Ranks, Target, ranks_for
-from jaxssl.analysis.calibration import distance, moments
+from experiments.curves.targets import Ranks, Target, highest_rank, ranks_for
+from jaxssl.analysis.calibration import Distance, distances, moments
 from jaxssl.inference.source import Model, Speech
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
 from jaxssl.models.describe import describe
 from jaxssl.models.model import Params
 from jaxssl.models.sites import matrices
-from jaxssl.runtime.cli import follow, progress
+from jaxssl.runtime.cli import progress
+from jaxssl.runtime.spread import collect, spread
 
 Method = Literal["svd", "activation"]
 
@@ -73,17 +75,35 @@ def choose(arch: Arch, where: str) -> tuple[Matrix, ...]:
 
 
 def analyse(
-    model: Model, subject: Subject, chosen: Sequence[Matrix], speech: Speech, methods: Sequence[Method]
+    model: Model,
+    subject: Subject,
+    chosen: Sequence[Matrix],
+    speech: Speech,
+    methods: Sequence[Method],
+    targets: Sequence[Target],
 ) -> Known:
-    """Listen to the calibration speech, then decompose every chosen map once per method."""
-    params = subject.seen
-    with progress("listening", len(speech.calibration)) as tick:
-        heard = moments(subject.arch, params, speech.calibration, stats=model.stats, tick=tick)
-    seen, found = {matrix.path: heard[matrix.path] for matrix in chosen}, dict[Method, dict[str, Decomposition]]()
-    for method in methods:
-        bar = follow(chosen, f"decomposing ({method})", total=len(chosen))
-        found[method] = decompose_maps(params, bar, seen if method == "activation" else PLAIN)
-    return Known(seen, found)
+    """Listen to the calibration speech and decompose every chosen map once per method, as far as the targets need.
+
+    The plain SVDs need no speech, and are worked out while the model listens.
+    """
+    params, seen = subject.seen, dict[str, np.ndarray]()
+
+    def decomposed(matrix: Matrix) -> Decomposition:
+        return decompose(params, matrix, seen.get(matrix.path), terms=highest_rank(targets, matrix))
+
+    with progress("listening, decomposing", len(speech.calibration) + len(methods) * len(chosen)) as tick:
+        with spread(decomposed, chosen if "svd" in methods else ()) as plain:
+            paths = [matrix.path for matrix in chosen]
+            heard = moments(subject.arch, params, speech.calibration, maps=paths, stats=model.stats, tick=tick)
+            known = {"svd": _by_path(collect(plain, tick))}
+        seen |= heard
+        with spread(decomposed, chosen if "activation" in methods else ()) as aware:
+            known["activation"] = _by_path(collect(aware, tick))
+    return Known(seen, {method: known[method] for method in methods})
+
+
+def _by_path(found: Sequence[Decomposition]) -> dict[str, Decomposition]:
+    return {each.matrix.path: each for each in found}
 
 
 def variants_of(targets: Sequence[Target], methods: Sequence[Method], arch: Arch, known: Known) -> list[Variant]:
@@ -99,43 +119,50 @@ def build(subject: Subject, variant: Variant, known: Known) -> Subject:
     return Subject(describe(subject.arch, params), params, masks)
 
 
-def map_rows(params: Params, variant: Variant, known: Known) -> list[dict[str, Any]]:
-    """Describe what a variant does to each map, one row each; a map that would grow is left as it is."""
-    rows = []
-    for path, rank in variant.ranks.items():
-        found = known.found[variant.method][path]
-        row = {"variant": variant.name, "path": path, "shape": f"{found.matrix.fan_in} × {found.matrix.fan_out}"}
+def map_rows(params: Params, variants: Sequence[Variant], known: Known) -> list[Row]:
+    """Describe what variants do to each map, one row each; a map that would grow is left as it is."""
+
+    def row(each: tuple[Variant, str]) -> Row:
+        variant, path = each
+        found, rank = known.found[variant.method][path], variant.ranks[path]
+        named = {"variant": variant.name, "path": path, "shape": f"{found.matrix.fan_in} × {found.matrix.fan_out}"}
         if rank is None:
-            rows.append({**row, "rank": found.matrix.rank or "dense", "energy": 1.0, "error": 0.0, "speech_error": 0.0})
-        else:
-            rows.append({**row, "rank": rank, **vars(fit(params, found, rank, known.seen[path]))})
-    return rows
+            return {**named, "rank": found.matrix.rank or "dense", "energy": 1.0, "error": 0.0, "speech_error": 0.0}
+        return {**named, "rank": rank, **vars(fit(params, found, rank, known.seen[path]))}
+
+    pairs = [(variant, path) for variant in variants for path in variant.ranks]
+    with progress("errors of the maps", len(pairs)) as tick, spread(row, pairs) as rows:
+        return collect(rows, tick)
 
 
-def itself(arch: Arch) -> dict[str, Any]:
+def itself(arch: Arch) -> Row:
     """Return the columns of the dense model, which is no distance from itself."""
     depth = len(arch.layers) + 1
     far = {"output_error": 0.0, "output_cosine": 1.0, "layer_errors": [0.0] * depth, "layer_cosines": [1.0] * depth}
     return {"method": "dense", **far, "macs_by_part": _macs(arch)}
 
 
-def apart(model: Model, dense: Subject, other: Subject, speech: Speech, *, dtype: str, what: str) -> dict[str, Any]:
-    """Return the columns that say how far a variant is from the dense model on held-out speech, layer by layer.
+def apart(model: Model, dense: Subject, others: Sequence[Subject], speech: Speech, *, dtype: str) -> list[Row]:
+    """Return the columns that say how far variants are from the dense model on held-out speech, layer by layer.
 
     Args:
-        model: of which both are.
+        model: of which all are.
         dense: the reference.
-        other: factorised, before any training.
-        speech: that both hear.
+        others: factorised, before any training; all hear an utterance before the next one comes.
+        speech: that they hear.
         dtype: of the computation.
-        what: the variant's name, for the progress bar.
     """
-    pair = (dense.arch, dense.seen), (other.arch, other.seen)
-    with progress(f"error of {what}", len(speech.held_out)) as tick:
-        far = distance(*pair, speech.held_out, stats=model.stats, dtype=jnp.dtype(dtype), tick=tick)
+    pairs = [(other.arch, other.seen) for other in others]
+    with progress("errors of the variants", len(speech.held_out)) as tick:
+        reference = dense.arch, dense.seen
+        far = distances(reference, pairs, speech.held_out, stats=model.stats, dtype=jnp.dtype(dtype), tick=tick)
+    return [_columns(other.arch, each) for other, each in zip(others, far, strict=True)]
+
+
+def _columns(arch: Arch, far: Distance) -> Row:
     layers = {"layer_errors": list(far.relative), "layer_cosines": list(far.cosine)}
     last = {"output_error": far.relative[-1], "output_cosine": far.cosine[-1]}
-    return {**last, **layers, "macs_by_part": _macs(other.arch)}
+    return {**last, **layers, "macs_by_part": _macs(arch)}
 
 
 def _macs(arch: Arch) -> dict[str, float]:

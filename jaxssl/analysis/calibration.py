@@ -1,8 +1,8 @@
 """What speech does to a model: statistics of each map's inputs, and how far one model is from another."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax import Array
 from jaxssl.data.logmel import Stats
 from jaxssl.data.padding import Padded
 from jaxssl.inference.encode import front_inputs, hear
+from jaxssl.inference.prepack import prepared
 from jaxssl.models.arch import Arch
 from jaxssl.models.inner_maps import map_inputs
 from jaxssl.models.layers import frame_mask
@@ -39,26 +40,30 @@ def moments(
     params: Params,
     batches: Iterable[Padded],
     *,
+    maps: Collection[str] | None = None,
     stats: Stats | None = None,
     tick: Callable[[], Any] = lambda: None,
 ) -> dict[str, np.ndarray]:
-    """Average x xᵀ over the valid frames of every map's input.
+    """Average x xᵀ over the valid frames of every map's input, as the prepared model has it.
 
     Args:
         arch: what `params` is.
         params: the model.
         batches: speech.
+        maps: paths of those that are asked for, which a wide map's sums make worth while; None: all.
         stats: of the log-Mel features, for models that take them.
         tick: called after each batch.
 
     Returns:
         By path, the second moment E[x xᵀ], (fan_in, fan_in) float32.
     """
+    arch, params = prepared(arch, params)
 
     @jax.jit
     def sums(params: Params, samples: Array, lengths: Array) -> Sums:
         heard, frames = map_inputs(arch, params, *front_inputs(arch, samples, lengths, stats))
-        return {path: (_outer_sum(x, frames[path]), frames[path].sum()) for path, x in heard.items()}
+        asked = heard if maps is None else {path: x for path, x in heard.items() if path in maps}
+        return {path: (_outer_sum(x, frames[path]), frames[path].sum()) for path, x in asked.items()}
 
     total: Sums = {}
     for samples, lengths in batches:
@@ -94,22 +99,50 @@ def distance(
     dtype: Any = jnp.float32,
     tick: Callable[[], Any] = lambda: None,
 ) -> Distance:
-    """Compare two models of equal depth and width layer by layer on the same speech."""
+    """Compare two models of equal depth and width layer by layer on the same speech; see `distances`."""
+    return distances(reference, [other], batches, stats=stats, dtype=dtype, tick=tick)[0]
+
+
+def distances(
+    reference: tuple[Arch, Params],
+    others: Sequence[tuple[Arch, Params]],
+    batches: Sequence[Padded],
+    *,
+    stats: Stats | None = None,
+    dtype: Any = jnp.float32,
+    tick: Callable[[], Any] = lambda: None,
+) -> list[Distance]:
+    """Compare models with a reference of equal depth and width layer by layer, in one pass over the speech.
+
+    Args:
+        reference: what the others are compared with; it hears every batch once.
+        others: models; those of one arch share a compiled program.
+        batches: speech.
+        stats: of the log-Mel features, for models that take them.
+        dtype: of the computation, which all models are prepared for.
+        tick: called after each batch.
+    """
     dtype = jnp.dtype(dtype)
+    ready = [prepared(*model, dtype=dtype) for model in (reference, *others)]
     total = np.zeros(())
     for samples, lengths in batches:
-        one, frames = hear(*reference, stats, samples, lengths, dtype=dtype)
-        two, _ = hear(*other, stats, samples, lengths, dtype=dtype)
-        total = total + np.asarray(_compare_all(one, two, frames), np.float64)
+        (one, frames), *rest = (hear(*model, stats, samples, lengths, dtype=dtype) for model in ready)
+        total = total + np.asarray([_compare_all(one, two, frames) for two, _ in rest], np.float64)
         tick()
-    lost, power, cosine, count = total.T
+    return [_distance(*each.T) for each in total]
+
+
+def _distance(lost: np.ndarray, power: np.ndarray, cosine: np.ndarray, count: np.ndarray) -> Distance:
     return Distance(tuple(np.sqrt(lost / power).tolist()), tuple((cosine / count).tolist()))
 
 
 def _added(one: Sums, two: Sums) -> Sums:
-    if not one:
-        return two
-    return {path: (total + two[path][0], count + two[path][1]) for path, (total, count) in one.items()}
+    return _in_place(one, two) if one else two
+
+
+@partial(jax.jit, donate_argnums=0)
+def _in_place(one: Sums, two: Sums) -> Sums:
+    return jax.tree.map(jnp.add, one, two)
 
 
 def _means(sums: Sums) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from jaxssl.data.audio import SAMPLE_RATE, find, read, resampling_notes
 from jaxssl.data.logmel import Stats, collect, load_stats, logmel, windows
 from jaxssl.data.padding import Padded, pad
 from jaxssl.inference.specialise import dequantized
-from jaxssl.models import checkpoint
+from jaxssl.models import checkpoint, choice
 from jaxssl.models.arch import Arch, LogMel
 from jaxssl.models.model import Params, init
 from jaxssl.models.sites import matrices
@@ -119,11 +119,11 @@ def in_float(model: Model) -> Model:
     return replace(model, arch=arch, params=params, notes=(*model.notes, note))
 
 
-def load_speech(places: Sequence[str], *, limit: int, batch: int = 4, seconds: float = 10.0) -> Speech:
+def load_speech(places: Sequence[str], *, limit: int, batch: int | None = None, seconds: float = 10.0) -> Speech:
     """Read speech: `limit` utterances at most, evenly spread over what is there, every second one held out.
 
     With no places: the embedded corpus. All are padded to one length, so that one compiled program serves them, and so
-    only the first `seconds` of each are taken.
+    only the first `seconds` of each are taken. `batch` utterances run together; None: as many as suit the device.
     """
     files = find(places) if places else [u.path for u in embedded.make().utterances]
     spread = np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)
@@ -136,7 +136,8 @@ def load_speech(places: Sequence[str], *, limit: int, batch: int = 4, seconds: f
     signals = [speech.samples[: round(seconds * SAMPLE_RATE)] for speech in heard]
     if len(signals) < 2:
         notes.append("one utterance only: errors are on the same speech that calibrated")
-    return Speech(_batches(signals[::2], batch), _batches(signals[1::2] or signals, batch), tuple(notes))
+    together = choice.together() if batch is None else batch
+    return Speech(_batches(signals[::2], together), _batches(signals[1::2] or signals, together), tuple(notes))
 
 
 def with_stats(model: Model, speech: Speech) -> Model:

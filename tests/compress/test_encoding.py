@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compress.address import flatten, unflatten
-from compress.encoding import EXPANSION, decode, encode, smallest
+from compress.encoding import EXPANSION, decode, encode, encoded_bytes, smallest
 from compress.errors import InputError
 from compress.quantize import bfloat16
 from compress.sparse import apply_masks, entry_masks
@@ -58,7 +58,9 @@ def entry(**changes):
 def test_models_come_back(arch, sparsity):
     params = unflatten({path: sparse(leaf.shape, 0.99) for path, leaf in flatten(shapes(arch)).items()})
     tree = apply_masks(params, entry_masks(params, entries(arch), sparsity))
-    assert_same(decode(encode(tree)), tree)
+    encoded = encode(tree)
+    assert encoded_bytes(tree) == len(encoded)
+    assert_same(decode(encoded), tree)
 
 
 @pytest.mark.parametrize("arch", [MEL, ARCHS["uneven"]], ids=["mel", "uneven"])
@@ -169,7 +171,7 @@ def test_a_tree_of_zeros_is_no_bomb():
     tree = {"a": np.zeros((1000, 1000), np.float32)}
     encoded = encode(tree)
     assert EXPANSION * len(encoded) >= tree["a"].nbytes
-    assert len(encoded) < 200_000
+    assert encoded_bytes(tree) == len(encoded) < 200_000
     assert_same(decode(encoded), tree)
 
 

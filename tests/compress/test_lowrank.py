@@ -108,6 +108,19 @@ def test_the_two_sides_weigh_the_same(shape, aware):
 
 
 @pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
+@pytest.mark.parametrize("aware", [False, True])
+def test_fewer_terms_are_the_first_of_all(shape, aware):
+    params, matrix, inputs = toy(*shape)
+    moment = inputs.T @ inputs if aware else None
+    whole, some = decompose(params, matrix, moment), decompose(params, matrix, moment, terms=3)
+    np.testing.assert_array_equal(some.spectrum, whole.spectrum)
+    for one, two in zip(some.factors(3), whole.factors(3), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+    with pytest.raises(InputError, match="map: rank 4 of 3 terms"):
+        some.factors(4)
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_louder_speech_gives_the_same_factors(shape, scale):
     """Up to the sign of a term: its two sides may both be negated."""

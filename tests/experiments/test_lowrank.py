@@ -94,8 +94,10 @@ def test_the_report_is_complete(finished):
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_models_of_one_shape_are_compiled_once(finished, compiled):
+def test_models_of_one_shape_are_compiled_and_timed_once(finished, compiled):
     shapes = {row["name"]: checkpoint.load(finished / "models" / row["name"])[0] for row in points(finished)}
+    times = {row["name"]: row["point_ms"] for row in points(finished)}
+    assert times["rank-4-svd"] == times["rank-4-activation"] != times["rank-8-svd"]
     assert shapes["rank-4-svd"] == shapes["rank-4-activation"]
     assert len(compiled) == len(set(compiled)) == 1 + len(set(shapes.values()))  # and the one without any head or unit
 
