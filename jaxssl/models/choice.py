@@ -19,8 +19,13 @@ rows        one after another from 1000 frames    all together                  
             of each on; all together
 utterances  one by one                            16 together                          16 together
 of a corpus
+training    our kernels, on one device, for       XLA's derivatives of the above       likewise
+            attention, whole dense maps and the
+            waveform's convolutions; else XLA's
+            derivatives of the above
 
-Our kernels are there where the machine has a C++ compiler. They run in float32 and bfloat16.
+Our kernels are there where the machine has a C++ compiler. They run in float32 and bfloat16. Those for training are
+chosen where a model has a key for dropout, and drop what XLA's way would.
 
 Measured on two cores of an AMD EPYC with AVX-512, AVX512-BF16 and VNNI (Zen 5), 24 matrices in turn so that weights
 come from memory, in GMAC/s of products of 49 / 249 / 749 frames:
@@ -97,6 +102,11 @@ def kernels() -> Literal["native", "XLA"]:
 def packs(*, int8: bool = False) -> bool:
     """Choose whether a prepared model's weights are packed for our kernels, those in int8 or others."""
     return kernels() == "native" and (native.fast_int8() if int8 else True)
+
+
+def learns() -> bool:
+    """Choose whether models that are trained run on our kernels: on one device, for XLA would not spread their work."""
+    return kernels() == "native" and jax.device_count() == 1
 
 
 def attention(
