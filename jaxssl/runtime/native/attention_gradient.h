@@ -33,7 +33,7 @@ inline void through_softmax(float* scores, float* given, float* kept, int64_t se
 template <class Number>
 void widen(const Number* from, int64_t stride, int64_t rows, int64_t size, float* to) {
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t d = 0; d < size; ++d) to[i * size + d] = widened(from[i * stride + d]);
+    for (int64_t d = 0; d < size; ++d) to[i * size + d] = number(from[i * stride + d]);
 }
 
 // Lay rows of `size` floats out as panels.

@@ -94,5 +94,5 @@ template <class Number>
 void sum_rows(const Number* from, int64_t stride, int64_t rows, int64_t columns, float* to) {
   std::fill_n(to, columns, 0.0f);
   for (int64_t i = 0; i < rows; ++i, from += stride)
-    for (int64_t j = 0; j < columns; ++j) to[j] += widened(from[j]);
+    for (int64_t j = 0; j < columns; ++j) to[j] += number(from[j]);
 }

@@ -16,7 +16,8 @@ inline float widened(uint16_t bits) {
   return value;
 }
 
-inline float widened(float value) { return value; }
+inline float number(float value) { return value; }
+inline float number(uint16_t bits) { return widened(bits); }
 
 // A vector of floats, from as many floats or bfloat16.
 inline Vector read(const float* from) { return load(from); }
