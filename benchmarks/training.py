@@ -2,6 +2,8 @@
 
     make bench
     python -m benchmarks.training --arch melhubert-20ms --seconds 15 --batch 4
+    python -m benchmarks.training --arch hubert-base --dtype bfloat16
+    python -m benchmarks.training --arch melhubert-mini --seconds 7.5 --batch 8
     python -m benchmarks.training --dtype bfloat16 --batch 16          # on a GPU
 
 Forward, backward and Adam, dropout on, in turns. Ours with the Transformer stack scanned, and scanned with everything

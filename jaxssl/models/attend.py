@@ -10,8 +10,9 @@ from jax import Array
 from jax.export import is_symbolic_dim
 
 from jaxssl.models import choice
-from jaxssl.models.bits import kept
+from jaxssl.models.bits import kept, words
 from jaxssl.runtime import native
+from jaxssl.runtime.native import gradients
 
 Added = tuple[Array, Array]
 Context = tuple[int | None, int | None]  # frames before and after a query that it may see; None: all
@@ -27,6 +28,7 @@ def attend(
     rate: float = 0.0,
     key: Array | None = None,
     prepared: bool = False,
+    learning: bool = False,
     added: Added | None = None,
     context: Context = (None, None),
 ) -> Array:
@@ -40,6 +42,7 @@ def attend(
         rate: of dropout of what a frame takes from another.
         key: of dropout; None without any.
         prepared: whether the model is for running only (`jaxssl.inference.prepack`).
+        learning: whether the model is being trained where our kernels do that (`jaxssl.models.choice.learns`).
         added: to the scores: factors of each query and head, (batch, time, heads), and what they multiply, (heads,
             time, time), in float32; None: nothing.
         context: frames before and after its own that a frame may see; the products are made of all of them.
@@ -55,6 +58,8 @@ def attend(
         chosen = {platform: partial(_in_order, way, context) for platform, way in chosen.items()}
         return jax.lax.platform_dependent(q, k, v, seen, added, **chosen)
     plain = added is None and context == (None, None)
+    if learning and plain and v.dtype in gradients.DTYPES:
+        return _learned(q, k, v, valid, rate, key)
     match choice.attention(time, q.shape[3], v.dtype, prepared=prepared, plain=plain):
         case "native" if key is None:
             return native.attention(q, k, v, valid)
@@ -65,6 +70,17 @@ def attend(
         case "one by one":
             return _one_by_one(q, k, v, valid, rate, key, added, context)
     return _at_once(q, k, v, valid, rate, key, added, context)
+
+
+def _learned(q: Array, k: Array, v: Array, valid: Array | None, rate: float, key: Array | None) -> Array:
+    """Attend by our kernels, and drop what the plain formulation of this length drops."""
+    batch, time, heads, _ = q.shape
+    together = choice.attention(time, q.shape[3], v.dtype) == "at once"
+    keys = None
+    if key is not None:
+        each = jnp.broadcast_to(key, batch * heads) if together else jax.random.split(key, batch * heads)
+        keys = words(each)
+    return gradients.attention(q, k, v, valid, rate=rate, keys=keys, together=together)
 
 
 def near(queries: Array, keys: Array, context: Context) -> Array:

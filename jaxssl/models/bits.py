@@ -16,11 +16,17 @@ from jax import Array
 
 def bits(key: Array, shape: tuple[int, ...]) -> Array:
     """Return uint32 random bits of a shape, below 2³² entries, from a typed key."""
-    words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
+    first, last = words(key)
     place = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return _mix(_mix(place ^ words[0]) + words[-1])
+    return _mix(_mix(place ^ first) + last)
+
+
+def words(keys: Array) -> Array:
+    """Return the two numbers that are read of each of the typed `keys`, (*keys, 2) uint32."""
+    data = jax.random.key_data(keys).astype(jnp.uint32)
+    return jnp.stack([data[..., 0], data[..., -1]], -1)
 
 
 def kept(key: Array, rate: float, shape: tuple[int, ...]) -> Array:

@@ -23,6 +23,7 @@ from jaxssl.models.layers import KEPT, Init, encoder_init
 from jaxssl.models.packed import check_dtype, packs
 from jaxssl.models.part import Blocks, Full, Map, Rank
 from jaxssl.runtime import native
+from jaxssl.runtime.native import gradients
 
 
 class Dense(nnx.Module):
@@ -44,9 +45,9 @@ class Dense(nnx.Module):
         rngs: Keys,
     ):
         form, inputs, outputs = spec.form, spec.inputs, spec.outputs
-        self.contracted, self.outputs = len(inputs), outputs
+        self.contracted, self.outputs, self.fan_in = len(inputs), outputs, math.prod(inputs)
         self.int8, self.packed = form.int8, prepared and packs(spec.matrix(spec.name))
-        self.listening = False
+        self.listening = self.learning = False
         match form:
             case Blocks(size, _):
                 index = _spread(math.prod(inputs), math.prod(outputs), form)
@@ -76,6 +77,11 @@ class Dense(nnx.Module):
             last: native.Activation = "gelu" if activation == "gelu" else "linear"
             y = self._by_kernels(x, last)
             return y if activation == last else FUNCTIONS[activation](y)
+        if self.learning and self._has_gradients(x):
+            bias = self.added(jnp.float32)
+            y = gradients.linear(x.reshape(-1, self.fan_in), self._matrix, bias.reshape(-1))
+            y = checkpoint_name(y.reshape(*x.shape[:2], *self.outputs), KEPT)
+            return FUNCTIONS[activation](y)
         if hasattr(self, "kernel"):
             y = self._product(x, "kernel", self.contracted)
         elif hasattr(self, "blocks"):
@@ -85,6 +91,16 @@ class Dense(nnx.Module):
             y = self._product(self._product(x, "down", self.contracted), "up", 1)
         y = checkpoint_name(y + jnp.expand_dims(self.added(x.dtype), (0, 1)) if hasattr(self, "bias") else y, KEPT)
         return FUNCTIONS[activation](y)
+
+    def _has_gradients(self, x: Array) -> bool:
+        """Tell whether our kernels have the derivatives of this map."""
+        whole = hasattr(self, "kernel") and not self.int8
+        return whole and gradients.has(x.dtype, self.fan_in, math.prod(self.outputs))
+
+    @property
+    def _matrix(self) -> Array:
+        """The kernel, (inputs, outputs) float32."""
+        return self.kernel[...].astype(jnp.float32).reshape(self.fan_in, -1)
 
     def _gated(self, x: Array) -> Array:
         """Multiply units by their gates, (batch or 1, time or 1, units), where they have some."""

@@ -323,6 +323,8 @@ def apply(
     lengths = None if lengths is None else jnp.asarray(lengths)
     rngs = None if key is None else Keys(key)
     model = restored(arch, params)
+    if key is not None and choice.learns():
+        model.set_attributes(learning=True, raise_if_not_found=False)
     if amount is not None:
         if arch.firing is None:
             raise InputError(

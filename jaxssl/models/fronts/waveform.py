@@ -27,6 +27,7 @@ from jaxssl.models.packed import convolved, packed_convolution
 from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
 from jaxssl.models.strides import Stride
 from jaxssl.runtime import native
+from jaxssl.runtime.native import gradients
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ class StridedConv(nnx.Module):
     """A strided convolution without padding."""
 
     def __init__(self, inputs: int, spec: Conv, *, bias: bool, packed: bool = False, rngs: Keys):
-        self.spec, self.packed = spec, packed
+        self.spec, self.packed, self.learning = spec, packed, False
         kernel = initializers.he_normal()(rngs.params(), (spec.kernel, inputs, spec.channels), jnp.float32)
         self.kernel = nnx.Param(packed_convolution(kernel, dtype=jnp.float32) if packed else kernel)
         if bias:
@@ -309,6 +310,10 @@ class StridedConv(nnx.Module):
         if self.packed:
             sizes = {"taps": self.spec.kernel, "stride": self.spec.stride, "outputs": self.spec.channels}
             return convolved(x, self.kernel[...], bias, activation=activation, **sizes)
+        if self.learning and gradients.has(x.dtype, x.shape[-1], self.spec.channels):
+            added = jnp.zeros(self.spec.channels) if bias is None else bias
+            y = gradients.convolution(x, self.kernel[...], added, stride=self.spec.stride)
+            return gelu(y) if activation == "gelu" else y
         y = convolve(x, self.kernel[...], stride=self.spec.stride)
         y = y if bias is None else y + bias.astype(x.dtype)[None, None]
         return gelu(y) if activation == "gelu" else y

@@ -193,7 +193,7 @@ class Heads(nnx.Module):
         self.heads, self.head_dim, self.reuse, self.lends = part.heads, part.head_dim, part.reuse, lends
         self.softens, self.context = part.softened and lends, part.context
         self.rate = 0.0 if part.reuse else rate  # ARMHuBERT drops no weight of a reused map
-        self.prepared = prepared
+        self.prepared, self.learning = prepared, False
         for spec in part.maps(width):
             setattr(self, spec.name, Dense(spec, prepared=prepared, rngs=rngs))
 
@@ -211,8 +211,8 @@ class Heads(nnx.Module):
         if not (self.reuse or self.lends):
             rate, key = (0.0, None) if rngs is None or self.rate == 0.0 else (self.rate, rngs.dropout())
             q = self.q(x) * self.head_dim**-0.5
-            near, ready = self.context, self.prepared
-            context = attend(q, self.k(x), self.v(x), valid, rate=rate, key=key, prepared=ready, context=near)
+            how: dict[str, Any] = {"rate": rate, "key": key, "prepared": self.prepared, "learning": self.learning}
+            context = attend(q, self.k(x), self.v(x), valid, **how, context=self.context)
             return self.out(checkpoint_name(context.astype(x.dtype), KEPT)), None
         maps = before if self.reuse else self.weights(x, valid)
         assert maps is not None

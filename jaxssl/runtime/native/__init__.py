@@ -1,8 +1,8 @@
 """Kernels of our own for the parts of a forward pass that XLA's CPU code spreads badly over threads.
 
-They are built from `kernels.cc` when a prepared model first asks for them (`jaxssl.runtime.native.build`), in 6 s once,
-and called through XLA's foreign function interface. They have no derivatives. Where they cannot be built, models run as
-XLA compiles them: `jaxssl.models.choice` asks `ready`.
+They are built from `kernels.cc` when a model first asks for them (`jaxssl.runtime.native.build`), in 12 s once, and
+called through XLA's foreign function interface. Those that have derivatives, for training, are called by `gradients`.
+Where they cannot be built, models run as XLA compiles them: `jaxssl.models.choice` asks `ready`.
 
 Products take weights that are packed (`pack`), in float32, bfloat16 or int8. As the processor has it, bfloat16 is
 multiplied by AMX, by AVX512-BF16, or in float32 from half as many bytes; int8 by AMX, by VNNI, or number by number,
@@ -59,7 +59,10 @@ def attention(q: Array, k: Array, v: Array, valid: Array | None, *, prefix: str 
     0.6 ms instead of 1.1, 749 4.7 instead of 7.8, 1500 18 instead of 25.
     """
     valid = jnp.ones(q.shape[:2], bool) if valid is None else valid
-    return _call(f"{prefix}_attention_{q.dtype}", q.shape, q.dtype)(q, k, v, valid.sum(1, dtype=jnp.int32))
+    nothing = {"threshold": np.int64(0), "scale": np.float32(1), "together": np.bool_(False)}  # that is dropped
+    words = jnp.zeros((0, 2), jnp.uint32)
+    call = _call(f"{prefix}_attention_{q.dtype}", q.shape, q.dtype)
+    return call(q, k, v, valid.sum(1, dtype=jnp.int32), words, **nothing)
 
 
 def pack(kernel: Array, dtype: Any) -> Array:
@@ -179,8 +182,13 @@ def _panels(sets: Array, group: int) -> Array:
     return apart.reshape(count, outputs // PANEL, inputs, PANEL)
 
 
+def call(name: str, results: Any) -> Any:
+    """Return what calls a kernel for results of these shapes and dtypes."""
+    return jax.ffi.ffi_call(name, results, vmap_method="sequential")
+
+
 def _call(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-    return jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
+    return call(name, jax.ShapeDtypeStruct(shape, dtype))
 
 
 def _number(activation: Activation) -> np.int64:

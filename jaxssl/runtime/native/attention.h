@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "drop.h"
 #include "product.h"
 
 // What one head of one utterance attends with, all of (time, heads, size).
@@ -10,10 +11,8 @@ template <class Kind>
 struct Head {
   const typename Kind::Number *queries, *keys, *values;
   typename Kind::Number* context;
-  int64_t stride, size, seen;  // between frames; of a vector; keys that are not padding
+  int64_t stride, size, time, seen;  // between frames; of a vector; frames, and those that are not padding
 };
-
-inline int64_t upto(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 // Turn `scores` into exp(score − largest) and return 1 / their sum; those from `seen` on count for nothing.
 inline float exponentials(float* scores, int64_t seen) {
@@ -46,7 +45,7 @@ void pack(typename Kind::Number* to, int64_t depth, int64_t columns, At at) {
 
 // Let the frames from `begin` to `end` attend, a few at a time.
 template <class Kind>
-void attend(const Head<Kind>& head, int64_t begin, int64_t end) {
+void attend(const Head<Kind>& head, int64_t begin, int64_t end, const Drop& drop) {
   using Number = typename Kind::Number;
   const int64_t stride = head.stride, size = head.size, seen = head.seen;
   const int64_t deep = upto(size, Kind::kGroup), long_ = upto(seen, Kind::kGroup);
@@ -64,17 +63,18 @@ void attend(const Head<Kind>& head, int64_t begin, int64_t end) {
     const int64_t first = begin + offset;
     for (int64_t i = 0; i < rows; ++i) std::copy_n(head.queries + (first + i) * stride, size, queries + i * deep);
     for (int64_t j = 0; j < seen; j += kPanel)
-      tile<Kind>(rows, std::min(kPanel, seen - j), {queries, deep}, {keys + j * deep, deep / Kind::kGroup}, scores + j,
-                 padded, false, {(const char*)queries, 0});
+      tile<Kind>(rows, std::min(kPanel, seen - j), Rows<Kind>{queries, deep}, {keys + j * deep, deep / Kind::kGroup},
+                 scores + j, padded, false, {(const char*)queries, 0});
     float scales[kRows];
     for (int64_t i = 0; i < rows; ++i) {
       scales[i] = exponentials(scores + i * padded, seen);
+      const Drop mine = drop.from((first + i) * head.time);
       for (int64_t j = 0; j < seen; j += kLanes)
-        write(weights + i * padded + j, load(scores + i * padded + j), seen - j);
+        write(weights + i * padded + j, mine.left(load(scores + i * padded + j), j), seen - j);
     }
     for (int64_t d = 0; d < size; d += kPanel)
-      tile<Kind>(rows, std::min(kPanel, size - d), {weights, padded}, {values + d * long_, long_ / Kind::kGroup},
-                 context + d, wide, false, {(const char*)weights, 0});
+      tile<Kind>(rows, std::min(kPanel, size - d), Rows<Kind>{weights, padded},
+                 {values + d * long_, long_ / Kind::kGroup}, context + d, wide, false, {(const char*)weights, 0});
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t d = 0; d < size; d += kLanes)
         write(head.context + (first + i) * stride + d, load(context + i * wide + d) * scales[i], size - d);

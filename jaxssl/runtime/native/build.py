@@ -23,9 +23,11 @@ COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 PATIENCE = 120.0  # seconds
-KERNELS = tuple(
-    f"{name}_{dtype}" for name in ("attention", "product", "factored", "int8") for dtype in ("float32", "bfloat16")
+FORWARD, LEARNING = (
+    ("attention", "product", "factored", "int8"),
+    ("attention_gradient", "convolution", "kernel_gradient", "frames_gradient"),
 )
+KERNELS = tuple(f"{name}_{dtype}" for name in (*FORWARD, *LEARNING) for dtype in ("float32", "bfloat16"))
 # A process of its own loads a new library first: a broken one would end the process that asked for it.
 TRIAL = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); [getattr(library, name) for name in sys.argv[2:]]"
 

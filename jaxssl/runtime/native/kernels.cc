@@ -3,75 +3,32 @@
 // formulation gives, but for rounding (tests/runtime/test_native.py).
 
 #include "attention.h"
+#include "backward.h"
+#include "buffers.h"
+#include "map.h"
 
 namespace {
-
-namespace ffi = xla::ffi;
-
-template <class Kind>
-struct Type;
-template <>
-struct Type<Float32> {
-  static constexpr auto kType = ffi::F32, kPacked = ffi::F32;
-};
-template <>
-struct Type<BFloat16> {
-  static constexpr auto kType = ffi::BF16, kPacked = ffi::U16;
-};
-template <class Kind>
-using Buffer = ffi::Buffer<Type<Kind>::kType>;
-template <class Kind>
-using Packed = ffi::Buffer<Type<Kind>::kPacked>;  // bfloat16 as bits, so that nobody takes it for numbers
-template <class Kind>
-using Result = ffi::ResultBuffer<Type<Kind>::kType>;
-
-enum Activation : int64_t { kLinear, kGelu };
-
-// Write sums of (rows, kPanel) plus a bias, of which `columns` count, through an activation.
-template <class Number>
-void finish(float* sums, int64_t rows, int64_t columns, const float* bias, int64_t activation, Number* to,
-            int64_t stride) {
-  float shift[kPanel] = {};
-  std::copy_n(bias, columns, shift);
-  for (int64_t i = 0; i < rows; ++i, sums += kPanel, to += stride) {
-    for (int64_t j = 0; j < columns; j += kLanes) {
-      const Vector sum = load(sums + j) + load(shift + j);
-      write(to + j, activation == kGelu ? gelu(sum) : sum, columns - j);
-    }
-  }
-}
-
-// to (rows, columns) = activation(a · packed + bias), where `to` lies in rows of `stride`.
-template <class Kind, class Number>
-void map(Rows<Kind> a, const typename Kind::Number* packed, int64_t groups, int64_t rows, int64_t columns,
-         const float* bias, int64_t activation, Number* to, int64_t stride, const typename Kind::Number* after) {
-  float* sums = scratch<float>(3, kTall * kPanel);
-  for (int64_t j = 0; j < columns; j += kPanel, packed += groups * Panel<Kind>::kStride) {
-    const int64_t wide = std::min(kPanel, columns - j);
-    const auto* next = j + kPanel < columns ? packed + groups * Panel<Kind>::kStride : after;
-    multiply<Kind>(a, {packed, groups}, sums, rows, wide, false, next);
-    finish(sums, rows, wide, bias + j, activation, to + j, stride);
-  }
-}
 
 // q, k, v and the context are (batch, time, heads, size); keys from lengths[batch] on are padding.
 template <class Kind>
 ffi::Error Attention(ffi::ThreadPool pool, Buffer<Kind> q, Buffer<Kind> k, Buffer<Kind> v,
-                     ffi::Buffer<ffi::S32> lengths, Result<Kind> context) {
+                     ffi::Buffer<ffi::S32> lengths, ffi::Buffer<ffi::U32> words, Result<Kind> context,
+                     int64_t threshold, float scale, bool together) {
   const auto shape = q.dimensions();
   const int64_t batch = shape[0], time = shape[1], heads = shape[2], size = shape[3], count = batch * heads;
   if (count == 0) return ffi::Error::Success();
   // Few heads on many threads: some let their frames attend in several pieces, each with keys and values of its own.
   const int64_t pieces = std::min(time, threads(pool) == 1 ? 1 : (2 * threads(pool) + count - 1) / count);
   const auto *queries = q.typed_data(), *keys = k.typed_data(), *values = v.typed_data();
+  const Drops drops{words.typed_data(), uint32_t(threshold), scale, together ? time * time : 0};
   const int32_t* valid = lengths.typed_data();
   auto* out = context->typed_data();
   share(pool, count * pieces, [=](int64_t task) {
     const int64_t piece = task % pieces, head = task / pieces % heads, row = task / pieces / heads;
     const int64_t at = row * time * heads * size + head * size;
     const int64_t seen = valid[row] > 0 ? valid[row] : time;  // a row that only fills a batch: anything finite
-    attend(Head<Kind>{queries + at, keys + at, values + at, out + at, heads * size, size, seen}, time * piece / pieces,
-           time * (piece + 1) / pieces);
+    attend(Head<Kind>{queries + at, keys + at, values + at, out + at, heads * size, size, time, seen},
+           time * piece / pieces, time * (piece + 1) / pieces, drops.of(task / pieces));
   });
   return ffi::Error::Success();
 }
@@ -207,7 +164,11 @@ auto attention_of() {
       .template Arg<Buffer<Kind>>()
       .template Arg<Buffer<Kind>>()
       .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Ret<Buffer<Kind>>();
+      .template Arg<ffi::Buffer<ffi::U32>>()
+      .template Ret<Buffer<Kind>>()
+      .template Attr<int64_t>("threshold")
+      .template Attr<float>("scale")
+      .template Attr<bool>("together");
 }
 
 template <class Kind>
@@ -263,3 +224,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_float32, Factored<Float32>, factored_of<F
 XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_bfloat16, Factored<BFloat16>, factored_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_float32, ProductInt8<Float32>, int8_of<Float32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_bfloat16, ProductInt8<BFloat16>, int8_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_gradient_float32, AttentionGradient<Float32>, attention_gradient_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_gradient_bfloat16, AttentionGradient<BFloat16>,
+                              attention_gradient_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_float32, Convolution<Float32>, convolution_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kernel_gradient_float32, KernelGradient<Float32>, kernel_gradient_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(frames_gradient_float32, FramesGradient<Float32>, frames_gradient_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_bfloat16, Convolution<BFloat16>, convolution_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kernel_gradient_bfloat16, KernelGradient<BFloat16>, kernel_gradient_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(frames_gradient_bfloat16, FramesGradient<BFloat16>, frames_gradient_of<BFloat16>());

@@ -16,6 +16,9 @@ inline float widened(uint16_t bits) {
   return value;
 }
 
+inline float number(float value) { return value; }
+inline float number(uint16_t bits) { return widened(bits); }
+
 // A vector of floats, from as many floats or bfloat16.
 inline Vector read(const float* from) { return load(from); }
 inline Vector read(const uint16_t* from) {
@@ -23,6 +26,12 @@ inline Vector read(const uint16_t* from) {
   Halves halves;
   std::memcpy(&halves, from, sizeof(halves));
   return (Vector)(__builtin_convertvector(halves, Ints) << 16);
+}
+
+// Floats whose upper halves are the bfloat16 next to them.
+inline Words rounded(Vector values) {
+  const Words bits = (Words)values, up = bits + 0x7fff + (bits >> 16 & 1);  // to the nearest, ties to even
+  return values == values ? up : (bits | 0x400000);                         // what is no number stays so
 }
 
 // Write the first `count` of a vector's floats, as they are or as bfloat16.
@@ -35,10 +44,7 @@ inline void write(uint16_t* to, Vector values, int64_t count) {
 #if defined(__AVX512BF16__)
   const Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)values);
 #else
-  typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
-  const Words bits = (Words)values, up = bits + 0x7fff + (bits >> 16 & 1);  // to the nearest, ties to even
-  const Words whole = (values == values ? up : (bits | 0x400000)) >> 16;    // what is no number stays so
-  const Halves halves = __builtin_convertvector(whole, Halves);
+  const Halves halves = __builtin_convertvector(rounded(values) >> 16, Halves);
 #endif
   if (count >= kLanes)
     std::memcpy(to, &halves, sizeof(halves));  // one store

@@ -21,10 +21,22 @@ struct Panel {
   static constexpr int64_t kStride = kPanel * Kind::kGroup;
 };
 
+// What is multiplied from the left: the factor of row i, of one group after the other.
 template <class Kind>
 struct Rows {
   const typename Kind::Number* data;
   int64_t stride;  // between rows
+  auto at(int i) const { return Kind::factor(data + i * stride); }
+  void next() { data += Kind::kGroup; }
+};
+
+// The same of a matrix that lies transposed: groups of rows beside each other, as a panel has those of columns.
+template <class Kind>
+struct Columns {
+  const typename Kind::Number* data;
+  int64_t stride;  // between groups
+  auto at(int i) const { return Kind::factor(data + i * Kind::kGroup); }
+  void next() { data += stride; }
 };
 
 // Memory to be fetched during a tile: a line every other group.
@@ -34,15 +46,15 @@ struct Ahead {
 };
 
 // sums (height, width × kLanes) = a · b, or += a · b, for as many groups as b has.
-template <class Kind, int height, int width>
-void tile(Rows<Kind> a, Panel<Kind> b, typename Kind::Cell* sums, int64_t stride, bool add, Ahead ahead) {
+template <class Kind, int height, int width, class Left>
+void tile(Left a, Panel<Kind> b, typename Kind::Cell* sums, int64_t stride, bool add, Ahead ahead) {
   typename Kind::Sum all[height][width];
 #pragma GCC unroll 6
   for (int i = 0; i < height; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < width; ++j) all[i][j] = add ? load(sums + i * stride + j * kLanes) : typename Kind::Sum{};
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < b.groups; ++k, a.data += Kind::kGroup, b.data += b.kStride) {
+  for (int64_t k = 0; k < b.groups; ++k, a.next(), b.data += b.kStride) {
     if (k % 2 == 0) {
       __builtin_prefetch(ahead.from, 0, 2);
       ahead.from += ahead.step;
@@ -52,7 +64,7 @@ void tile(Rows<Kind> a, Panel<Kind> b, typename Kind::Cell* sums, int64_t stride
     for (int j = 0; j < width; ++j) row[j] = Kind::row(b.data + j * kLanes * Kind::kGroup);
 #pragma GCC unroll 6
     for (int i = 0; i < height; ++i) {
-      const auto factor = Kind::factor(a.data + i * a.stride);
+      const auto factor = a.at(i);
 #pragma GCC unroll 4
       for (int j = 0; j < width; ++j) Kind::add(all[i][j], factor, row[j]);
     }
@@ -63,8 +75,8 @@ void tile(Rows<Kind> a, Panel<Kind> b, typename Kind::Cell* sums, int64_t stride
     for (int j = 0; j < width; ++j) store(sums + i * stride + j * kLanes, all[i][j]);
 }
 
-template <class Kind, int width>
-void tile(int height, Rows<Kind> a, Panel<Kind> b, typename Kind::Cell* sums, int64_t stride, bool add, Ahead ahead) {
+template <class Kind, int width, class Left>
+void tile(int height, Left a, Panel<Kind> b, typename Kind::Cell* sums, int64_t stride, bool add, Ahead ahead) {
   switch (height) {
     case 6:
       return tile<Kind, 6, width>(a, b, sums, stride, add, ahead);
@@ -82,8 +94,8 @@ void tile(int height, Rows<Kind> a, Panel<Kind> b, typename Kind::Cell* sums, in
 }
 
 // The same for the first `columns` of a panel and any that are left of the last vector.
-template <class Kind>
-void tile(int height, int64_t columns, Rows<Kind> a, Panel<Kind> b, typename Kind::Cell* sums, int64_t stride, bool add,
+template <class Kind, class Left>
+void tile(int height, int64_t columns, Left a, Panel<Kind> b, typename Kind::Cell* sums, int64_t stride, bool add,
           Ahead ahead) {
   for (int64_t j = 0; j < columns; j += kWide, b.data += kWide * Kind::kGroup, sums += kWide)
     switch ((std::min(kWide, columns - j) + kLanes - 1) / kLanes) {
@@ -116,8 +128,8 @@ void multiply(Rows<Kind> a, Panel<Kind> panel, typename Kind::Cell* sums, int64_
     const int64_t step =
         2 * kGroupBytes * kRows / (rows + kRows);  // so that all tiles together fetch as much as they read
     evenly(rows - done, kRows, [&](int64_t i, int64_t height) {
-      tile<Kind>(height, columns, {from.data + (done + i) * a.stride, a.stride}, now, sums + (done + i) * kPanel,
-                 kPanel, add || k > 0, {next, step});
+      tile<Kind>(height, columns, Rows<Kind>{from.data + (done + i) * a.stride, a.stride}, now,
+                 sums + (done + i) * kPanel, kPanel, add || k > 0, {next, step});
       next += (groups + 1) / 2 * step;
     });
   });

@@ -17,6 +17,8 @@ void evenly(int64_t count, int64_t most, Work work) {
   for (int64_t i = 0; i < parts; ++i) work(count * i / parts, count * (i + 1) / parts - count * i / parts);
 }
 
+inline int64_t upto(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
 // This thread's memory for intermediate results, at the beginning of a cache line; each `use` has its own.
 template <class Number>
 Number* scratch(int use, int64_t size) {

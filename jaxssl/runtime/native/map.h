@@ -1,0 +1,33 @@
+// A dense map: a product with packed weights, a bias and an activation.
+#pragma once
+
+#include "product.h"
+
+enum Activation : int64_t { kLinear, kGelu };
+
+// Write sums of (rows, kPanel) plus a bias, of which `columns` count, through an activation.
+template <class Number>
+void finish(float* sums, int64_t rows, int64_t columns, const float* bias, int64_t activation, Number* to,
+            int64_t stride) {
+  float shift[kPanel] = {};
+  std::copy_n(bias, columns, shift);
+  for (int64_t i = 0; i < rows; ++i, sums += kPanel, to += stride) {
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      const Vector sum = load(sums + j) + load(shift + j);
+      write(to + j, activation == kGelu ? gelu(sum) : sum, columns - j);
+    }
+  }
+}
+
+// to (rows, columns) = activation(a · packed + bias), where `to` lies in rows of `stride`.
+template <class Kind, class Number>
+void map(Rows<Kind> a, const typename Kind::Number* packed, int64_t groups, int64_t rows, int64_t columns,
+         const float* bias, int64_t activation, Number* to, int64_t stride, const typename Kind::Number* after) {
+  float* sums = scratch<float>(3, kTall * kPanel);
+  for (int64_t j = 0; j < columns; j += kPanel, packed += groups * Panel<Kind>::kStride) {
+    const int64_t wide = std::min(kPanel, columns - j);
+    const auto* next = j + kPanel < columns ? packed + groups * Panel<Kind>::kStride : after;
+    multiply<Kind>(a, {packed, groups}, sums, rows, wide, false, next);
+    finish(sums, rows, wide, bias + j, activation, to + j, stride);
+  }
+}
