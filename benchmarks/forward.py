@@ -1,58 +1,51 @@
-"""Time forward passes of ours beside PyTorch, torch.compile and ONNX Runtime, on the same weights, in turns.
+"""Time forward passes of ours beside PyTorch, torch.compile, ONNX Runtime and OpenVINO, on the same weights, in turns.
 
     make bench
-    python -m benchmarks.forward --arch hubert-base --seconds 1 5 --batch 1
+    python -m benchmarks.forward --arch hubert-base --dtype float32 --seconds 1 5 15 30 --batch 1 4
     python -m benchmarks.forward --arch hubert-base --dtype bfloat16 --seconds 15 --batch 16 --no-compressed
 
-Three tables, each with the median of the paired ratios and their quartiles: every length × batch, by ours, by our
-export for ONNX Runtime ("exported") and by the others; compressed forms at 5 s × 1, int8 maps among them (ours, and
-our export's), with what their MACs promise; and where the time goes, part by part (from the times of models without
-it). The share of peak is the rate of multiplications over that of a large plain matrix product in the same run, JAX's
-or PyTorch's, whichever is faster.
-Random weights: times do not depend on them. Needs `make torch`; on two cores three quarters of an hour.
-On a GPU leave out what runs on CPUs only: --system pytorch compiled. Writes forward.json, forward.csv and forward.png.
+At the head stands what it ran on: processor, instruction sets, how fast memory is read, the peak of each dtype. Then,
+each with the median of the paired ratios and their quartiles: every length × batch in every dtype, ours, our export for
+ONNX Runtime ("exported") and the others (`benchmarks.rivals` has what each does); compressed forms at 5 s × 1 in every
+dtype with what their MACs promise; and where the time goes, part by part (from the times of models without it).
+
+Every program runs in a process of its own. What cannot run (a library that is not there, a dtype that it has not, a
+process that is killed) is left out with a line, and the others go on. torch.compile's max-autotune is "autotuned",
+which has to be named: it compiles for minutes. Random weights: times do not depend on them. Needs `make torch`, and
+OpenVINO `pip install '.[bench]'`; what was not begun within --minutes is left out.
+On a GPU leave out what runs on CPUs only: --system pytorch compiled. Writes forward.json, .csv, .png and .md, whose
+tables are those of docs/results.md.
 """
 
+import json
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from benchmarks import rivals, timed_forms
+from benchmarks import about, leads, rivals, timed_forms, turns
 from compress.errors import InputError
-from experiments.reports import canvas, tables
-from jaxssl.inference.latency import Load, Timing, compile_forward, grid, machine, matmul_peak, race, speedup
-from jaxssl.inference.specialise import quantized
+from experiments.reports import tables
+from jaxssl.inference.latency import Load, Timing, grid, speedup
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
-from jaxssl.models.model import init
+from jaxssl.models.arch_json import to_json
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files, ranges
-from jaxssl.runtime.cli import On, console, follow, main
-from jaxssl.runtime.ranges import Count, Stretch
+from jaxssl.runtime.cli import On, console, main, progress
+from jaxssl.runtime.ranges import Count, Positive, Stretch
 from jaxssl.training.estimate import named
 
-System = Literal["ours", "exported", "pytorch", "compiled", "onnxruntime"]
-OURS = ("ours", "exported")
-RIVALS: tuple[System, ...] = ("pytorch", "compiled", "onnxruntime")
-INT8, INT8_JAX = "int8, exported", "int8"
+System = Literal["ours", "exported", "pytorch", "autocast", "compiled", "autotuned", "onnxruntime", "openvino"]
+Dtype = Literal["float32", "bfloat16", "int8"]
+USUAL: tuple[System, ...] = tuple(system for system in get_args(System) if system != "autotuned")
 SHORT = Load(5.0)  # of compressed forms and of parts
-LEADS = {
-    "model": "model",
-    "load": "load",
-    "fastest": "fastest of the others",
-    "milliseconds:.1f": "ms",
-    "ours:.2f": "ours is faster by",
-    "exported:.2f": "our export by",
-}
+GROUPS = (("torch",), ("plain",), ("tuned", "int8"))  # of files, written by one process; the last two share a graph
 POINTS = {
     "model": "model",
-    "form": "form",
+    "dtype": "dtype",
     "load": "load",
     "system": "system",
     "milliseconds:.1f": "ms",
@@ -62,16 +55,6 @@ POINTS = {
     "ratio_low:.2f": "quartile 1",
     "ratio_high:.2f": "quartile 3",
 }
-FORMS = {
-    "model": "model",
-    "form": "form",
-    "milliseconds:.1f": "ms",
-    "speedup:.2f": "speed-up",
-    "speedup_low:.2f": "quartile 1",
-    "speedup_high:.2f": "quartile 3",
-    "promised:.2f": "promised by MACs",
-    "kept:.0%": "of it",
-}
 
 
 @dataclass(frozen=True)
@@ -80,128 +63,203 @@ class Config:
 
     arch: tuple[str, ...] = ("hubert-base", "melhubert-20ms")
     """presets"""
-    seconds: Stretch[tuple[float, ...]] = (1.0, 5.0, 15.0, 30.0)
+    seconds: Stretch[tuple[float, ...]] = (1.0, 5.0, 15.0)
     """lengths of an utterance, in seconds"""
-    batch: Count[tuple[int, ...]] = (1, 4)
+    batch: Count[tuple[int, ...]] = (1,)
     """utterances in one run"""
-    system: tuple[System, ...] = ("ours", "exported", *RIVALS)
+    system: tuple[System, ...] = USUAL
     """programs; ours is always among them"""
     compressed: On = True
     """also compressed forms, and the parts, at 5 s × 1"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the computation; ONNX Runtime knows float32 only"""
-    rounds: Count[int] = 7
-    """timed runs of each program, in turns"""
+    dtype: tuple[Dtype, ...] = ("float32", "bfloat16", "int8")
+    """of the computation; int8 is of the dense maps. A program that has none is left out there"""
+    rounds: Count[int] = 5
+    """timed turns of each program"""
+    minutes: Positive[float] = 25.0
+    """within which every measurement begins"""
     out: Path = Path("runs/bench")
     """folder of the report"""
+
+
+@dataclass
+class Bench:
+    """What is measured, and by when.
+
+    Attributes:
+        config: of the command.
+        about: what it runs on (`benchmarks.about`).
+        until: seconds of `time.monotonic` at which nothing more begins.
+        points: rows of forward passes.
+        forms: rows of compressed forms.
+        parts: rows of where the time goes.
+        notes: what was left out, and why.
+    """
+
+    config: Config
+    about: dict[str, Any]
+    until: float
+    points: list[dict[str, Any]] = field(default_factory=list)
+    forms: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        """Say what is left out, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+            console.print(line, markup=False)
+
+    def late(self, what: str) -> bool:
+        """Tell whether the time is over, and say what is left out for it."""
+        over = time.monotonic() > self.until
+        if over:
+            self.note(f"{what}: left out, {self.config.minutes:g} minutes are over (--minutes)")
+        return over
+
+    def save(self) -> None:
+        """Write all that is known so far."""
+        values = {"about": self.about, "notes": self.notes, "points": self.points, "leads": leads.lead(self.points)}
+        values |= {"forms": self.forms, "parts": self.parts}
+        files.write_json(self.config.out / "forward.json", values)
+        files.write_csv(self.config.out / "forward.csv", self.points)
+        files.write_text(self.config.out / "forward.md", leads.page(values))
 
 
 def run(config: Config) -> None:
     """Carry out the benchmark."""
     ranges.check(config)
-    if not (config.seconds and config.batch and config.arch):
-        raise InputError("--seconds, --batch and --arch: name one or more of each")
+    if () in (config.seconds, config.batch, config.arch, config.dtype):
+        raise InputError("--seconds, --batch, --arch and --dtype: name one or more of each")
     archs = {name: named(name, PRESETS, "model")() for name in config.arch}
     files.claim(config.out)
     files.own(config.out, config)
-    peak = _peak(config.dtype)
-    console.print(f"a plain matrix product in {config.dtype}: {peak / 1e9:.0f} GMAC/s", markup=False)
-    points: list[dict[str, Any]] = []
-    forms: list[dict[str, Any]] = []
-    parts: list[dict[str, Any]] = []
-    for name, arch in archs.items():
-        points += _grid(name, arch, config, peak)
-        tables.show("forward passes", points, POINTS)
-        if config.compressed:
-            forms += _forms(name, arch, config)
-            parts += _parts(name, arch, config)
-        values = {
-            "machine": machine(jnp.dtype(config.dtype)),
-            "peak": peak,
-            "points": points,
-            "leads": lead(points),
-            "forms": forms,
-            "parts": parts,
-        }
-        files.write_json(config.out / "forward.json", values)
-        files.write_csv(config.out / "forward.csv", points)
-    if leads := lead(points):
-        tables.show("against the fastest of the others", leads, LEADS)
-    if forms:
-        tables.show(f"compressed forms, {SHORT}, against our own dense model", forms, FORMS)
-        columns = {
-            "model": "model",
-            "system": "system",
-            **{f"{key}:.1f": f"{key}, ms" for key in parts[0] if key not in ("model", "system")},
-        }
-        tables.show(f"where the time goes, {SHORT}", parts, columns)
-    draw(
-        config.out / "forward.png", points, title=f"forward passes, {config.dtype}, {machine(jnp.float32)['processor']}"
-    )
-    console.print(f"wrote {config.out}: forward.json, forward.csv, forward.png", markup=False)
+    until = time.monotonic() + 60 * config.minutes
+    bench = Bench(config, {}, until)
+    bench.about = about.measure(tuple(dict.fromkeys((*config.dtype, "float32"))), bench.note)
+    for line in about.lines(bench.about):
+        console.print(line, markup=False)
+    with tempfile.TemporaryDirectory() as base:
+        folders = {name: Path(base, str(i)) for i, name in enumerate(archs)}
+        for name, arch in archs.items():
+            _write(name, arch, folders[name], bench)
+            for dtype in config.dtype:
+                _grid(name, arch, dtype, folders[name], bench)
+                bench.save()
+            tables.show("forward passes", [row for row in bench.points if row["model"] == name], POINTS)
+        kinds = [(name, dtype) for dtype in config.dtype for name in archs] if config.compressed else []
+        for name, dtype in kinds:
+            _forms(name, archs[name], dtype, folders[name], bench)
+            bench.save()
+        for name, dtype in kinds:
+            _parts(name, dtype, folders[name], bench)
+            bench.save()
+    _show(bench)
 
 
-def _grid(name: str, arch: Arch, config: Config, peak: float) -> list[dict[str, Any]]:
-    systems = _start(arch, config)
-    loads = grid(config.seconds, config.batch)
-    rows = []
-    for load in follow(loads, name, total=len(loads)):
-        timings = race({system: start(load) for system, start in systems.items()}, rounds=config.rounds, settle=True)
-        rows += [_point(name, arch, load, system, timings, peak) for system in timings]
-    return rows
+def _show(bench: Bench) -> None:
+    out = bench.config.out
+    tables.show("against the fastest of the others", leads.lead(bench.points), leads.LEADS)
+    if bench.forms:
+        tables.show(f"compressed forms, {SHORT}, against our own dense model", bench.forms, leads.FORMS)
+    if bench.parts:
+        columns = {key: key for key in ("model", "dtype", "system")}
+        columns |= {f"{key}:.1f": f"{key}, ms" for key in bench.parts[0] if key not in columns}
+        tables.show(f"where the time goes, {SHORT}", bench.parts, columns)
+    console.print((out / "forward.md").read_text(), markup=False)
+    leads.draw(out / "forward.png", bench.points, title=f"forward passes, {bench.about['processor']}")
+    console.print(f"wrote {out}: forward.json, forward.csv, forward.png, forward.md", markup=False)
 
 
-def _forms(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
-    """Time ours in every compressed form, in turns with the dense one."""
+def systems(config: Config, dtype: str) -> list[str]:
+    """Return the systems that know a dtype, ours first."""
+    named = dict.fromkeys(("ours", *config.system))
+    return [system for system in named if dtype in rivals.FILES[system]]
+
+
+def _write(name: str, arch: Arch, folder: Path, bench: Bench) -> None:
+    """Write what the others read, in a process that ends before anything is timed; who lacks it says so later."""
+    folder.mkdir()
+    (folder / "arch.json").write_text(json.dumps(to_json(arch)))
+    read = {form for d in bench.config.dtype for s in systems(bench.config, d) for form in rivals.FILES[s][d]}
+    groups = [forms for each in GROUPS if (forms := [form for form in each if form in read])]
+    with progress(f"{name}: writing", len(groups)) as tick:
+        for forms in groups:
+            what = " and ".join(forms)
+            if bench.late(f"{name}: files of {what}"):
+                return
+            with turns.child("benchmarks.passes", "ours", "float32", str(folder)) as process:
+                turns.ready({f"what reads {what}": process}, _lost(bench, name), do="write", forms=forms)
+            tick()
+
+
+def _grid(name: str, arch: Arch, dtype: str, folder: Path, bench: Bench) -> None:
+    """Time every load in a dtype: all systems that know it, and ours in float32, in turns."""
+    config = bench.config
+    words = {system: (system, dtype) for system in systems(config, dtype)}
+    words |= {} if dtype == "float32" else {leads.REFERENCE: ("ours", "float32")}
+    loads, lost = grid(config.seconds, config.batch), _lost(bench, f"{name}, {dtype}")
+    left = [load for load in loads if not bench.late(f"{name}, {dtype}, {load}")]
+    if not left:
+        return
+    children = {key: turns.Child("benchmarks.passes", *each, str(folder)) for key, each in words.items()}
+    try:
+        with progress(f"{name}, {dtype}", len(loads) * (config.rounds + 2)) as tick:
+            for load in loads:
+                if bench.late(f"{name}, {dtype}, {load}"):
+                    break
+                turns.ready(children, lost, do="prepare", seconds=load.seconds, batch=load.batch)
+                tick()
+                told = turns.race(children, lost, rounds=config.rounds, tick=tick)
+                timings = {key: Timing(load, tuple(row["seconds"] for row in rows)) for key, rows in told.items()}
+                bench.points += [_point(name, arch, dtype, load, key, timings, bench) for key in timings]
+    finally:
+        for process in children.values():
+            process.close()
+
+
+def _forms(name: str, arch: Arch, dtype: str, folder: Path, bench: Bench) -> None:
+    """Time ours in every compressed form, in turns with the dense one, all in one process."""
     archs = timed_forms.compressed(arch)
-    programs = {form: _ours(each, config) for form, each in archs.items()}
-    if "exported" in config.system:
-        programs |= {INT8: rivals.starts(_model(arch, config), ("int8",))["int8"](SHORT)}
-    model, dtype = _model(arch, config), jnp.dtype(config.dtype)
-    programs[INT8_JAX] = compile_forward(*quantized(arch, model.params), SHORT, dtype=dtype)
-    timings = race(programs, rounds=2 * config.rounds, settle=True)
-    rows = []
+    timings = _own("ours", "forms", name, dtype, folder, bench)
     for form, timing in timings.items():
-        ratio = speedup(timings["dense"], timing)
-        promised = _macs(arch, SHORT) / _macs(archs[form], SHORT) if form in archs else None
-        row = {"model": name, "form": form, "milliseconds": 1e3 * timing.median, "promised": promised}
+        ratio, promised = speedup(timings["dense"], timing), _macs(arch, SHORT) / _macs(archs[form], SHORT)
+        row = {"model": name, "dtype": dtype, "form": form, "milliseconds": 1e3 * timing.median, "promised": promised}
         row |= {"speedup": ratio.median, "speedup_low": ratio.low, "speedup_high": ratio.high}
-        rows.append(row | {"kept": promised and ratio.median / promised})
-    return rows
+        bench.forms.append(row | {"kept": ratio.median / promised})
 
 
-def _parts(name: str, arch: Arch, config: Config) -> list[dict[str, Any]]:
+def _parts(name: str, dtype: str, folder: Path, bench: Bench) -> None:
     """Time the parts of the model, in ours and in PyTorch."""
-    rows = []
-    for system in [s for s in dict.fromkeys(("ours", *config.system)) if s in ("ours", "pytorch")]:
-        only = Config(**{**vars(config), "system": (system,)})
-        programs = {form: _start(each, only)[system](SHORT) for form, each in timed_forms.without(arch).items()}
-        timings = race(programs, rounds=2 * config.rounds, settle=True)
-        medians = {form: 1e3 * timing.median for form, timing in timings.items()}
-        rows.append({"model": name, "system": system, "whole": medians["whole"], **timed_forms.parts(medians)})
-    return rows
+    for system in [each for each in systems(bench.config, dtype) if each in ("ours", "pytorch") and dtype != "int8"]:
+        if timings := _own(system, "parts", name, dtype, folder, bench):
+            medians = {form: 1e3 * timing.median for form, timing in timings.items()}
+            row = {"model": name, "dtype": dtype, "system": system, "whole": medians["whole"]}
+            bench.parts.append(row | timed_forms.parts(medians))
 
 
-def lead(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return for every point of the grid how ours and our export stand to the fastest of the others."""
-    loads = dict.fromkeys((point["model"], point["load"]) for point in points)
-    rows = []
-    for model, load in loads:
-        times = {p["system"]: p["milliseconds"] for p in points if (p["model"], p["load"]) == (model, load)}
-        if others := [system for system in times if system in RIVALS]:
-            fastest = min(others, key=lambda system: times[system])
-            row = {"model": model, "load": load, "fastest": fastest, "milliseconds": times[fastest]}
-            rows.append(row | {ours: times[fastest] / times[ours] for ours in OURS if ours in times})
-    return rows
+def _own(system: str, what: str, name: str, dtype: str, folder: Path, bench: Bench) -> dict[str, Timing]:
+    """Let one system time all its `forms` or `parts` at once; nothing, where it cannot."""
+    if bench.late(f"{name}, {dtype}, {what}"):
+        return {}
+    with turns.child("benchmarks.passes", system, dtype, str(folder)) as process:
+        question = {"do": what, "seconds": SHORT.seconds, "batch": SHORT.batch, "rounds": bench.config.rounds + 2}
+        told = turns.ready({system: process}, _lost(bench, f"{name}, {dtype}, {what}"), **question)
+    return {form: Timing(SHORT, tuple(seconds)) for form, seconds in told.get(system, {}).items()}
+
+
+def _lost(bench: Bench, where: str) -> Callable[[str, str], None]:
+    return lambda who, why: bench.note(f"{where}: {who} is left out: {why}")
 
 
 def _point(
-    name: str, arch: Arch, load: Load, system: str, timings: Mapping[str, Timing], peak: float
+    name: str, arch: Arch, dtype: str, load: Load, system: str, timings: Mapping[str, Timing], bench: Bench
 ) -> dict[str, Any]:
-    timing, ratio = timings[system], speedup(timings[system], timings["ours"])
-    rate = _macs(arch, load) / timing.median
+    timing, rate = timings[system], _macs(arch, load) / timings[system].median
+    ratio = speedup(timing, timings["ours"]) if "ours" in timings else None
+    peak = about.peak(bench.about, "float32" if system == leads.REFERENCE else dtype)
     return {
         "model": name,
+        "dtype": dtype,
         "form": "dense",
         "load": str(load),
         "seconds": load.seconds,
@@ -211,67 +269,14 @@ def _point(
         "real_time_factor": timing.real_time_factor,
         "gmacs_per_s": rate / 1e9,
         "of_peak": rate / peak,
-        "ratio": ratio.median,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
+        "ratio": ratio and ratio.median,
+        "ratio_low": ratio and ratio.low,
+        "ratio_high": ratio and ratio.high,
     }
-
-
-def _start(arch: Arch, config: Config) -> dict[str, rivals.Start]:
-    return rivals.starts(_model(arch, config), tuple(dict.fromkeys(("ours", *config.system))))
-
-
-def _model(arch: Arch, config: Config) -> rivals.Model:
-    return rivals.Model(arch, init(arch, jax.random.key(0, impl="rbg")), config.dtype)
-
-
-def _ours(arch: Arch, config: Config) -> Any:
-    return _start(arch, Config(**{**vars(config), "system": ("ours",)}))["ours"](SHORT)
 
 
 def _macs(arch: Arch, load: Load) -> float:
     return load.batch * cost.macs(arch, round(load.seconds * SAMPLE_RATE)).total
-
-
-def _peak(dtype: str) -> float:
-    """Return the rate of a large matrix product in MACs per second, the better of JAX's and PyTorch's."""
-    import torch
-
-    size = 8192 if torch.cuda.is_available() else 2048
-    matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device="cuda" if torch.cuda.is_available() else "cpu")
-    times = []
-    for _ in range(6):
-        begin = time.perf_counter()
-        matrix @ matrix
-        if matrix.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return max(size**3 / min(times), matmul_peak(jnp.dtype(dtype)))
-
-
-def draw(path: Path, points: Sequence[Mapping[str, Any]], *, title: str) -> None:
-    """Draw how much faster ours is than each other program, by load, a panel for each model."""
-    models = list(dict.fromkeys(point["model"] for point in points))
-    others = list(dict.fromkeys(point["system"] for point in points if point["system"] in RIVALS))
-    if not others:
-        return
-    figure = canvas.figure(5 * len(models), 4)
-    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
-    for panel, model in zip(panels, models, strict=True):
-        loads = list(dict.fromkeys(point["load"] for point in points if point["model"] == model))
-        for i, other in enumerate(others):
-            rows = [p for p in points if (p["model"], p["system"]) == (model, other)]
-            spans = [(row["ratio"], row["ratio_low"], row["ratio_high"]) for row in rows]
-            values, reach = canvas.bars(spans)
-            style = {"color": canvas.COLOURS[i], "marker": canvas.MARKERS[i], "linestyle": "", "capsize": 3}
-            places = np.array([loads.index(row["load"]) for row in rows]) + 0.12 * (i - 1)
-            panel.errorbar(places, values, yerr=reach, label=f"over {other}", **style)
-        panel.axhline(1, color="0.6", linestyle="--", linewidth=1)
-        panel.set_xticks(range(len(loads)), loads, rotation=30, fontsize=8)
-        panel.set(title=model)
-        panel.grid(alpha=0.3)
-    panels[0].set(ylabel="ours is faster by", ylim=(0, None))  # shared, so set when all are drawn
-    canvas.finish(figure, path, title, "")
 
 
 if __name__ == "__main__":

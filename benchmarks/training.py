@@ -10,29 +10,26 @@ Forward, backward and Adam, dropout on, in turns. Ours with the Transformer stac
 computed again (`--stack` of the experiments); PyTorch's is `tools.pytorch.torch_step`: eager, fused attention where
 PyTorch has it, fused Adam. Peak memory is on a CPU what the process held at most while it made updates, libraries
 included, and on a GPU what its allocator handed out at most. MFU is three times the forward pass's multiplications
-over the time, as a share of a plain matrix product's rate. Random weights: times do not depend on them. Needs
-`make torch`; 7 minutes on two cores. Writes training.json.
+over the time, as a share of the fastest large product that was measured here, whoever's it is (`benchmarks.about`). A
+process that ends badly is left out with a line. Random weights: times do not depend on them. Needs `make torch`; 7
+minutes on two cores. Writes training.json.
 """
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
-
-from compress.errors import InputError
+from benchmarks import about, turns
 from experiments.reports import tables
-from jaxssl.inference.latency import Load, Timing, machine, matmul_peak, speedup
+from jaxssl.inference.latency import Load, Timing, speedup
 from jaxssl.models.arch import Arch
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files, ranges
-from jaxssl.runtime.cli import console, follow, main
+from jaxssl.runtime.cli import console, follow, main, progress
 from jaxssl.runtime.ranges import Count, Stretch
 from jaxssl.training import speed
 from jaxssl.training.estimate import named
@@ -77,73 +74,55 @@ def run(config: Config) -> None:
     load = Load(config.seconds, config.batch)
     files.claim(config.out)
     files.own(config.out, config)
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        console.print(line, markup=False)
+
+    machine = about.measure((config.dtype,), note)
+    for line in about.lines(machine):
+        console.print(line, markup=False)
+    peak = about.peak(machine, config.dtype)
     systems = tuple(dict.fromkeys(("pytorch", *config.system)))
-    told = _race(systems, arch, config)
-    peak = matmul_peak(jnp.dtype(config.dtype))  # only now: no process of ours may hold the device meanwhile
-    rows = [_row(system, told, load, speed.macs(arch, load) / peak) for system in systems]
+    told = _race(systems, arch, config, lambda who, why: note(f"{who} is left out: {why}"))
+    rows = [_row(system, told, load, speed.macs(arch, load) / peak) for system in told]
     tables.show(f"pre-training updates, {config.arch}, {load}, {config.dtype}", rows, COLUMNS)
-    values = {"machine": machine(jnp.dtype(config.dtype)), "peak": peak, "model": config.arch, "load": str(load)}
+    values = {"about": machine, "notes": notes, "peak": peak, "model": config.arch, "load": str(load)}
     files.write_json(config.out / "training.json", {**values, "rows": rows})
     console.print(f"wrote {config.out}: training.json", markup=False)
 
 
-def _race(systems: Sequence[str], arch: Arch, config: Config) -> dict[str, list[dict[str, float]]]:
+def _race(
+    systems: Sequence[str], arch: Arch, config: Config, lost: Callable[[str, str], None]
+) -> dict[str, list[dict[str, float]]]:
     """Have every system's process make an update in its turn; return what each says of its updates."""
-    told: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
+    given = (json.dumps(to_json(arch)), str(config.seconds), str(config.batch), config.dtype)
     with ExitStack() as stack:
-        given = (json.dumps(to_json(arch)), str(config.seconds), str(config.batch), config.dtype)
-        processes = {
-            system: stack.enter_context(_process(system, *given))
-            for system in follow(systems, "compiling", total=len(systems))
-        }
-        for turn in follow(range(-1, config.rounds), "updates", total=config.rounds + 1):
-            for system, process in processes.items():
-                row = _ask(process)
-                if turn >= 0:
-                    told[system].append(row)
-    return told
-
-
-@contextmanager
-def _process(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """Start `benchmarks.updates`, ready for its first update."""
-    command = [sys.executable, "-m", "benchmarks.updates", *words]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            _hear(process, words[0])
-            yield process
-        finally:
-            process.kill()
-
-
-def _ask(process: subprocess.Popen[str]) -> dict[str, float]:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return json.loads(_hear(process, "an update"))
-
-
-def _hear(process: subprocess.Popen[str], what: str) -> str:
-    assert process.stdout is not None
-    if line := process.stdout.readline():
-        return line
-    raise InputError(f"{what}: ended with exit code {process.wait()}; what it said is above")
+        children: dict[str, turns.Child] = {}
+        for system in follow(systems, "compiling", total=len(systems)):
+            started = {system: stack.enter_context(turns.child("benchmarks.updates", system, *given))}
+            turns.ready(started, lost, do="compile")
+            children |= started
+        with progress("updates", config.rounds + 1) as tick:
+            return turns.race(children, lost, rounds=config.rounds, tick=tick)
 
 
 def _row(system: str, told: dict[str, list[dict[str, float]]], load: Load, ideal: float) -> dict[str, Any]:
     timings = {name: Timing(load, tuple(row["seconds"] for row in rows)) for name, rows in told.items()}
     memory = {name: max(row["bytes"] for row in rows) for name, rows in told.items()}
-    ratio, timing = speedup(timings["pytorch"], timings[system]), timings[system]
+    beside, timing = "pytorch" in told, timings[system]
+    ratio = speedup(timings["pytorch"], timing) if beside else None
     return {
         "system": system,
         "seconds": list(timing.seconds),
         "seconds_median": timing.median,
         "mfu": ideal / timing.median,
         "gib": memory[system] / 2**30,
-        "memory": memory[system] / memory["pytorch"],
-        "ratio": ratio.median,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
+        "memory": memory[system] / memory["pytorch"] if beside else None,
+        "ratio": ratio and ratio.median,
+        "ratio_low": ratio and ratio.low,
+        "ratio_high": ratio and ratio.high,
     }
 
 

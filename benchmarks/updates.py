@@ -2,12 +2,11 @@
 
     python -m benchmarks.updates scan '{"front": …}' 15 4 float32
 
-The model is its arch as JSON. Says `ready`, then for every line it is given, as JSON: seconds of an update and bytes
-held at most so far.
+The model is its arch as JSON. The first line lets it compile; for every other it tells, as JSON, seconds of an update
+and bytes held at most since.
 """
 
 import json
-import os
 import resource
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks.turns import serve
 from jaxssl.inference.latency import Load, Program
 from jaxssl.models.arch import Arch
 from jaxssl.models.arch_json import from_json
@@ -28,16 +28,25 @@ from jaxssl.training import speed
 Peak = Callable[[], int]  # tells the bytes held at most so far
 
 
-def serve(system: str, arch: Arch, load: Load, dtype: str) -> None:
-    """Make an update whenever a line comes, until no more do."""
-    program = (pytorch if system == "pytorch" else ours)(arch, load, dtype, system)
-    peak = held(system)
-    print("ready", flush=True)
-    for _ in sys.stdin:
+class Updates:
+    """Answers questions on one system: to `compile`, or to `run` an update."""
+
+    def __init__(self, system: str, arch: Arch, load: Load, dtype: str):
+        self._given = arch, load, dtype, system
+        self._program: Program | None = None
+        self._peak: Peak = lambda: 0
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Answer one."""
+        if self._program is None:
+            assert question["do"] == "compile"
+            system = self._given[-1]
+            self._program = (pytorch if system == "pytorch" else ours)(*self._given)
+            self._peak = held(system)
+            return {}
         begin = time.perf_counter()
-        program.run()
-        seconds = time.perf_counter() - begin
-        print(json.dumps({"seconds": seconds, "bytes": peak()}), flush=True)
+        self._program.run()
+        return {"seconds": time.perf_counter() - begin, "bytes": self._peak()}
 
 
 def ours(arch: Arch, load: Load, dtype: str, stack: Any) -> Program:
@@ -86,5 +95,4 @@ def resident() -> Peak:
 
 if __name__ == "__main__":
     name, arch, seconds, batch, kind = sys.argv[1:]
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes share a device
-    serve(name, from_json(json.loads(arch)), Load(float(seconds), int(batch)), kind)
+    serve(Updates(name, from_json(json.loads(arch)), Load(float(seconds), int(batch)), kind).answer)

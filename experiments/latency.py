@@ -2,6 +2,7 @@
 
     python -m experiments.latency
     python -m experiments.latency --model runs/lowrank/models/rank-128-svd --against MODEL
+    python -m experiments.latency --dtype auto
     python -m experiments.latency --train
     python -m experiments.latency --train --arch melhubert-mini --seconds 7.5 --batch 8 --rounds 3
 
@@ -26,12 +27,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from compress.errors import InputError
 from experiments.reports import tables
 from jaxssl.inference.latency import Load, Program, Timing, compile_forward, grid, machine, matmul_peak, race, speedup
-from jaxssl.models import cost
-from jaxssl.models.arch import Arch
+from jaxssl.models import choice, cost
+from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import Stack, init
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files, ranges
@@ -66,8 +68,9 @@ class Config:
     """utterances in one run; default: 1 4, with --train 4"""
     rounds: Count[int] = 9
     """timed runs of each point"""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """of the computation; default: float32, with --train bfloat16 where there is a GPU or TPU"""
+    dtype: Literal["float32", "bfloat16", "auto"] | None = None
+    """of the computation; default: float32, with --train bfloat16 where there is a GPU or TPU; auto: of forward passes
+    the quicker one here, with what it costs in accuracy"""
     out: Path | None = None
     """folder for latency.csv and report.json; default: runs/latency, with --train runs/latency-train"""
     seed: Seed[int] = 0
@@ -82,8 +85,8 @@ class Config:
     @property
     def precision(self) -> Any:
         """The dtype of the computation."""
-        fast = self.train and jax.default_backend() != "cpu"
-        return jnp.dtype(self.dtype or ("bfloat16" if fast else "float32"))
+        usual = "bfloat16" if self.train and jax.default_backend() != "cpu" else "float32"
+        return choice.resolved(usual if self.dtype is None or (self.train and self.dtype == "auto") else self.dtype)
 
 
 COLUMNS = {
@@ -148,9 +151,25 @@ def _forward(config: Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     models = [load_model(config.model, seed=config.seed)]
     if config.against is not None:
         models.insert(0, load_model(config.against, seed=config.seed))
+    notes = [note for model in models for note in model.notes]
+    if config.dtype == "auto":
+        notes += [_chosen(models[-1], config)]
+        console.print(notes[-1], markup=False)
     points = follow(config.loads, "timing", total=len(config.loads))
     rows = [row for load in points for row in _point(models, load, config)]
-    return rows, {"notes": [note for model in models for note in model.notes]}
+    return rows, {"notes": notes}
+
+
+def _chosen(model: "Model", config: Config) -> str:
+    """Say which dtype is the quicker one here, why, and how far it takes the layers from float32, on noise."""
+    from jaxssl.inference.rounding import errors
+
+    dtype, why = choice.quickest()
+    if dtype == "float32":
+        return why
+    noise = np.random.default_rng(config.seed).standard_normal((1, 5 * SAMPLE_RATE), np.float32)
+    told = errors(model.arch, model.params, jnp.asarray(noise), dtype=dtype)
+    return f"{why}; on 5 s of noise its layers are {min(told):.1%} to {max(told):.1%} from float32's"
 
 
 def _updates(archs: Mapping[str, Arch], config: Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -229,7 +248,7 @@ def _point(models: list["Model"], load: Load, config: Config) -> list[dict[str, 
 
 def _row(model: "Model", program: Program, timing: Timing, baseline: Timing) -> dict[str, Any]:
     ratio, (low, high), load = speedup(baseline, timing), timing.quartiles, timing.load
-    work = load.batch * cost.macs(model.arch, round(load.seconds * 16_000)).total
+    work = load.batch * cost.macs(model.arch, round(load.seconds * SAMPLE_RATE)).total
     return {
         "model": model.name,
         "load": str(load),

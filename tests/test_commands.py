@@ -10,7 +10,7 @@ from docs.commands import GROUPS, PAGE, page, summary
 from tests.processes import finish
 
 ROOT = Path(__file__).resolve().parents[1]
-STARTED_BY_OTHERS = {"benchmarks.updates"}  # a process of benchmarks.training, without a help of its own
+STARTED_BY_OTHERS = {"benchmarks.updates", "benchmarks.passes", "benchmarks.about"}  # without a help of their own
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/results.md", "docs/pods.md", "Makefile")
 LIST = "-h, --help"  # where the list of a help's options begins
 COMMAND = re.compile(r"\b((?:experiments|tools|benchmarks)\.\w+)((?:[ \t]+[^\s`#|]+)*)")

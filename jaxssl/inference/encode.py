@@ -161,7 +161,7 @@ def encode_all(
         utterances: waveforms (samples,) at 16 kHz, or a log-Mel model's features (frames, bins × stack).
         stats: the corpus's, for log-Mel models that get waveforms.
         layers: which are wanted.
-        dtype: of the computation.
+        dtype: of the computation; "auto": the quicker one here (`jaxssl.models.choice.quickest`).
         batch: utterances that run together; None: what suits the device.
         programs: compiled at most, one for each length that is padded to.
         waste: share of the padded lengths that may be padding, if so many programs are enough for it.
@@ -179,7 +179,7 @@ def encode_all(
         InputError: an utterance is no waveform, shorter than 25 ms or not finite, more of it fires than there is room
             for (when it is its turn), or `batch` is below 1.
     """
-    batch = choice.together() if batch is None else batch
+    batch, dtype = choice.together() if batch is None else batch, choice.resolved(dtype)
     _check_all(arch, utterances, batch)
     if not utterances:
         return iter(())

@@ -9,7 +9,6 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -17,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxssl.inference.encode import encode
+from jaxssl.inference.peak import matmul_peak as matmul_peak
 from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import Params
+from jaxssl.runtime import processor
 
 
 @dataclass(frozen=True)
@@ -161,36 +162,14 @@ def grid(seconds: Iterable[float], batches: Iterable[int]) -> tuple[Load, ...]:
     return tuple(Load(length, batch) for length in seconds for batch in batches)
 
 
-@lru_cache
-def matmul_peak(dtype: Any, *, size: int | None = None, rounds: int = 5) -> float:
-    """Measure the device's own rate in one square matrix product, in MACs per second; the best of some rounds.
-
-    Once for all runs of a process: on two CPU cores it takes two seconds.
-
-    Args:
-        dtype: of the operands; float32 runs at the precision jax uses by default.
-        size: of the matrices; None: 2048 on CPUs, 8192 elsewhere.
-        rounds: products timed.
-    """
-    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
-    matrix = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    product(matrix, matrix).block_until_ready()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        product(matrix, matrix).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return size**3 / min(times)
-
-
 def machine(dtype: Any) -> dict[str, Any]:
     """Describe what the timings were taken on, as JSON values."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
         "platform": device.platform,
-        "processor": _processor(),
+        "processor": processor.name(),
+        "instructions": " ".join(processor.sets()),
         "kernels": choice.kernels(),
         "cores": os.cpu_count(),
         "dtype": jnp.dtype(dtype).name,
@@ -205,11 +184,3 @@ def _memory(compiled: Any) -> int | None:
     if analysis is None:
         return None
     return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

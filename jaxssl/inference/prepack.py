@@ -26,9 +26,9 @@ def prepared(arch: Arch, params: Params, *, dtype: Any = jnp.float32) -> tuple[A
 
     Kernels of convolutions and weights of dense maps take the form that `jaxssl.models.choice` says for this device:
     packed for our own kernels, where these run; else the positional kernel is transformed, and weights are rounded to
-    `dtype` now instead of on every run.
+    `dtype` now instead of on every run. "auto" is the quicker dtype here (`choice.quickest`).
     """
-    dtype = jnp.dtype(dtype)
+    dtype = choice.resolved(dtype)
     unpackable = choice.packs() and dtype.name not in DTYPES
     if arch.prepared or choice.prepared_positions() is None or unpackable:
         return arch, params

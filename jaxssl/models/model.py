@@ -302,8 +302,8 @@ def apply(
         mask: (batch, frames), true where a frame is hidden from the model; of time reduction, frames before it, or
             after it, each of which hides all that it is made of.
         key: randomness for dropout and LayerDrop; None is deterministic.
-        dtype: of the computation, float32 or bfloat16; parameters stay as they are, and those stored in bfloat16 are
-            used as the float32 numbers they are.
+        dtype: of the computation, float32, bfloat16 or "auto", the quicker one here (`choice.quickest`); parameters
+            stay as they are, and those stored in bfloat16 are used as the float32 numbers they are.
         padding: "independent": what stands beside an utterance never changes its output. "fairseq" and
             "transformers" reproduce what these do in a padded batch: Base's group norm runs over the padding, and
             fairseq's HuBERT also counts frames by dividing the padded length. "faster_whisper" puts zeros behind a
@@ -334,7 +334,7 @@ def apply(
         fires.shortening.amount = nnx.Intermediate(amount)
 
     def run(inputs: Array, lengths: Array | None, mask: Array | None) -> Output:
-        return model(inputs, lengths, mask=mask, rngs=rngs, dtype=jnp.dtype(dtype), padding=padding, stack=stack)
+        return model(inputs, lengths, mask=mask, rngs=rngs, dtype=choice.resolved(dtype), padding=padding, stack=stack)
 
     if rngs is None and choice.rows(inputs.shape[0], arch.front.heard(inputs.shape[1])) == "one by one":
         return one_by_one(run, inputs, lengths, mask)

@@ -24,6 +24,11 @@ def test_ratios_are_of_turns_and_memory_of_peaks():
     assert (row["seconds_median"], row["ratio"], row["memory"], row["gib"], row["mfu"]) == (2.0, 2.5, 0.25, 2.0, 0.5)
 
 
+def test_without_pytorch_there_are_times_but_no_ratios():
+    row = training._row("scan", {"scan": [{"seconds": 2.0, "bytes": 1 << 30}]}, Load(1.0), ideal=1.0)
+    assert (row["seconds_median"], row["mfu"], row["ratio"], row["memory"]) == (2.0, 0.5, None, None)
+
+
 def test_the_peak_is_of_what_comes_after():
     if not sys.platform.startswith("linux"):
         pytest.skip("others tell the peak since the process began")
@@ -49,6 +54,8 @@ def test_the_command_end_to_end(torch, tmp_path, monkeypatch):
     assert [row["system"] for row in told["rows"]] == ["pytorch", "scan"]
     assert all(len(row["seconds"]) == 2 and row["gib"] > 0.1 for row in told["rows"])
     assert told["rows"][0]["ratio"] == told["rows"][0]["memory"] == 1
+    assert told["peak"] == max(told["about"]["peaks"]["float32"].values())
+    assert told["notes"] == []
 
 
 @pytest.mark.parametrize(("words", "told"), [(("--rounds", "0"), "--rounds 0"), (("--arch", "no"), "no model")])

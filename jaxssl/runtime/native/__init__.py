@@ -24,6 +24,10 @@ from jaxssl.runtime.native import build
 PANEL = 64  # columns of packed weights that lie together
 FILL = 4  # what their inputs are a multiple of: numbers of the largest group
 GROUPS = {"float32": 1, "bfloat16": 2, "int8": 4}  # numbers of one sum that lie beside each other there
+TIERS = {  # what multiplies, in the kernels' order
+    "bfloat16": ("float32", "AVX512-BF16", "AMX"),
+    "int8": ("plain C++", "AVX512-VNNI", "AMX"),
+}
 ACTIVATIONS = ("linear", "gelu")  # with which a product can end, by the kernels' numbers
 
 Activation = Literal["linear", "gelu"]
@@ -41,8 +45,24 @@ def ready() -> bool:
 @cache
 def fast_int8() -> bool:
     """Tell whether the kernels are there, and have instructions of the processor for int8."""
-    path = build.shared_object()
-    return path is not None and bool(ctypes.c_int.in_dll(ctypes.CDLL(str(path)), "fast_int8").value)
+    return tiers().get("int8", TIERS["int8"][0]) != TIERS["int8"][0]
+
+
+@cache
+def fast_bfloat16() -> bool:
+    """Tell whether the kernels are there, and have instructions of the processor for bfloat16."""
+    return tiers().get("bfloat16", TIERS["bfloat16"][0]) != TIERS["bfloat16"][0]
+
+
+def tiers(*processor: str) -> dict[str, str]:
+    """Return what multiplies each dtype, of `TIERS`; nothing where there are no kernels.
+
+    Args:
+        *processor: the compiler's flags for what kernels to ask; none: this machine's.
+    """
+    path = build.shared_object(*processor)
+    library = None if path is None else ctypes.CDLL(str(path))
+    return {} if library is None else {dtype: by[getattr(library, f"tier_{dtype}")()] for dtype, by in TIERS.items()}
 
 
 def register(path: str | build.Path, prefix: str = "jaxssl") -> None:

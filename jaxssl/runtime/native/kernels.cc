@@ -209,11 +209,11 @@ auto int8_of() {
 
 }  // namespace
 
-// Whether int8 is multiplied by instructions of its own.
-#if defined(__AVX512VNNI__)
-extern "C" const int fast_int8 = 1;
-#else
-extern "C" const int fast_int8 = 0;
+// What multiplies bfloat16 and int8 here and now (`Tier`).
+extern "C" int tier_bfloat16() { return tier<BFloat16>(); }
+extern "C" int tier_int8() { return tier<Int8>(); }
+#if defined(EMULATED_TILES)
+extern "C" int64_t products_of_tiles() { return emulated_products; }
 #endif
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_float32, Attention<Float32>, attention_of<Float32>());

@@ -1,5 +1,6 @@
 // The numbers that products are made of, and how a group of them is multiplied: the one place with a processor's own
-// instructions. Each kind says how many numbers of a sum lie beside each other (`kGroup`), as the instructions want it.
+// instructions. Each kind says how many numbers of a sum lie beside each other (`kGroup`), as the instructions want it,
+// and what multiplies them: instructions that add up a group (`kGrouped`), AMX's tile registers (`kTiles`).
 #pragma once
 
 #if defined(__AVX512F__)
@@ -7,6 +8,15 @@
 #endif
 
 #include "vectors.h"
+
+// Which numbers the tile registers multiply is said here alone; `by_tiles` and `tier` go by it.
+#if defined(EMULATED_TILES)  // in plain C++, for tests
+#define TILES true
+#elif defined(__AMX_BF16__) || defined(__AMXBF16__)  // the latter in Clang up to 15; whoever has it has the int8 ones
+#define TILES true
+#else
+#define TILES false
+#endif
 
 // A bfloat16 is the upper half of a float.
 inline float widened(uint16_t bits) {
@@ -58,7 +68,7 @@ struct Float32 {
   using Sum = Vector;
   using Row = Vector;
   static constexpr int kGroup = 1;
-  static constexpr bool kTiles = false;
+  static constexpr bool kGrouped = false, kTiles = false;
   static Row row(const Number* from) { return load(from); }
   static float factor(const Number* from) { return *from; }
   static void add(Sum& sum, float factor, Row row) { sum += factor * row; }
@@ -69,7 +79,9 @@ struct BFloat16 {
   using Cell = float;
   using Sum = Vector;
   static constexpr int kGroup = 2;
+  static constexpr bool kTiles = TILES;
 #if defined(__AVX512BF16__)
+  static constexpr bool kGrouped = true;
   using Row = __m512bh;
   static Row row(const Number* from) { return (Row)_mm512_loadu_si512(from); }
   static Row factor(const Number* from) {
@@ -79,6 +91,7 @@ struct BFloat16 {
   }
   static void add(Sum& sum, Row factor, Row row) { sum = (Sum)_mm512_dpbf16_ps((__m512)sum, factor, row); }
 #else  // in float32, of half as many bytes
+  static constexpr bool kGrouped = false;
   struct Row {
     Vector even, odd;
   };
@@ -91,11 +104,6 @@ struct BFloat16 {
   }
   static Factor factor(const Number* from) { return {widened(from[0]), widened(from[1])}; }
   static void add(Sum& sum, Factor factor, const Row& row) { sum += factor.even * row.even + factor.odd * row.odd; }
-#endif
-#if defined(__AMX_BF16__) || defined(EMULATED_TILES)
-  static constexpr bool kTiles = true;
-#else
-  static constexpr bool kTiles = false;
 #endif
 };
 
@@ -119,9 +127,9 @@ struct Int8 {
     for (int i = 0; i < 4; ++i) sum += (row << (24 - 8 * i) >> 24) * int32_t(uint32_t(factor) >> 8 * i & 255);
 #endif
   }
-#if defined(__AMX_INT8__) || defined(EMULATED_TILES)
-  static constexpr bool kTiles = true;
+#if defined(__AVX512VNNI__)
+  static constexpr bool kGrouped = true, kTiles = TILES;
 #else
-  static constexpr bool kTiles = false;
+  static constexpr bool kGrouped = false, kTiles = TILES;
 #endif
 };

@@ -2,6 +2,8 @@
 // processors that have none.
 #pragma once
 
+#include <atomic>
+
 #include "numbers.h"
 
 constexpr int64_t kDeep = 16;  // groups of a tile, and rows of one
@@ -20,7 +22,9 @@ inline void emulated_load(int which, const void* from, int64_t stride) {
 inline void emulated_store(int which, void* to, int64_t stride) {
   for (int i = 0; i < 16; ++i) std::memcpy((char*)to + i * stride, tile_register(which).cells[i], 64);
 }
+inline std::atomic<int64_t> emulated_products{0};  // so that tests can tell whether tiles were used
 inline void emulated_dpbf16(int c, int a, int b) {
+  ++emulated_products;
   for (int i = 0; i < 16; ++i)
     for (int k = 0; k < 16; ++k)
       for (int j = 0; j < 16; ++j) {
@@ -33,6 +37,7 @@ inline void emulated_dpbf16(int c, int a, int b) {
       }
 }
 inline void emulated_dpbusd(int c, int a, int b) {
+  ++emulated_products;
   for (int i = 0; i < 16; ++i)
     for (int k = 0; k < 16; ++k)
       for (int j = 0; j < 16; ++j)
@@ -48,7 +53,7 @@ inline void emulated_dpbusd(int c, int a, int b) {
 #define TILE_INT8(c, a, b) emulated_dpbusd(c, a, b)
 inline void begin_tiles() {}
 inline void end_tiles() {}
-#elif defined(__AMX_TILE__)
+#elif TILES
 #include <sys/syscall.h>
 #include <unistd.h>
 #define TILE_LOAD(which, from, stride) _tile_loadd(which, from, stride)
@@ -76,16 +81,25 @@ inline void end_tiles() { _tile_release(); }
 
 #if defined(EMULATED_TILES)
 inline bool tiles_allowed() { return true; }
+#elif !TILES
+inline bool tiles_allowed() { return false; }
 #endif
 
+// What multiplies numbers of a kind here and now; Linux may refuse the registers.
+enum Tier : int { kPlain, kGroups, kTiles };
+template <class Kind>
+Tier tier() {
+  return Kind::kTiles && tiles_allowed() ? kTiles : Kind::kGrouped ? kGroups : kPlain;
+}
+
 // sums = a · panel, or += a · panel, for the first rows; return how many these are.
+#if TILES
 template <class Kind>
 int64_t by_tiles(const typename Kind::Number* a, int64_t a_stride, const typename Kind::Number* panel, int64_t groups,
                  typename Kind::Cell* sums, int64_t rows, int64_t columns, bool add) {
   if constexpr (!Kind::kTiles) {
     return 0;
   } else {
-#if defined(EMULATED_TILES) || defined(__AMX_TILE__)
     // What is no whole tile is left to vectors.
     if (groups % kDeep || columns % 32 || rows < 32 || !tiles_allowed()) return 0;
     constexpr int64_t kWord = 4 / sizeof(typename Kind::Number), kRow = 64;
@@ -132,8 +146,11 @@ int64_t by_tiles(const typename Kind::Number* a, int64_t a_stride, const typenam
       }
     end_tiles();
     return i;
-#else
-    return 0;
-#endif
   }
 }
+#else
+template <class Kind, class... Any>
+int64_t by_tiles(Any...) {
+  return 0;
+}
+#endif
