@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help lowrank prune compare bench test slow quick lint format torch real clean
+.PHONY: help lowrank prune compare neighbours bench test slow quick lint format torch real clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -31,6 +31,17 @@ compare: prune  ## all techniques, and which wins: pruning, low rank, distillati
 	$(BIN)/python -m experiments.plan --budget rtf=80% rtf=65% rtf=50% rtf=40% rtf=30% --no-uniform $(ARGS)
 	$(BIN)/python -m experiments.plan --budget rtf=50% --out runs/plan-50 $(ARGS)
 	$(BIN)/python -m experiments.tradeoff $(RUNS:%=runs/%) --retime
+
+BESIDE := exits sequence sequence-front mixers elastic plan heads
+neighbours: $(VENV)/.installed  ## shorter sequences, early exits, linear mixers, a supernet, beside heads and a plan
+	$(BIN)/python -m experiments.exits $(ARGS)
+	$(BIN)/python -m experiments.sequence --ratio 2 3 4 8 --by mean --at 3 --steps 60 $(ARGS)
+	$(BIN)/python -m experiments.sequence --ratio 2 3 4 8 --by mean once --at front --steps 60 --out runs/sequence-front $(ARGS)
+	$(BIN)/python -m experiments.mixers --layers 3 4 5 --steps 60 $(ARGS)
+	$(BIN)/python -m experiments.elastic --no-alone --steps 100 --budget rtf=50% $(ARGS)
+	$(BIN)/python -m experiments.plan --budget rtf=80% rtf=65% rtf=50% rtf=40% rtf=30% --no-uniform $(ARGS)
+	$(BIN)/python -m experiments.heads $(ARGS)
+	$(BIN)/python -m experiments.tradeoff $(BESIDE:%=runs/%) --retime --out runs/neighbours
 
 bench: $(VENV)/.tested  ## time forward passes and a training step beside PyTorch and ONNX Runtime (needs `make torch`)
 	$(BIN)/python -m benchmarks.forward $(ARGS)

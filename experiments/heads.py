@@ -19,8 +19,8 @@ events from update 1,000 on, one head of every layer each; with --score gradient
 the 12 lowest of the model) to the update.
 
 On 52 minutes of LibriSpeech the first command took 17 minutes on two busy CPU cores, preparing the speech and the
-control included. Expected: 4 of 8 heads cost 0.01 nats beside the dense model trained as long, and run 1.3 to 1.4 times
-as fast; where the time gains less than 0.8 of what MACs promise, the run says what stayed.
+control included. Expected: 4 of 8 heads cost 0.01 nats beside the dense model trained as long, and run 1.2 times as
+fast; where the time gains less than 0.8 of what MACs promise, the run says what stayed.
 """
 
 from dataclasses import dataclass

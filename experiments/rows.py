@@ -16,8 +16,8 @@ a row of the second. --round keeps multiples that the device likes, and prints w
 command follows the study's table: 20 events from update 1,000 on, 128 units of every layer each, 3072 to 512.
 
 On 52 minutes of LibriSpeech the first command took 11 minutes on two busy cores, with speech and control shared with
-a finished experiments.heads. Expected: half of the rows cost 0.03 nats beside the dense model trained as long, and run
-1.1 to 1.2 times as fast; with few rows, what no pruning touches (log-Mel, positions, norms) is much of the time.
+a finished experiments.heads. Expected: half of the rows cost 0.09 nats beside the dense model trained as long, and run
+1.2 to 1.3 times as fast; with few rows, what no pruning touches (log-Mel, positions, norms) is much of the time.
 """
 
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ from jaxssl.models.model import Params, check_params
 from jaxssl.runtime.files import read_object
 
 HERE = Path(__file__).parent
-DEFAULT = "melhubert-mini"
+DEFAULT = "melhubert-mini-whisper"
 
 
 @dataclass(frozen=True)
