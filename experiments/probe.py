@@ -2,7 +2,7 @@
 
     python -m experiments.probe
     python -m experiments.probe --baselines --measures
-    python -m experiments.probe melhubert-mini-whisper runs/heads/models/heads-4 --task phones speakers characters --measures
+    python -m experiments.probe runs/heads/models/dense runs/heads/models/heads-4 --task phones characters --measures
     python -m experiments.probe --data LibriSpeech/train-clean-100 --test LibriSpeech/test-clean --lexicon lexicon.txt
     python -m experiments.probe --task speakers --data VoxCeleb1/wav --split-file iden_split.txt --limit 200000
     python -m experiments.probe --task digits speakers --data fsdd_600
