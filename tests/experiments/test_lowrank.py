@@ -275,6 +275,8 @@ def test_ctrl_c_leaves_nothing_half_written(model, audio, tmp_path):
         str(audio),
         "--out",
         str(tmp_path / "run"),
+        "--rounds",
+        "20000",  # which take far longer than the signal
     )
     process = start("-m", "experiments.lowrank", *words)
     assert process.stdout is not None
