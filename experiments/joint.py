@@ -21,9 +21,9 @@ Each target is a run of its own from the teacher, and a point: saved, evaluated,
 the dense model. A run that was broken off goes on with the same command. The point's row says what share of the
 parameters the gates learned to close and what share was cut, beside the target.
 
-A target takes two to three minutes on two CPU cores. Expected on 52 minutes of LibriSpeech: the gates learn to close on
-19, 61 and 81 % of the parameters of the default model, 24.9, 50.0 and 75.3 % are cut; masked prediction is forgotten
-(4.3 to 4.7 nats, dense 3.47), for no term of this loss asks for it.
+A target takes two to three minutes on two CPU cores. Expected with --model melhubert-mini on 52 minutes of LibriSpeech:
+the gates learn to close on 19, 61 and 81 % of the parameters of the default model, 24.9, 50.0 and 75.3 % are cut;
+masked prediction is forgotten (4.3 to 4.7 nats, dense 3.47), for no term of this loss asks for it.
 """
 
 from collections.abc import Mapping, Sequence

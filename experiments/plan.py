@@ -22,9 +22,9 @@ layers, fewer heads, fewer units, both, low rank; each recovers as long. The rep
 beats the best of them on held-out speech, with a paired bootstrap interval over utterances, or why it does not.
 
 On two CPU cores the first command takes six minutes, three of them the search (some 600 plans heard), the second nine.
-Expected of the second on 52 minutes of LibriSpeech: 3.364, 3.376, 3.414, 3.450 and 3.667 nats at 0.83, 0.66, 0.50,
-0.40 and 0.30 of the dense time (the dense model trained as long: 3.347); most attention goes first, then feed-forward
-blocks become low-rank. Of the first 3.405 at 0.49; the best uniform plan, two heads and 352 units a layer, 3.424.
+Expected of the second on 52 minutes of LibriSpeech: 3.077, 3.087, 3.123, 3.237 and 3.296 nats at 0.75, 0.61, 0.51,
+0.39 and 0.33 of the dense time (the dense model trained as long: 3.069); most attention goes first, then feed-forward
+blocks become low-rank.
 """
 
 from experiments.curves.planning import Config, run
