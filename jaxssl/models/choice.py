@@ -59,10 +59,9 @@ Measured on two CPU cores with AVX-512 before that:
 - rows of a batch of four through HuBERT Base, one by one: of 5 s 674 ms instead of 644, of 15 s 2.09 s instead of 2.11,
   of 30 s 4.57 s instead of 4.97; so a corpus's utterances gain nothing from a batch, which pads.
 
-An update on two cores of an AMD EPYC with AVX-512 and AVX512-BF16 (Zen 4) that others kept busy, so in seconds of one
-core: melhubert-mini, 8 × 7.5 s, takes 2.35 by XLA's derivatives and 1.55 by our kernels in float32, 2.28 and 1.17 in
-bfloat16. Of that, by XLA's, attention was about a half. 800 frames of a convolution of 512 channels, 3 taps and stride
-2 take with their gradients 57 ms and 42, in bfloat16 55 and 22.
+An update of melhubert-mini, 8 × 7.5 s in float32, on two cores of an AMD EPYC with AVX-512 and AVX512-BF16 (Zen 4), by
+XLA's derivatives and by our kernels (`experiments.latency --train`): 0.97 s and 0.76 with layers unrolled, 1.15 and
+0.80 scanned.
 
 Measured on an H200 in bfloat16, 16 × 749 frames: positions of width 768 by bands 0.52 ms, by the Fourier transform
 0.81, by cuDNN's grouped convolution 1.21 alone and 18 inside the model, where XLA picks another of its kernels;
