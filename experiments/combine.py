@@ -16,9 +16,10 @@ A stage is KIND=VALUE: `layers` (the first so many stay), `heads` and `rows` of 
 zeros, over the whole model), `ratio` (frames that become one before the middle layer; `ratio=2,front` behind the front
 end, `ratio=2,4` before layer 4, counted from 0; their mean, or `ratio=2,4,convolution`, `ratio=2,4,merge` and
 `ratio=2,front,fire` as experiments.sequence has them, of which the last two take fractions too, as in
-ratio=1.25,2,merge ratio=1.25,3,merge; what fires recovers by predict, for labels guide it). @N trains N updates after
-it, :distil lets the model recover by what the dense one says of each frame and :predict by masked prediction. A file
-has one stage a line; what follows a # is a remark.
+ratio=1.25,2,merge ratio=1.25,3,merge; what fires recovers by predict, for labels guide it, and fires another number
+once the layers below are cut, which the table tells). @N trains N updates after it, :distil lets the model recover by
+what the dense one says of each frame and :predict by masked prediction. A file has one stage a line; what follows a #
+is a remark.
 
 Without a plan it is the study's winner in proportion to the model: half the layers, distilled, then heads to three
 quarters and a half, then rows to a sixth in five steps ("Is Smaller Always Faster?", arXiv 2211.09949). Each stage's
