@@ -72,6 +72,7 @@ def test_every_system_computes_the_same(torch, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile has many of its own
 @pytest.mark.parametrize(
     ("system", "dtype"), [("autocast", "bfloat16"), ("pytorch", "bfloat16"), ("compiled", "float32")]
 )
