@@ -201,4 +201,4 @@ def _gates(tensors: Mapping[str, Tensor], at: str, mixer: GatedAttention) -> dic
         linear = {f"{at}linear.weight": Zeros((ENTRIES, mixer.head_dim)), f"{at}linear.bias": Zeros((ENTRIES,))}
         return {**linear, f"{at}const": Zeros((1, mixer.heads, 1, 1))}
     whole = len(constant.shape) == 4 and constant.shape[1] > max(mixer.remaining, default=-1)
-    return {f"{at}const": Part(constant, (range(1), mixer.remaining))} if whole else {}
+    return {f"{at}const": Part(constant, (range(1), mixer.remaining), f"{at}const")} if whole else {}

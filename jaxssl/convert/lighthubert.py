@@ -178,9 +178,9 @@ def _cut(tensors: Mapping[str, Tensor], subnet: Subnet, largest: Arch, groups: i
 
 def _outer(name: str, tensor: Tensor, width: range, groups: int) -> Tensor:
     if name == f"{KERNEL}weight_v":
-        return Part(tensor, (width, range(len(width) // groups)))
+        return Part(tensor, (width, range(len(width) // groups)), name)
     if name == f"{KERNEL}bias" or name.startswith(("post_extract_proj.", "encoder.layer_norm.", "mask_emb")):
-        return Part(tensor, (width,))
+        return Part(tensor, (width,), name)
     return tensor
 
 
@@ -189,4 +189,4 @@ def _inner(name: str, tensor: Tensor, width: range, heads: range, units: Sequenc
     kept: dict[str, tuple[Sequence[int], ...]]
     kept = {"self_attn.out_proj": (width, heads), "fc1": (units, width), "fc2": (width, units)}
     kept |= dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (heads, width))
-    return Part(tensor, kept.get(name.rpartition(".")[0], (width,))[: len(tensor.shape)])
+    return Part(tensor, kept.get(name.rpartition(".")[0], (width,))[: len(tensor.shape)], name)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compress.errors import InputError
 from jaxssl.convert.naming import Tensor
 from jaxssl.models.names import Shape
 
@@ -23,10 +24,11 @@ class Zeros:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows and columns of a tensor: of its first axes the places in `kept`, of the others all."""
+    """Some rows and columns of a tensor called `name`: of its first axes the places in `kept`, of the others all."""
 
     whole: Tensor
     kept: tuple[Sequence[int], ...]
+    name: str = "a tensor"
 
     @property
     def shape(self) -> Shape:
@@ -39,5 +41,15 @@ class Part:
         return self.whole.dtype
 
     def read(self) -> np.ndarray:
-        """Return them as an array of their own."""
+        """Return them as an array of their own.
+
+        Raises:
+            InputError: the tensor has fewer.
+        """
+        for axis, (size, places) in enumerate(zip(self.whole.shape, self.kept, strict=False)):
+            if max(places, default=0) >= size:
+                raise InputError(
+                    f"{self.name}: {size} places on axis {axis}, {max(places) + 1} are asked for by the other arrays "
+                    "or the config; the file is damaged, copy it again"
+                )
         return self.whole.read()[np.ix_(*self.kept)]

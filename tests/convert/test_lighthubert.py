@@ -11,6 +11,7 @@ import pytest
 from compress.errors import InputError
 from jaxssl.convert import lighthubert
 from jaxssl.convert.conversion import read
+from jaxssl.convert.windows import Part, Zeros
 from jaxssl.models.fronts.waveform import standardise
 from jaxssl.models.subnets import PUBLISHED
 from jaxssl.models.supernet import layers_kept
@@ -103,3 +104,11 @@ def test_what_is_no_subnet(shared, text):
 def test_a_subnet_of_what_has_none_is_refused(shared):
     with pytest.raises(InputError, match="DPHuBERT is one model, with no subnets; leave out --subnet"):
         read(shared / "encoders/dphubert/dphubert.pth", subnet="{}")
+
+
+def test_an_array_that_is_smaller_than_its_subnet_is_told_by_name():
+    """As one of a damaged file, whose other arrays say another width."""
+    part = Part(Zeros((16, 4)), (range(17), range(4)), "encoder.layer_norm.weight")
+    assert part.shape == (17, 4)
+    with pytest.raises(InputError, match=r"encoder\.layer_norm\.weight: 16 places on axis 0, 17 are asked for"):
+        part.read()
