@@ -322,7 +322,7 @@ def _stage(
     told: dict[str, Any] = {"loss_before": before}
     told |= {"frames_per_s": frames_per_s(after.arch)} if after.arch.shortens else {}
     if after.arch.firing:
-        fast, fired = narrowed(job, roomy(job, after))
+        fast, fired = narrowed(job, roomy(job, after), rounds=job.config.rounds)
         bench, told = replace(bench, fast=lambda _: fast), {**told, **fired}
     bench.point(name, after, level=float(name.partition("-")[0]), step=step, told=told)
     return bench.read(name)  # as a run that was broken off goes on

@@ -51,6 +51,9 @@ COSTS = {
     "speedup_low:.2f": "quartile 1",
     "speedup_high:.2f": "quartile 3",
     "promised_speedup:.2f": "promised by MACs",
+    "speech_speedup:.2f": "speed-up over speech",
+    "speech_speedup_low:.2f": "quartile 1",
+    "speech_speedup_high:.2f": "quartile 3",
 }
 
 

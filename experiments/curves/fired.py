@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from compress.errors import InputError
 from experiments.curves.job import Job
+from experiments.curves.on_speech import on_speech
 from experiments.curves.points import Fast, Subject
 from jaxssl.data.feeds import MelCorpus, WaveCorpus
 from jaxssl.data.segmented import Segmented
@@ -106,13 +107,17 @@ def begun(job: Job, subject: Subject, at: int | None) -> Roomy:
     return found
 
 
-def narrowed(job: Job, found: Roomy, *, margin: float = ROOM) -> tuple[Fast, Mapping[str, Any]]:
+def narrowed(job: Job, found: Roomy, *, margin: float = ROOM, rounds: int) -> tuple[Fast, Mapping[str, Any]]:
     """Give a trained model the room that is timed; return it, and what is told of it.
+
+    Programs of one room for all utterances are what is exported. In JAX utterances have the room that each needs
+    (`jaxssl.inference.fired`), and what that takes over speech is told too.
 
     Args:
         job: whose held-out speech is counted.
         found: the model as it fires, with room for every frame.
         margin: room in units of the most that fired of an utterance of training speech.
+        rounds: timed runs over speech.
     """
     subject = found.subject
     arch = refired(subject.arch, most=found.fired.room(margin))
@@ -137,4 +142,5 @@ def narrowed(job: Job, found: Roomy, *, margin: float = ROOM) -> tuple[Fast, Map
         "lost_utterances": lost,
         "macs_g_per_s": macs,  # of the model that is timed
         "nominal_macs_g_per_s": nominal,
+        **on_speech(job, subject, rounds=rounds),
     }

@@ -42,7 +42,11 @@ def read_speech(files: Sequence[Path], *, seconds: float) -> tuple[Padded, ...]:
             "a --corpus of experiments.prepare"
         )
     most = round(seconds * SAMPLE_RATE)
-    signals = [read(file).samples[:most] for file in follow(files, "reading speech", total=len(files))]
+    return few_lengths([read(file).samples[:most] for file in follow(files, "reading speech", total=len(files))])
+
+
+def few_lengths(signals: Sequence[np.ndarray]) -> tuple[Padded, ...]:
+    """Pad utterances, each a row of its own, to one of a few lengths."""
     lengths = np.array([len(signal) for signal in signals])
     edges = np.asarray(choose(lengths, batch_size=1, most=LENGTHS))
     to = edges[np.searchsorted(edges, lengths)].tolist()

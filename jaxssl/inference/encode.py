@@ -20,6 +20,7 @@ from compress.errors import InputError
 from jaxssl.data.buckets import choose, plan
 from jaxssl.data.logmel import WINDOW, Stats, logmel, normalize, stack, windows
 from jaxssl.data.padding import pad
+from jaxssl.inference.fired import Held, held, only_fires, released, roomed
 from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
@@ -136,6 +137,32 @@ def hear(
             return out.aligned[number], out.last_lengths if arch.upsampling else out.lengths[number]
 
 
+def hear_fired(
+    arch: Arch,
+    params: Params,
+    stats: Stats | None,
+    inputs: Array,
+    lengths: Array,
+    *,
+    layers: Literal["last", "logits"] = "last",
+    dtype: Any = jnp.float32,
+) -> tuple[Array, Array]:
+    """Encode a padded batch as `hear` does, with no more room for what fires than it needs (`inference.fired`).
+
+    It is not one program: the host waits until frames are weighed. Of a model of which `only_fires` is not true, and
+    while something is traced, use `hear`.
+    """
+    before = _held(arch, params, stats, inputs, lengths, dtype)
+    return released(roomed(arch, int(before.needed)), params, before, layers)
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def _held(arch: Arch, params: Params, stats: Stats | None, inputs: Array, lengths: Array, dtype: Any) -> Held:
+    if inputs.ndim == 2:
+        return held(arch, params, *front_inputs(arch, inputs, lengths, stats), dtype)
+    return held(arch, params, inputs, lengths, dtype)
+
+
 def encode_all(
     arch: Arch,
     params: Params,
@@ -189,6 +216,8 @@ def encode_all(
     planned = plan(lengths, edges, batch_size=batch, rng=None, fill=True)
     arch, params = prepared(arch, params, dtype=dtype) if prepare else (arch, params)
     run = partial(hear, arch, params, stats, layers=layers, dtype=dtype)
+    if only_fires(arch) and (layers == "last" or (layers == "logits" and arch.head)):
+        run = partial(hear_fired, arch, params, stats, layers=layers, dtype=dtype)
     owners, inputs = [i for i, _ in parts], [part for _, part in parts]
     ran = (
         (int(row), found)

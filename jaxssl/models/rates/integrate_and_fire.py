@@ -14,7 +14,7 @@ from jaxssl.models.keys import Keys, OneKey
 from jaxssl.models.layers import LayerNorm, convolve, frame_mask, uniform_init
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.part import Arrays, Names
-from jaxssl.models.rates.firing import SEEN, Tail, amount_for, at_least_once, integrate, mixed
+from jaxssl.models.rates.firing import SEEN, Firing, Tail, amount_for, at_least_once, integrate, mixed
 from jaxssl.models.rates.track import Shortened
 
 Draw = Literal["fixed", "uniform", "period", "both"]
@@ -158,14 +158,10 @@ class Integration(nnx.Module):
     def __call__(self, x: Array, lengths: Array | None, rngs: Keys | None = None) -> Shortened:
         """Shorten `x: (batch, time, width)`, of which `lengths: (batch,)` are valid; None: all."""
         own = self.weigh(x, lengths)
-        weights = mixed(own, self.mixing(rngs))
         if lengths is not None:
-            valid = frame_mask(lengths, x.shape[1])
-            x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
-            weights = jnp.where(valid, weights, jnp.zeros_like(weights))
-        bound, threshold = self.part.frames(x.shape[1]), self.part.threshold
-        weights = at_least_once(weights, threshold=threshold)
-        firing = integrate(weights, lengths, bound=bound, threshold=threshold, tail=self.part.tail)
+            x = jnp.where(frame_mask(lengths, x.shape[1])[..., None], x, jnp.zeros_like(x))
+        threshold = self.part.threshold
+        firing = self.integrated(own, lengths, rngs, bound=self.part.frames(x.shape[1]))
         room = self.part.frames(jnp.full_like(firing.lengths, x.shape[1]) if lengths is None else lengths)
         lost = (firing.lengths > room)[:, None, None]
         z = jnp.where(lost, jnp.full((), jnp.nan, x.dtype), firing.fire(x))
@@ -175,6 +171,18 @@ class Integration(nnx.Module):
             return hidden > SEEN * threshold
 
         return Shortened(z, jnp.minimum(firing.lengths, room), lambda y, _: firing.spread(y), hide, own)
+
+    def count(self, x: Array, lengths: Array | None) -> Array:
+        """Count the frames that fire of each row, (batch,), room or not; arguments as of a call."""
+        return self.integrated(self.weigh(x, lengths), lengths, None, bound=0).lengths
+
+    def integrated(self, own: Array, lengths: Array | None, rngs: Keys | None, *, bound: int) -> Firing:
+        """Let frames fire by their own weights, (batch, time); of padding these do not matter."""
+        weights = mixed(own, self.mixing(rngs))
+        if lengths is not None:
+            weights = jnp.where(frame_mask(lengths, own.shape[1]), weights, jnp.zeros_like(weights))
+        weights = at_least_once(weights, threshold=self.part.threshold)
+        return integrate(weights, lengths, bound=bound, threshold=self.part.threshold, tail=self.part.tail)
 
     def mixing(self, rngs: Keys | None) -> Array:
         """Return how far weights are mixed, (): as a call says, or as training draws it, or as the part says."""
