@@ -21,6 +21,9 @@ to a teacher, PNMI of clusters and phones, and masked prediction (`experiments.p
 
 The last example asks real speech, whose phone times `experiments.align` found.
 
+A model that fires (`experiments.sequence --by once`) is asked at its own rate; with --amount learned it first learns
+one for each task, frozen otherwise, with a linear map of its output, and is asked at that (Chen et al. 2023).
+
 `--baselines` asks the log-Mel frames at the first model's times too, and its shape with random weights.
 
 On two CPU cores the first command takes a minute, the second two, the third five. Expected on the embedded corpus: PER
@@ -41,8 +44,8 @@ import numpy as np
 import tyro
 
 from compress.errors import InputError
-from experiments.probes import untrained
-from experiments.probes.listening import Heard, Hearing, baselines, listen, period_ms, program
+from experiments.probes import amounts, untrained
+from experiments.probes.listening import BASELINES, Heard, Hearing, baselines, listen, period_ms, program
 from experiments.probes.questions import (
     CHARACTERS,
     EMBEDDED,
@@ -116,6 +119,10 @@ class Config:
     """Adam's for characters"""
     constant: bool = False
     """keep Adam's rates constant, as SUPERB does, instead of letting them fall to 0"""
+    amount: Literal["own", "learned"] = "own"
+    """of models that fire, how far weights are mixed: as the model has it; or learned, for each task"""
+    amount_updates: Count[int] = 100
+    """of --amount learned"""
     memory: Natural[float] = 4.0
     """GB for features; where they do not fit they are computed anew for every update"""
     baselines: bool = False
@@ -159,7 +166,7 @@ def run(config: Config) -> None:
     first: dict[str, list[Answer]] = {}
     for model, hear in asked:
         heard = bench.listen(model, hear)
-        answers = {question.task: bench.average(question, heard) for question in questions}
+        answers = {question.task: bench.average(question, bench.tuned(question, heard)) for question in questions}
         first = first or answers
         rows += [
             row for task in answers for row in compare(task, model.name, answers[task], first[task], seed=config.seed)
@@ -208,6 +215,19 @@ class Bench:
         picks = {} if labels is None else {FRAME: [np.flatnonzero(row >= 0) for row in labels]}
         picks |= self._grid(model)
         return listen(model, self.signals, picks, memory=self.config.memory * 1e9, whole=whole, hearing=hear)
+
+    def tuned(self, question: Question, heard: Heard) -> Heard:
+        """Hear all again at the rate that a model that fires learns for a task, where that is asked for."""
+        config, model = self.config, heard.model
+        if config.amount == "own" or model.arch.firing is None or model.name in BASELINES:
+            return heard
+        given = amounts.lessons(question, self.signals, longest=round(config.longest * SAMPLE_RATE))
+        with progress(f"{question.task}: a rate for {model.name}", config.amount_updates) as tick:
+            words = {"updates": config.amount_updates, "batch": config.batch, "seed": config.seed}
+            amount, _ = amounts.learned(model, given, **words, tick=tick)
+        console.print(f"note: {question.task}: {model.name} learned to mix by {amount:.2f}", markup=False)
+        model = amounts.at(model, amount)
+        return replace(self, questions=(question,)).listen(model, program(model))
 
     def average(self, question: Question, heard: Heard) -> list[Answer]:
         """Answer by the mean of as many probes as seeds are asked for."""

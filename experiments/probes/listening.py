@@ -28,6 +28,7 @@ from jaxssl.training.ctc import Scale, Source
 # Samples padded to; no utterance may be longer than the last. Whisper has positions for 30 s.
 LENGTHS = (*BUCKETS, LONGEST * SAMPLE_RATE, 4 * BUCKETS[-1])
 
+BASELINES = "log-Mel", "random weights"
 Hearing = Callable[[Array, Array], tuple[Array, Array]]
 
 
@@ -96,8 +97,9 @@ def baselines(model: Model, *, seed: int) -> list[tuple[Model, Hearing]]:
     Raises:
         InputError: no log-Mel frames come at the model's times.
     """
-    plain = replace(model, name="log-Mel", targets=None)  # it predicts nothing
-    fresh = replace(model, name="random weights", params=init(model.arch, jax.random.key(seed)))
+    frames, untrained = BASELINES
+    plain = replace(model, name=frames, targets=None)  # it predicts nothing
+    fresh = replace(model, name=untrained, params=init(model.arch, jax.random.key(seed)))
     return [(plain, partial(log_mel_frames, log_mel(model.arch), model.stats)), (fresh, program(fresh))]
 
 
