@@ -111,7 +111,7 @@ def narrowed(job: Job, found: Roomy, *, margin: float = ROOM, rounds: int) -> tu
     """Give a trained model the room that is timed; return it, and what is told of it.
 
     Programs of one room for all utterances are what is exported. In JAX utterances have the room that each needs
-    (`jaxssl.inference.fired`), and what that takes over speech is told too.
+    (`jaxssl.inference.firing_room`), and what that takes over speech is told too.
 
     Args:
         job: whose held-out speech is counted.

@@ -20,7 +20,7 @@ from compress.errors import InputError
 from jaxssl.data.buckets import choose, plan
 from jaxssl.data.logmel import WINDOW, Stats, logmel, normalize, stack, windows
 from jaxssl.data.padding import pad
-from jaxssl.inference.fired import Held, held, only_fires, released, roomed
+from jaxssl.inference.firing_room import Held, held, only_fires, released, roomed
 from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
@@ -147,7 +147,7 @@ def hear_fired(
     layers: Literal["last", "logits"] = "last",
     dtype: Any = jnp.float32,
 ) -> tuple[Array, Array]:
-    """Encode a padded batch as `hear` does, with no more room for what fires than it needs (`inference.fired`).
+    """Encode a padded batch as `hear` does, with no more room for what fires than it needs (`inference.firing_room`).
 
     It is not one program: the host waits until frames are weighed. Of a model of which `only_fires` is not true, and
     while something is traced, use `hear`.

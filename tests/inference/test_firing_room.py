@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxssl.inference.encode import encode, encode_all, hear_fired
-from jaxssl.inference.fired import ROOMS, held, only_fires, released, roomed
+from jaxssl.inference.firing_room import ROOMS, held, only_fires, released, roomed
 from jaxssl.models.arch import AveragePooling, IntegrateAndFire
 from tests.archs import ARCHS, FIRING_INSIDE, forward, noise, weights
 
