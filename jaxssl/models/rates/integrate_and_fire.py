@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.tree_util import Partial
 
 from compress.errors import InputError
 from jaxssl.models.keys import Keys, OneKey
 from jaxssl.models.layers import LayerNorm, convolve, frame_mask, uniform_init
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
 from jaxssl.models.part import Arrays, Names
-from jaxssl.models.rates.firing import SEEN, Tail, amount_for, at_least_once, integrate, mixed
+from jaxssl.models.rates.firing import SEEN, Firing, Tail, amount_for, at_least_once, integrate, mixed
 from jaxssl.models.rates.track import Shortened
 
 Draw = Literal["fixed", "uniform", "period", "both"]
@@ -174,7 +175,7 @@ class Integration(nnx.Module):
             hidden = jnp.einsum("bkt,bt->bk", firing.shares, mask.astype(jnp.float32))
             return hidden > SEEN * threshold
 
-        return Shortened(z, jnp.minimum(firing.lengths, room), lambda y, _: firing.spread(y), hide, own)
+        return Shortened(z, jnp.minimum(firing.lengths, room), Partial(Firing.spread, firing), hide, own)
 
     def mixing(self, rngs: Keys | None) -> Array:
         """Return how far weights are mixed, (): as a call says, or as training draws it, or as the part says."""
