@@ -16,8 +16,10 @@ frames are hidden. All exits and thresholds are timed on the same held-out utter
 with the whole model as one program: what asking every output layer takes is in it. Differences are to the whole model,
 paired by utterance. Points that leave by entropy are not probed: their frames are of several layers.
 
-MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not, that hears all frames
-in all layers; --audio FOLDER is any speech. A run that was broken off goes on with the same command.
+MODEL is any model folder or any checkpoint that docs/families.md lists, compressed before or not; --audio FOLDER is any
+speech. Where layers hear fewer frames (experiments.sequence) each exit brings them back to all as the model's own end
+does; a learned map for that serves the exits behind the last shortening, others repeat frames. A run that was broken
+off goes on with the same command.
 
 Takes three minutes on two CPU cores for the default model, seven while other work runs. Expected on 52 minutes of
 LibriSpeech, held-out loss above the whole model's 3.218: 0.29, 0.18, 0.09, 0.04 and 0.02 nats behind layers 1 to 5,
@@ -42,7 +44,8 @@ from experiments.curves.points import Bench, Subject
 from experiments.curves.schedule import Schedule
 from experiments.reports import methods
 from jaxssl.data.padding import Padded
-from jaxssl.inference.cascade import Cascade, check_exits, truncated
+from jaxssl.inference.cascade import Cascade, check_exits, truncated, truncated_arch
+from jaxssl.models.arch import Arch
 from jaxssl.runtime.cli import console, main
 from jaxssl.runtime.ranges import Count, Natural
 from jaxssl.training.calendar import Calendar
@@ -78,6 +81,7 @@ def run(config: Config) -> None:
     model, subject = open_model(config)
     exits = exits_of(config, len(subject.arch.layers))
     check_exits(subject.arch, exits)
+    _check_frames(subject.arch, exits)
     training = config.settings(0, paper=False, log_every=1)
     schedule = Schedule(Calendar((), 0), tuple(map(float, exits)))
     job = open_job(config, model, subject, schedule, training, out=config.out)
@@ -127,6 +131,21 @@ def exits_of(config: Config, depth: int) -> tuple[int, ...]:
     if len(exits) < 2:
         raise InputError(f"--at {depth}: the model ends there; give a layer from 1 to {depth - 1}")
     return tuple(exits)
+
+
+def _check_frames(arch: Arch, exits: tuple[int, ...]) -> None:
+    """Refuse exits whose frames could not be compared.
+
+    Raises:
+        InputError: behind some layers more frames of the front end are one than behind others.
+    """
+    joined = {exit: truncated_arch(arch, exit).joined for exit in exits}
+    if len(set(joined.values())) > 1:
+        told = ", ".join(f"{count} behind layer {exit}" for exit, count in joined.items())
+        raise InputError(
+            f"frames of the front end that are one: {told}; the exits have other frames, and labels are for one kind: "
+            "give the arch an upsampling, or --at only layers alike"
+        )
 
 
 def fitted(job: Job, exits: tuple[int, ...], *, frames: int, kept: Path) -> tuple[Job, Cascade]:

@@ -182,10 +182,6 @@ CONFORMER = replace(  # around Mamba-2, so that the laws are tried on both at on
     position=Sinusoids(),
 )
 
-FIRING_INSIDE = replace(  # before a layer, which is much alike behind the front end
-    MEL, layers=(MEL.layers[0], replace(MEL.layers[1], shortening=IntegrateAndFire(3))), upsampling=Repeat()
-)
-
 ARCHS = {
     "base": BASE,
     "large": LARGE,
@@ -206,6 +202,11 @@ ARCHS = {
     ),
     "firing": replace(
         MEL, layers=MEL.layers[:1], shortening=IntegrateAndFire(3, amount=0.8, most=90), upsampling=Repeat()
+    ),
+    "firing-inside": replace(
+        MEL,
+        layers=(MEL.layers[0], replace(MEL.layers[1], shortening=IntegrateAndFire(3, amount=0.8, most=90))),
+        upsampling=Repeat(),
     ),
     "sinusoid": replace(MEL, position=Sinusoids()),
     "whisper": Arch(
@@ -231,6 +232,11 @@ ARCHS = {
         head=None,
     ),
 }
+
+
+def without_layers(arch):
+    """What is left of an arch where arrays must tell all of its layers: where frames fire too, but not how often."""
+    return replace(arch, layers=(), shortening=arch.firing or arch.shortening)
 
 
 def weights(arch, seed=0):

@@ -16,7 +16,7 @@ from experiments.curves.points import Row
 from jaxssl.data.audio import SUFFIXES, read
 from jaxssl.data.buckets import choose
 from jaxssl.data.padding import Padded, pad
-from jaxssl.inference.cascade import Cascade, truncated
+from jaxssl.inference.cascade import Cascade, truncated, truncated_arch
 from jaxssl.inference.encode import hear
 from jaxssl.inference.latency import Load, Program, Timing, race, speedup
 from jaxssl.inference.prepack import prepared
@@ -181,9 +181,13 @@ class Clock:
         return float(whole / mine)
 
     def _macs(self, samples: int, exit: int, *, told: bool = False) -> float:
-        arch = self.cascade.arch
-        layers = cost.macs(replace(arch, layers=arch.layers[:exit]), samples).total
-        return layers + told * regression_macs(self.cascade, arch.frames(samples), exit)
+        layers = cost.macs(_until(self.cascade.arch, exit), samples).total
+        return layers + told * regression_macs(self.cascade, self.cascade.arch.frames(samples), exit)
+
+
+def _until(arch: Arch, exit: int) -> Arch:
+    """Return a model's first layers, with an output layer like its own."""
+    return replace(truncated_arch(arch, exit), head=arch.head)
 
 
 def regression_macs(cascade: Cascade, frames: float, exit: int) -> float:
@@ -201,7 +205,7 @@ def sizes(cascade: Cascade, exits: np.ndarray) -> dict[str, Any]:
     depths, counts = np.unique(exits, return_counts=True)
     rate = sum(arch.frames(samples) for samples in cost.UTTERANCES) / (sum(cost.UTTERANCES) / SAMPLE_RATE)
     each = [
-        cost.macs_per_second(replace(arch, layers=arch.layers[:exit])).total + regression_macs(cascade, rate, exit)
+        cost.macs_per_second(_until(arch, exit)).total + regression_macs(cascade, rate, exit)
         for exit in depths.tolist()
     ]
     macs = float(np.dot(each, counts) / counts.sum()) / 1e9

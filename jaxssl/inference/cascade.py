@@ -20,9 +20,9 @@ from compress.errors import InputError
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.encode import front_inputs
 from jaxssl.inference.prepack import prepared
-from jaxssl.models.arch import Arch, ClusterHead
+from jaxssl.models.arch import Arch, ClusterHead, Repeat
 from jaxssl.models.layers import frame_mask
-from jaxssl.models.model import Params, restored
+from jaxssl.models.model import Model, Params, restored
 from jaxssl.models.rates.track import Track
 
 Regression = Mapping[str, Array]  # kernel (width, clusters) and bias (clusters,)
@@ -34,18 +34,18 @@ class Reached:
     """Where a batch is after a piece.
 
     Attributes:
-        x: the layers' output so far, (batch, time, width).
-        lengths: valid frames of each row, (batch,).
+        track: the layers' output so far, on as many frames as the last of them heard, and its way back to all.
         carry: what the last layer lends the next.
-        last: the encoder's output if it ends here, (batch, time, width).
+        last: the encoder's output if it ends here, (batch, time, width), upsampled where the model does so.
+        lengths: valid frames of each row of that, (batch,).
         entropy: of the clusters predicted from it, nats, averaged over valid frames, (batch,); None without a layer
             that predicts any.
     """
 
-    x: Array
-    lengths: Array
+    track: Track
     carry: Any
     last: Array
+    lengths: Array
     entropy: Array | None
 
 
@@ -128,24 +128,38 @@ def check_exits(arch: Arch, exits: tuple[int, ...]) -> None:
     depth = len(arch.layers)
     if not exits or list(exits) != sorted(set(exits)) or exits[0] < 1 or exits[-1] != depth:
         raise InputError(f"exits {', '.join(map(str, exits))}: give layers from 1 to {depth}, rising, {depth} last")
-    if arch.upsampling or arch.length_adapter or arch.grouped != arch.time_reduction or arch.shortening:
+    if arch.length_adapter:
         raise InputError(
-            "sequences change their length in this model, which a model in pieces does not do; use one that hears all "
-            "frames in all layers"
+            "a length adapter stands behind the encoder, and only the model's own end goes through it; take it off, or "
+            "use another model"
         )
+
+
+def truncated_arch(arch: Arch, depth: int) -> Arch:
+    """Return the arch of a model's first layers, without an output layer.
+
+    Frames come back as at the model's own end. But a map that was learned for groups of all its layers does not fit
+    behind fewer of its shortenings: there they are repeated, where any became fewer.
+    """
+    found = replace(arch, layers=arch.layers[:depth], head=None)
+    if arch.upsampling is None or found.grouped == arch.grouped:
+        return found
+    return replace(found, upsampling=Repeat() if found.shortens else None)
 
 
 def truncated(arch: Arch, params: Params, depth: int, regression: Regression | None = None) -> tuple[Arch, Params]:
     """Return a model's first layers as a model: what an exit behind layer `depth`, counted from 1, gives.
 
-    Its output layer is a regression of clusters, or none.
+    Its output layer is a regression of clusters, or none; its frames are `truncated_arch`'s.
     """
-    layers = {str(i): params["layers"][str(i)] for i in range(depth)}
-    found = {**{name: part for name, part in params.items() if name != "head"}, "layers": layers}
-    head = None if regression is None else ClusterHead(regression["kernel"].shape[1])
-    if regression is not None:
-        found["head"] = {"project": dict(regression)}
-    return replace(arch, layers=arch.layers[:depth], head=head), found
+    found = truncated_arch(arch, depth)
+    less = {"head"} | (set() if found.upsampling == arch.upsampling else {"upsampling"})
+    kept = {name: part for name, part in params.items() if name not in less}
+    kept["layers"] = {str(i): params["layers"][str(i)] for i in range(depth)}
+    if regression is None:
+        return found, kept
+    head = ClusterHead(regression["kernel"].shape[1])
+    return replace(found, head=head), {**kept, "head": {"project": dict(regression)}}
 
 
 @partial(jax.jit, static_argnums=(0, 6, 7))
@@ -163,10 +177,9 @@ def _begin(
     inputs, counts = front_inputs(arch, samples, lengths, stats)
     model = restored(arch, params)
     heard = model.featurise(inputs, counts, jnp.dtype(dtype), "independent")
-    track = Track(heard.features, heard.lengths)
+    track, _ = model.shorten(Track(heard.features, heard.lengths), None, None)
     track = model.enter(track.of(model.embed(track.x, track.valid, None, None)), track.valid, None)
-    carry = model.relative(track.frames) if arch.relative else None
-    return _through(model, regression, track, carry, 0, end)
+    return _through(model, regression, track, None, 0, end)
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
@@ -174,17 +187,18 @@ def _go_on(
     arch: Arch, params: Params, regression: Regression | None, reached: Reached, start: int, end: int
 ) -> Reached:
     """Run layers `start` to `end`, the last not among them."""
-    track = Track(reached.x, reached.lengths)
-    return _through(restored(arch, params), regression, track, reached.carry, start, end)
+    return _through(restored(arch, params), regression, reached.track, reached.carry, start, end)
 
 
-def _through(model: Any, regression: Regression | None, track: Track, carry: Any, start: int, end: int) -> Reached:
+def _through(model: Model, regression: Regression | None, track: Track, carry: Any, start: int, end: int) -> Reached:
     """Run some layers, and the output layer behind them."""
-    outputs, carry = model.run_layers(model.layers[start:end], track.x, track.valid, None, "unroll", carry)
-    last = model.norm(outputs[-1]) if model.arch.norm_first else outputs[-1]
+    hidden, carry = model.go_on(track, carry, start, end)
+    track = hidden[-1]
+    last = track.of(model.norm(track.x)) if model.arch.norm_first else track
+    last = model.upsample(last, truncated_arch(model.arch, end).upsampling)
     lent = carry if model.lends[end - 1] or model.arch.relative else None
-    found = None if regression is None else entropy(last, track.counts, regression)
-    return Reached(outputs[-1], track.counts, lent, last, found)
+    found = None if regression is None else entropy(last.x, last.counts, regression)
+    return Reached(track, lent, last.x, last.counts, found)
 
 
 def entropy(last: Array, lengths: Array, regression: Regression) -> Array:

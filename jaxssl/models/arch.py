@@ -89,6 +89,7 @@ __all__ = [
     "StridedConvolution",
     "SummaryMixing",
     "TransposedConvolution",
+    "Upsampling",
     "Waveform",
     "Whisper",
 ]

@@ -66,7 +66,7 @@ def describe(base: Arch, params: Params) -> Arch:
             time_reduction=params["reduction"]["kernel"].shape[0] if "reduction" in params else 1,
             relative=(base.relative or RelativeBias(0)).read(params["relative"]) if "relative" in params else None,
             length_adapter=_length_adapter(base, params),
-            shortening=_outer(base.shortening, params),
+            shortening=_outer(base, params),
             upsampling=_upsampling(base, params),
         )
     except (KeyError, IndexError) as error:
@@ -80,19 +80,24 @@ def _length_adapter(base: Arch, params: Params) -> LengthAdapter | None:
     return part.read(params["length_adapter"]) if "length_adapter" in params else None
 
 
-def _outer(base: Shortening | None, arrays: Params) -> Shortening | None:
+def _outer(base: Arch, arrays: Params) -> Shortening | None:
     """Read what makes the features a shorter sequence."""
-    found = _shortening(base, arrays)
+    found = _shortening(base.shortening, base.firing, arrays)
     assert not isinstance(found, KeyMerging)  # which the front end has no keys for
     return found
 
 
-def _shortening(base: Inner | None, arrays: Params) -> Inner | None:
-    """Read what fires, groups or merges frames; a mean has no arrays, and is what the base says."""
-    mine, firing = arrays.get("shortening", {}), isinstance(base, IntegrateAndFire)
+def _shortening(base: Inner | None, fires: IntegrateAndFire | None, arrays: Params) -> Inner | None:
+    """Read what fires, groups or merges frames; a mean has no arrays, and is what the base says.
+
+    Frames fire in one place alone. Where that is the arrays tell, and how often `fires` does, of wherever the base has
+    it.
+    """
+    mine = arrays.get("shortening", {})
     if IntegrateAndFire.fits(mine):
-        return (base if isinstance(base, IntegrateAndFire) else IntegrateAndFire()).read(mine)
-    part = (None if firing else base) or (StridedConvolution(1) if "shortening" in arrays else None)
+        return (fires or IntegrateAndFire()).read(mine)
+    part = None if isinstance(base, IntegrateAndFire) else base
+    part = part or (StridedConvolution(1) if "shortening" in arrays else None)
     return part and part.read(mine)
 
 
@@ -102,7 +107,8 @@ def _upsampling(base: Arch, params: Params) -> Upsampling | None:
 
 
 def _layers(base: Arch, params: Params) -> tuple[Layer, ...]:
-    return tuple(_layer(_alike(base, i, params[str(i)]), params[str(i)]) for i in range(len(params)))
+    each = ((_alike(base, i, params[str(i)]), params[str(i)]) for i in range(len(params)))
+    return tuple(_layer(layer, base.firing, arrays) for layer, arrays in each)
 
 
 def _there(base: Arch, index: int) -> Inner | None:
@@ -117,9 +123,9 @@ def _alike(base: Arch, index: int, arrays: Params) -> Layer:
     return replace(found, shortening=_there(base, index))
 
 
-def _layer(base: Layer, arrays: Params) -> Layer:
+def _layer(base: Layer, fires: IntegrateAndFire | None, arrays: Params) -> Layer:
     adapter = Adapter(0).read(arrays[Adapter.place]) if Adapter.place in arrays else None
-    mixer, shortening = base.mixer.read(arrays[base.mixer.place]), _shortening(base.shortening, arrays)
+    mixer, shortening = base.mixer.read(arrays[base.mixer.place]), _shortening(base.shortening, fires, arrays)
     more: dict[str, Any] = {
         name: (getattr(base, name) or part).read(arrays[name]) for name, part in MORE.items() if name in arrays
     }

@@ -19,7 +19,7 @@ from jax.nn import initializers
 from compress.errors import InputError
 from compress.quantize import float32
 from jaxssl.models import choice
-from jaxssl.models.arch import Arch, Layer, StridedConvolution, TransposedConvolution
+from jaxssl.models.arch import Arch, Layer, StridedConvolution, TransposedConvolution, Upsampling
 from jaxssl.models.checks import check_arch, check_arrays, checked
 from jaxssl.models.dense import Dense
 from jaxssl.models.encoder_layer import EncoderLayer
@@ -125,9 +125,10 @@ class Model(nnx.Module):
         short, mask = self.shorten(whole, mask, rngs)
         features = short.of(self.embed(short.x, short.valid, mask, rngs))
         inside = short.valid if padding == "independent" else None  # other programs let padding into their positions
-        hidden = self.encode(features, inside, rngs, stack)
+        entered = self.enter(features, inside, rngs)
+        hidden, _ = self.go_on(entered, None, 0, len(self.layers), rngs, stack)
         last = hidden[-1].of(self.norm(hidden[-1].x)) if self.arch.norm_first else hidden[-1]
-        last = self.upsample(last, whole)
+        last = self.upsample(last, self.arch.upsampling)
         logits = self.head(last.x) if self.arch.head else None
         alone = lengths is not None and padding == "independent"
         adapted = self.length_adapter(last.x, last.counts, alone=alone) if self.arch.length_adapter else (None, None)
@@ -163,14 +164,13 @@ class Model(nnx.Module):
             return track, short.hide(mask)
         return track, spread(mask, track.frames, self.arch.grouped // self.arch.shortening.ratio)
 
-    def upsample(self, last: Track, whole: Track) -> Track:
-        """Bring the encoder's output back to the frames of the front end, where the model does so."""
-        if self.arch.upsampling is None:
+    def upsample(self, last: Track, how: Upsampling | None) -> Track:
+        """Bring a layer's output back to the frames of the front end; None: it stays as it is."""
+        if how is None:
             return last
-        x = self.upsampling(last.x, last.counts, whole.frames) if hasattr(self, "upsampling") else last.restored()
-        if whole.lengths is None:
-            return Track(x, None)
-        return Track(x, jnp.where(last.counts > 0, whole.lengths, jnp.zeros_like(whole.lengths)))
+        if isinstance(how, TransposedConvolution):
+            return last.whole(self.upsampling(last.x, last.counts, last.first))
+        return last.whole(last.restored())
 
     def embed(self, x: Array, valid: Array | None, mask: Array | None, rngs: Keys | None) -> Array:
         """Project features to (batch, time, width), masked frames replaced and padded ones zeroed."""
@@ -181,30 +181,33 @@ class Model(nnx.Module):
             x = jnp.where(mask[..., None], self.mask_embedding[...].astype(x.dtype)[None, None], x)
         return x if valid is None else jnp.where(valid[..., None], x, jnp.zeros_like(x))
 
-    def encode(self, features: Track, inside: Array | None, rngs: Keys | None, stack: Stack) -> tuple[Track, ...]:
-        """Run the Transformer stack: its input and every layer's output.
+    def go_on(
+        self, track: Track, carry: Any, start: int, end: int, rngs: Keys | None = None, stack: Stack = "unroll"
+    ) -> tuple[list[Track], Any]:
+        """Run layers from `start` to `end`, that one not among them; they hear no frame that is not valid.
 
-        Positions hear no frame that is not in `inside: (batch, time)`, layers none that is not valid.
+        Of an earlier run the `carry` goes on. Return the first one's input, each output, and what the last lends.
         """
-        track = self.enter(features, inside, rngs)
-        keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
-        start, carry = 0, self.relative(track.frames) if self.arch.relative else None
-        hidden = [track]
+        keys = None if rngs is None else jax.random.split(rngs.dropout(), end - start)
+        hidden, at = [track], start
         # A layer that lends something to the next runs apart from its equals, so that no scan need return it.
-        for run in _runs(self.arch.layers, self.lends):
-            end = start + run
-            layers, mine = self.layers[start:end], None if keys is None else keys[start:end]
-            if self.arch.layers[start].shortening:
+        for run in _runs(self.arch.layers[start:end], self.lends[start:end]):
+            layers, mine = self.layers[at : at + run], None if keys is None else keys[at - start : at - start + run]
+            if shorter := self.arch.layers[at].shortening:
                 track = layers[0].shortened(track, rngs)
+                hidden = hidden if at > start else [track]
+            if shorter or at == 0:
                 carry = self.relative(track.frames) if self.arch.relative else None
-                hidden = hidden if start else [track]
             outputs, carry = self.run_layers(layers, track.x, track.valid, mine, stack, carry)
             hidden += map(track.of, outputs)
-            track, start = hidden[-1], end
-        return tuple(hidden)
+            track, at = hidden[-1], at + run
+        return hidden, carry
 
     def enter(self, features: Track, inside: Array | None, rngs: Keys | None) -> Track:
-        """Return the input of the first layer: features with their positions, reduced in time where the model does."""
+        """Return the input of the first layer: features with their positions, reduced in time where the model does.
+
+        Positions hear no frame that is not in `inside: (batch, time)`.
+        """
         x = features.x + self.position(features.x, inside)
         if not self.arch.norm_first:
             x = self.norm(x)

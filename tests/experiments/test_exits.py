@@ -1,6 +1,7 @@
 """Utterances that leave early, as a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from experiments.curves.retime import retime
 from experiments.curves.runs import read_curves
 from jaxssl.inference.latency import Load
 from jaxssl.models import checkpoint
+from jaxssl.models.arch import AveragePooling, StridedConvolution
+from jaxssl.models.shorten import shortened
 from jaxssl.training.corpus import HeldOut
 from tests.experiments import small
 
@@ -31,8 +34,11 @@ def config(place, out, **changes):
 
 @pytest.mark.slow
 def test_a_threshold_of_0_is_the_whole_model_and_a_large_one_the_first_exit(place, tmp_path):
-    out = tmp_path / "exits"
-    asked = config(place, out, threshold=(0.0, 1e6))
+    """Also where the second layer hears half the frames, and a learned map brings them back."""
+    arch, params = checkpoint.load(place.model)
+    model, out = tmp_path / "halved", tmp_path / "exits"
+    checkpoint.save(model, *shortened(arch, params, None, {1: StridedConvolution(2)}, learned=True))
+    asked = replace(config(place, out, threshold=(0.0, 1e6)), model=str(model))
     exits.run(asked)
     dense, fixed, never, always = json.loads((out / "report.json").read_text())["points"]
     assert [row["name"] for row in (dense, fixed, never, always)] == [
@@ -50,7 +56,7 @@ def test_a_threshold_of_0_is_the_whole_model_and_a_large_one_the_first_exit(plac
     assert never["macs_g_per_s"] > dense["macs_g_per_s"] > always["macs_g_per_s"] > fixed["macs_g_per_s"]
     assert never["promised_speedup"] < 1 < always["promised_speedup"] < fixed["promised_speedup"]
     arch, _ = checkpoint.load(out / "models/layer-1-fixed")
-    assert (len(arch.layers), arch.head.clusters) == (1, 6)
+    assert (len(arch.layers), arch.head.clusters, arch.upsampling) == (1, 6, None)
     assert [curve.label for curve in read_curves(out)] == ["early exit, fixed", "early exit, entropy"]
     _, again = retime(read_curves(out), Load(0.5), dtype="float32", rounds=1)
     assert [row["speedup"] for row in again.points[1:]] == [never["speedup"], always["speedup"]]  # of no one program
@@ -73,6 +79,16 @@ def test_impossible_exits_are_refused(place, tmp_path, changes, words):
     with pytest.raises(InputError, match=words) as caught:
         exits.run(config(place, tmp_path / "run", **changes))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_exits_of_other_frames_are_refused(place, tmp_path):
+    arch, params = checkpoint.load(place.model)
+    arch, params = shortened(arch, params, None, {1: AveragePooling(2)})
+    checkpoint.save(tmp_path / "model", replace(arch, upsampling=None), params)
+    asked = replace(config(place, tmp_path / "run"), model=str(tmp_path / "model"))
+    with pytest.raises(InputError, match="1 behind layer 1, 2 behind layer 2; the exits have other frames"):
+        exits.run(asked)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,7 @@
 """A model in pieces is the model, and the model cut off behind each exit."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,10 +9,15 @@ import pytest
 from compress.errors import InputError
 from jaxssl.inference.cascade import Cascade, check_exits, entropy, truncated
 from jaxssl.inference.encode import encode
-from tests.archs import ARCHS, weights
+from jaxssl.models.arch import KeyMerging, Repeat
+from tests.archs import ARCHS, WAVLM, weights
 
-WHOLE = ("shortened", "firing", "convolution-stack")  # whose sequences change their length
-DEEP = [name for name, arch in ARCHS.items() if name not in WHOLE and len(arch.layers) > 1]
+MERGED = replace(  # the second layer weighs frames by those that the first merged
+    WAVLM, layers=tuple(replace(layer, shortening=KeyMerging(700)) for layer in WAVLM.layers[:2]), upsampling=Repeat()
+)
+UNRAISED = replace(ARCHS["shortened"], upsampling=None)
+DEEP = {name: arch for name, arch in ARCHS.items() if not arch.length_adapter and len(arch.layers) > 1}
+DEEP |= {"merging": MERGED, "not upsampled": UNRAISED}
 
 
 def speech():
@@ -20,8 +27,7 @@ def speech():
     return jnp.asarray(samples), jnp.asarray([7000])
 
 
-def cascade(name):
-    arch = ARCHS[name]
+def cascade(arch):
     draw = np.random.default_rng(1)
     regressions = {
         exit: {
@@ -33,9 +39,9 @@ def cascade(name):
     return Cascade(arch, weights(arch), tuple(range(1, len(arch.layers) + 1)), regressions)
 
 
-@pytest.mark.parametrize("name", DEEP)
-def test_each_piece_reaches_what_the_model_cut_off_there_gives(name):
-    made, (samples, lengths) = cascade(name), speech()
+@pytest.mark.parametrize("arch", DEEP.values(), ids=DEEP)
+def test_each_piece_reaches_what_the_model_cut_off_there_gives(arch):
+    made, (samples, lengths) = cascade(arch), speech()
     for exit, reached in made.pieces(samples, lengths):
         arch, params = truncated(made.arch, made.params, exit)
         alone = encode(arch, params, samples, lengths)
@@ -47,7 +53,7 @@ def test_each_piece_reaches_what_the_model_cut_off_there_gives(name):
 
 @pytest.mark.parametrize("name", ["mel", "large"])
 def test_no_threshold_is_the_whole_model_and_an_infinite_one_the_first_exit(name):
-    made, (samples, lengths) = cascade(name).ready(), speech()
+    made, (samples, lengths) = cascade(ARCHS[name]).ready(), speech()
     depth = len(made.arch.layers)
     (_, first), *_, (_, last) = made.pieces(samples, lengths)
     exit, reached = made.leave(samples, lengths, threshold=0.0)
@@ -79,11 +85,10 @@ def test_what_cannot_be_taken_apart_is_refused():
     for exits in ((), (0, 3), (3, 1), (1,), (1, 1, 3), (1, 4)):
         with pytest.raises(InputError, match="give layers from 1 to 3, rising, 3 last"):
             check_exits(arch, exits)
-    for name in WHOLE:
-        with pytest.raises(InputError, match="sequences change their length"):
-            check_exits(ARCHS[name], tuple(range(1, len(ARCHS[name].layers) + 1)))
+    with pytest.raises(InputError, match="a length adapter stands behind the encoder"):
+        check_exits(ARCHS["convolution-stack"], (1,))
     with pytest.raises(InputError, match="exit behind layer 1: no output layer"):
         Cascade(arch, {}, (1, 3), {})
-    made = cascade("mel")
+    made = cascade(arch)
     with pytest.raises(InputError, match="2 utterances leave one by one"):
         made.leave(jnp.zeros((2, 9000)), jnp.asarray([9000, 9000]), threshold=1.0)

@@ -16,7 +16,19 @@ from jaxssl.models.describe import describe
 from jaxssl.models.inner_maps import map_inputs
 from jaxssl.models.model import apply, init, shapes
 from jaxssl.models.sites import matrices
-from tests.archs import ARCHS, BASE, LARGE, MEL, beside_noise, forward, fresh, noise, transformer_layer, weights
+from tests.archs import (
+    ARCHS,
+    BASE,
+    LARGE,
+    MEL,
+    beside_noise,
+    forward,
+    fresh,
+    noise,
+    transformer_layer,
+    weights,
+    without_layers,
+)
 
 every_arch = pytest.mark.parametrize("arch", list(ARCHS.values()), ids=list(ARCHS))
 
@@ -28,7 +40,7 @@ def test_describe_inverts_init(arch, key):
 
 @every_arch
 def test_describe_needs_only_what_shapes_cannot_tell(arch, key):
-    base = replace(arch, layers=(), width=0, mask_embedding=not arch.mask_embedding)
+    base = replace(without_layers(arch), width=0, mask_embedding=not arch.mask_embedding)
     base = replace(base, project=None if arch.project else FULL, time_reduction=3)
     if isinstance(arch.front, Waveform):
         base = replace(base, front=replace(arch.front, feature_norm=not arch.front.feature_norm))

@@ -29,7 +29,7 @@ from jaxssl.models.arch import (
 )
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.mixers.summaries import FAR
-from tests.archs import ARCHS, FIRING_INSIDE, LIMITED, MEL, SOFTENED, weights
+from tests.archs import ARCHS, LIMITED, MEL, SOFTENED, weights
 
 TOLERANCE = 1e-4
 
@@ -66,7 +66,6 @@ KNOWN |= {
         shortening=AveragePooling(2),
         norm_first=True,
     ),
-    "firing inside": FIRING_INSIDE,
     "firing less": replace(FIRING, shortening=IntegrateAndFire(3, amount=1.4, tail="round")),
     "firing often": replace(FIRING, shortening=IntegrateAndFire(1, threshold=0.3, amount=0.5, most=100)),
     "no room": replace(FIRING, shortening=IntegrateAndFire(3, amount=0.0, most=40)),

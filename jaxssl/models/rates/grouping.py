@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.tree_util import Partial
 
 from compress.errors import InputError
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import convolve, uniform_init
 from jaxssl.models.part import Arrays, Names
-from jaxssl.models.rates.track import Shortened
+from jaxssl.models.rates.track import Shortened, taken
 
 MOST = 1000  # frames that may become one, 20 s of speech
 
@@ -107,7 +108,7 @@ class Pooling(nnx.Module):
         window = (1, self.part.ratio, 1)
         zero = np.zeros((), x.dtype)  # a constant, or JAX does not know that it may differentiate
         sums = jax.lax.reduce_window(x, zero, jax.lax.add, window, window, "VALID")
-        return _grouped(sums / self.part.ratio, lengths, self.part.ratio)
+        return _grouped(sums / self.part.ratio, x.shape[1], lengths, self.part.ratio)
 
 
 class Convolution(nnx.Module):
@@ -122,21 +123,19 @@ class Convolution(nnx.Module):
     def __call__(self, x: Array, lengths: Array | None, rngs: Keys | None = None) -> Shortened:
         """Shorten `x: (batch, time, width)`, of which `lengths: (batch,)` are valid; None: all."""
         y = convolve(x, self.kernel[...], stride=self.part.ratio) + self.bias[...].astype(x.dtype)[None, None]
-        return _grouped(y, lengths, self.part.ratio)
+        return _grouped(y, x.shape[1], lengths, self.part.ratio)
 
 
-def _grouped(x: Array, lengths: Array | None, ratio: int) -> Shortened:
+def _grouped(x: Array, frames: int, lengths: Array | None, ratio: int) -> Shortened:
     """Tell of groups, (batch, groups, width), where each frame is found again: in its own, or in the last whole one."""
-
-    def restore(y: Array, frames: int) -> Array:
-        groups = jnp.full(y.shape[0], y.shape[1]) if lengths is None else lengths // ratio
-        own = jnp.arange(frames, dtype=groups.dtype)[None] // ratio
-        return jnp.take_along_axis(y, jnp.clip(own, 0, jnp.maximum(groups - 1, 0)[:, None])[..., None], axis=1)
+    groups = jnp.full(x.shape[0], x.shape[1]) if lengths is None else lengths // ratio
+    own = jnp.arange(frames, dtype=groups.dtype)[None] // ratio
+    own = jnp.clip(own, 0, jnp.maximum(groups - 1, 0)[:, None])
 
     def hide(mask: Array) -> Array:
         return jax.lax.reduce_window(mask, False, jax.lax.bitwise_or, (1, ratio), (1, ratio), "VALID")
 
-    return Shortened(x, None if lengths is None else lengths // ratio, restore, hide)
+    return Shortened(x, None if lengths is None else groups, Partial(taken, own), hide)
 
 
 def spread(mask: Array | None, frames: int, ratio: int) -> Array | None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.tree_util import Partial
 
 from compress.errors import InputError
 from jaxssl.models.keys import Keys, OneKey
@@ -170,7 +171,7 @@ class Integration(nnx.Module):
             hidden = jnp.einsum("bkt,bt->bk", firing.shares, mask.astype(jnp.float32))
             return hidden > SEEN * threshold
 
-        return Shortened(z, jnp.minimum(firing.lengths, room), lambda y, _: firing.spread(y), hide, own)
+        return Shortened(z, jnp.minimum(firing.lengths, room), Partial(Firing.spread, firing), hide, own)
 
     def count(self, x: Array, lengths: Array | None) -> Array:
         """Count the frames that fire of each row, (batch,), room or not; arguments as of a call."""

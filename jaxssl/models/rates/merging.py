@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.tree_util import Partial
 
 from compress.errors import InputError
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import frame_mask
 from jaxssl.models.part import Arrays
-from jaxssl.models.rates.track import Shortened
+from jaxssl.models.rates.track import Shortened, taken
 
 WHOLE = 1000  # that `kept` is a part of
 TINY = 1e-12  # of a product of two keys' lengths, so that keys of zeros are like none
@@ -98,13 +99,10 @@ class Merging(nnx.Module):
         heard = jnp.where(weights[..., None] > 0, x, jnp.zeros_like(x))
         z = _totals(share[..., None] * heard.astype(jnp.float32), own, room).astype(x.dtype)
 
-        def restore(y: Array, frames: int) -> Array:
-            return jnp.take_along_axis(y, own[..., None], axis=1)
-
         def hide(mask: Array) -> Array:
             return _totals(mask[..., None].astype(jnp.float32), own, room)[..., 0] > 0
 
-        return Shortened(z, None if lengths is None else left, restore, hide, sizes=whole)
+        return Shortened(z, None if lengths is None else left, Partial(taken, own), hide, sizes=whole)
 
 
 def places(keys: Array, counts: Array, left: Array) -> Array:

@@ -11,15 +11,13 @@ from compress.errors import InputError
 from compress.plan import Shorter
 from jaxssl.models import cost
 from jaxssl.models.arch import IntegrateAndFire
-from jaxssl.models.arch_json import from_json, to_json
-from jaxssl.models.describe import describe
 from jaxssl.models.model import apply, shapes
 from jaxssl.models.shorten import by_step
-from tests.archs import FIRING_INSIDE, MEL, beside_noise, forward, noise, weights
+from tests.archs import ARCHS, MEL, forward, noise, weights
 
-ARCH = ROOMY = FIRING_INSIDE
+ARCH = ARCHS["firing-inside"]
+ROOMY = ARCH.refired(IntegrateAndFire(3))
 PLAIN = replace(MEL, layers=MEL.layers[:2])
-ROOMED = ARCH.refired(IntegrateAndFire(3, amount=0.8, most=90))  # of which arrays do not tell all
 LENGTHS = np.array([30, 21], np.int32)
 
 
@@ -36,18 +34,6 @@ def test_weights_of_one_are_no_compression(key):
     assert [each.tolist() for each in out.lengths] == [LENGTHS.tolist()] * 3
     for row, count in enumerate(LENGTHS):
         np.testing.assert_allclose(out.logits[row, :count], wanted.logits[row, :count], atol=1e-5)
-
-
-def test_arrays_and_json_tell_it():
-    assert describe(replace(ARCH, layers=()), weights(ARCH)) == ARCH
-    assert describe(ROOMED, weights(ROOMED)) == from_json(to_json(ROOMED)) == ROOMED
-
-
-def test_padding_changes_nothing(key):
-    alone, together, frames = beside_noise(ARCH, weights(ARCH), key)
-    assert int(together.last_lengths[0]) == frames == alone.last.shape[1]
-    assert int(together.lengths[-1][0]) == int(alone.lengths[-1][0]) < frames
-    np.testing.assert_allclose(together.last[0, :frames], alone.last[0], atol=1e-5, rtol=1e-4)
 
 
 def test_frames_are_counted_where_they_fire(key):

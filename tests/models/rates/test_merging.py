@@ -60,7 +60,7 @@ def run(kept):
 
     def call(x, lengths, keys, sizes):
         short = module(x, lengths, keys, sizes)
-        return short.x, short.lengths, short.sizes, short.restore(short.x, x.shape[1])
+        return short.x, short.lengths, short.sizes, short.restore(short.x)
 
     return jax.jit(call)
 
