@@ -20,7 +20,7 @@ from compress.errors import InputError
 from jaxssl.data.buckets import choose, plan
 from jaxssl.data.logmel import WINDOW, Stats, logmel, normalize, stack, windows
 from jaxssl.data.padding import pad
-from jaxssl.inference.firing_room import Held, held, only_fires, released, roomed
+from jaxssl.inference.firing_room import Held, held, released, roomed
 from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
@@ -149,8 +149,7 @@ def hear_fired(
 ) -> tuple[Array, Array]:
     """Encode a padded batch as `hear` does, with no more room for what fires than it needs (`inference.firing_room`).
 
-    It is not one program: the host waits until frames are weighed. Of a model of which `only_fires` is not true, and
-    while something is traced, use `hear`.
+    It is not one program: the host waits until frames are weighed, so it cannot be traced.
     """
     before = _held(arch, params, stats, inputs, lengths, dtype)
     return released(roomed(arch, int(before.needed)), params, before, layers)
@@ -216,7 +215,7 @@ def encode_all(
     planned = plan(lengths, edges, batch_size=batch, rng=None, fill=True)
     arch, params = prepared(arch, params, dtype=dtype) if prepare else (arch, params)
     run = partial(hear, arch, params, stats, layers=layers, dtype=dtype)
-    if only_fires(arch) and (layers == "last" or (layers == "logits" and arch.head)):
+    if arch.firing and (layers == "last" or (layers == "logits" and arch.head)):
         run = partial(hear_fired, arch, params, stats, layers=layers, dtype=dtype)
     owners, inputs = [i for i, _ in parts], [part for _, part in parts]
     ran = (

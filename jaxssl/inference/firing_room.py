@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxssl.models.arch import Arch
-from jaxssl.models.model import Model, Params, restored
-from jaxssl.models.rates.integrate_and_fire import IntegrateAndFire, Integration
+from jaxssl.models.model import Params, restored
+from jaxssl.models.rates.integrate_and_fire import Integration
 from jaxssl.models.rates.track import Track
 
 # Of 100 frames; each room is some four fifths of the one before, so that a ninth of it stays empty on the mean.
@@ -29,26 +29,19 @@ class Held:
     """A batch before its frames fire.
 
     Attributes:
-        x: what they are, (batch, time, size): features of the front end, or the input of the layer that fires.
-        lengths: valid frames of each row, (batch,); None: all.
+        track: features of the front end, or the input of the layer that fires.
         needed: frames of 100 that there must be room for, ().
     """
 
-    x: Array
-    lengths: Array | None
+    track: Track
     needed: Array
-
-
-def only_fires(arch: Arch) -> bool:
-    """Tell whether firing is all that changes the length of a sequence in a model; others run by one program."""
-    return len(arch.rates) == 1 and arch.firing is not None and arch.time_reduction == 1 and not arch.length_adapter
 
 
 def held(arch: Arch, params: Params, inputs: Array, lengths: Array | None, dtype: Any) -> Held:
     """Run a model to where its frames fire.
 
     Args:
-        arch: of a model of which `only_fires` is true.
+        arch: of a model that fires.
         params: its parameters.
         inputs: of its front end, as `jaxssl.models.model.apply`.
         lengths: (batch,), valid samples or frames of each row; None: all.
@@ -58,13 +51,12 @@ def held(arch: Arch, params: Params, inputs: Array, lengths: Array | None, dtype
     heard = model.featurise(inputs, lengths, jnp.dtype(dtype), "independent")
     track = Track(heard.features, heard.lengths)
     if at is not None:
-        embedded = track.of(model.embed(track.x, track.valid, None, None))
-        track = model.enter(embedded, track.valid, None)
-        carry = model.relative(track.frames) if arch.relative else None
-        if at:
-            track = track.of(model.run_layers(model.layers[:at], track.x, track.valid, None, "unroll", carry)[0][-1])
-    fired, frames = _firing(model).count(track.x, track.lengths) + MORE, jnp.maximum(track.counts, 1)
-    return Held(track.x, track.lengths, jnp.max(-((99 - 100 * fired) // frames)))
+        short, _ = model.shorten(track, None, None)
+        track = model.enter(short.of(model.embed(short.x, short.valid, None, None)), short.valid, None)
+        track = model.go_on(track, None, 0, at)[0][-1]
+    fires: Integration = (model if at is None else model.layers[at]).shortening
+    fired, frames = fires.count(track.x, track.lengths) + MORE, jnp.maximum(track.counts, 1)
+    return Held(track, jnp.max(-((99 - 100 * fired) // frames)))
 
 
 def roomed(arch: Arch, needed: int) -> Arch:
@@ -82,27 +74,17 @@ def released(arch: Arch, params: Params, before: Held, layers: Literal["last", "
         arch: as `roomed` has it.
         params: the model's parameters.
         before: what `held` gave.
-        layers: "last", the encoder's output, (batch, time, width); or what the output layer makes of it.
+        layers: "last", what the whole model returns, (batch, time, width); or what its output layer says.
 
     Returns:
         That, and the valid frames of each row, (batch,). A row of which more fires than there is room for is NaN.
     """
-    model, whole, at = restored(arch, params), Track(before.x, before.lengths), arch.fires_at
+    model, track, at = restored(arch, params), before.track, arch.fires_at
     if at is None:
-        short, _ = model.shorten(whole, None, None)
-        last = model.encode(short.of(model.embed(short.x, short.valid, None, None)), short.valid, None, "unroll")[-1]
-    else:
-        short = model.layers[at].shortened(whole, None)
-        carry = model.relative(short.frames) if arch.relative else None
-        last = short.of(model.run_layers(model.layers[at:], short.x, short.valid, None, "unroll", carry)[0][-1])
-    if arch.norm_first:
-        last = last.of(model.norm(last.x))
-    last = model.upsample(last, whole)
-    return model.head(last.x) if layers == "logits" else last.x, last.counts
-
-
-def _firing(model: Model) -> Integration:
-    fires = model if model.arch.fires_at is None else model.layers[model.arch.fires_at]
-    assert isinstance(model.arch.firing, IntegrateAndFire)
-    found: Integration = fires.shortening
-    return found
+        short, _ = model.shorten(track, None, None)
+        track = model.enter(short.of(model.embed(short.x, short.valid, None, None)), short.valid, None)
+    last = model.go_on(track, None, at or 0, len(arch.layers))[0][-1]
+    last = model.upsample(last.of(model.norm(last.x)) if arch.norm_first else last, arch.upsampling)
+    if layers == "logits":
+        return model.head(last.x), last.counts
+    return model.length_adapter(last.x, last.counts, alone=True) if arch.length_adapter else (last.x, last.counts)

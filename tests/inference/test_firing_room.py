@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from jaxssl.inference.encode import encode, encode_all, hear_fired
-from jaxssl.inference.firing_room import ROOMS, held, only_fires, released, roomed
+from jaxssl.inference.firing_room import ROOMS, held, released, roomed
 from jaxssl.models.arch import AveragePooling, IntegrateAndFire
-from tests.archs import ARCHS, FIRING_INSIDE, forward, noise, weights
+from tests.archs import ARCHS, forward, noise, weights
 
-INSIDE, FRONT = FIRING_INSIDE, replace(ARCHS["firing"], shortening=IntegrateAndFire(3))
-PLACES = pytest.mark.parametrize("arch", [FRONT, INSIDE, replace(INSIDE, norm_first=True)], ids=["front", "1", "pre"])
+INSIDE = ARCHS["firing-inside"].refired(IntegrateAndFire(3))
+FRONT = replace(ARCHS["firing"], shortening=IntegrateAndFire(3))
+MORE = replace(INSIDE, norm_first=True, shortening=AveragePooling(2))
+PLACES = pytest.mark.parametrize("arch", [FRONT, INSIDE, MORE], ids=["front", "inside", "behind means, pre-LN"])
 LENGTHS = np.array([30, 21], np.int32)
 
 
@@ -61,11 +63,3 @@ def test_samples_are_heard_too(key):
     wanted = encode(arch, weights(arch), samples, counts)
     np.testing.assert_allclose(found, wanted.last, atol=1e-5)
     assert frames.tolist() == wanted.last_lengths.tolist()
-
-
-def test_what_else_shortens_runs_by_one_program():
-    assert only_fires(FRONT)
-    assert only_fires(INSIDE)
-    first, *others = INSIDE.layers
-    assert not only_fires(replace(INSIDE, layers=(replace(first, shortening=AveragePooling(2)), *others)))
-    assert not only_fires(ARCHS["mel"])
