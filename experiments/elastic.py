@@ -3,13 +3,19 @@
     python -m experiments.elastic
     python -m experiments.elastic --width 256 192 128 --layers 6 5 4 --steps 200 --budget rtf=50%
     python -m experiments.elastic --subnet width=192,layers=5 heads=4,ratio=2 --no-alone
+    python -m experiments.elastic --loss lighthubert --largest-first 50 --steps 200
     python -m experiments.elastic --model SUPERNET --steps 0 --budget rtf=70%
 
 The model becomes a supernet as LightHuBERT's (arXiv 2203.15610): a subnet has the first channels, heads and units of
 its arrays, and its last layers of each block go first. In training subnets are masks in the supernet's shapes, one
-program for all; each update the largest, the smallest and --random more learn what the dense model says (sandwich
-rule). Heads and units that add most on speech come first from the beginning. Then subnets are cut out, models like any
-other: saved, counted, timed in turns with the dense model and probed, without any training of their own.
+program for all; each update the largest, the smallest and --random more learn from the dense model (sandwich rule).
+Heads and units that add most on speech come first from the beginning. Then subnets are cut out, models like any other:
+saved, counted, timed in turns with the dense model and probed, without any training of their own.
+
+What they learn is what the dense model says or, with --loss lighthubert, its last layer: each subnet hears masked
+speech and predicts all frames through one linear head, of which it has the first rows and which is dropped afterwards;
+the output layer learns its clusters by itself. That asks for no output layer of the model's own, as LightHuBERT's files
+have none. --largest-first N is their first stage: in that many of the updates the largest subnet learns alone.
 
 --subnet names them, as width=192,layers=5,heads=6,ratio=3; what is left out is the largest. Default: the largest, the
 smallest and five between. --budget chooses one by the loss on training speech and measured time, MACs or parameters.
@@ -32,14 +38,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 
 from compress.errors import InputError
 from experiments.curves.before import known_before
 from experiments.curves.choosing import Chooser, Judge, ordered
-from experiments.curves.curve import Curve
+from experiments.curves.curve import Curve, check_heeded
 from experiments.curves.job import Job, draw, open_job, open_model, recovering, trained
 from experiments.curves.measures import MACS, TIME
 from experiments.curves.planning import Budgets, budgets_of
@@ -56,6 +62,7 @@ from jaxssl.runtime.ranges import Count, Natural, Positive, Written
 from jaxssl.training.calendar import Calendar
 from jaxssl.training.distillation import joined, split
 from jaxssl.training.fit import open_run
+from jaxssl.training.hidden_states import lighthubert
 from jaxssl.training.lesson import Lesson
 from jaxssl.training.output_layer import with_output_layer
 from jaxssl.training.sandwich import supernet_programs
@@ -104,7 +111,13 @@ class Config(Curve):
     steps: Natural[int] = 200
     """updates of the supernet, and of each subnet alone; 0: the model is a supernet"""
     masked: On = True
-    """teacher and subnets hear masked speech, and masked frames count; off: all of it, and every frame"""
+    """of --loss soft: teacher and subnets hear masked speech, and masked frames count; off: all of it, every frame"""
+    loss: Literal["soft", "lighthubert"] = "soft"
+    """what subnets learn of the dense model: soft, its cluster probabilities; lighthubert, its hidden layers"""
+    taught: Count[tuple[int, ...]] = ()
+    """of --loss lighthubert: layers that they predict, from 1, each from their own of that place; default: the last"""
+    largest_first: Natural[int] = 0
+    """of the updates, the first in which the largest subnet learns alone"""
     subnet: Subnets[tuple[str, ...]] = ()
     """subnets to measure; default: the largest, the smallest, and five between"""
     budget: Budgets[tuple[str, ...]] = ()
@@ -119,6 +132,7 @@ class Config(Curve):
 
 def run(config: Config) -> None:
     """Carry out the experiment."""
+    check_heeded(config, [config.loss], flag="--loss", by={"masked": ("soft",), "taught": ("lighthubert",)})
     model, subject = open_model(config)
     if subject.masks:
         raise InputError(f"{model.name}: weights that are zero stay zero, and a supernet keeps no masks; use another")
@@ -131,6 +145,7 @@ def run(config: Config) -> None:
             ("depths", config.layers),
         )
     }
+    _check_stages(config, len(subject.arch.layers))
     space = space_of(subject.arch, **falling)
     subnets = subnets_of(config, space)
     for subnet in subnets.values():
@@ -139,8 +154,7 @@ def run(config: Config) -> None:
     training = config.settings(config.steps, paper=False, log_every=max(config.steps // 10, 1))
     schedule = Schedule(Calendar((), config.steps), (1.0,))
     job = open_job(config, model, subject, schedule, training, out=config.out)
-    lesson = recovering(job, "distil", config.out, masked=config.masked)
-    assert lesson is not None
+    lesson = lesson_of(config, job)
     if config.steps:
         job = replace(job, subject=ordered(job, space))
     console.print(f"a supernet of {space.count:,} subnets", markup=False)
@@ -168,9 +182,35 @@ def run(config: Config) -> None:
         technique="elastic",
         label="supernet",
         now=1.0,
-        notes=[f"{space.count:,} subnets; {config.random + 2} hear each update"],
+        notes=[f"{space.count:,} subnets; {config.random + 2} hear each update{_first(config)}"],
         picture=partial(methods.draw, names=METHODS, costs=(TIME, MACS)),
     )
+
+
+def _check_stages(config: Config, depth: int) -> None:
+    """Refuse a first stage that is longer than all, and layers that are not there.
+
+    Raises:
+        InputError: the message says which.
+    """
+    if config.largest_first > config.steps:
+        raise InputError(
+            f"--largest-first {config.largest_first} --steps {config.steps}: the first stage is part of the updates; "
+            f"give 0 to {config.steps}, or more --steps"
+        )
+    if any(layer > depth for layer in config.taught) or len(set(config.taught)) < len(config.taught):
+        named = " ".join(map(str, config.taught))
+        raise InputError(f"--taught {named}: the model has {depth} layers; give some of 1 to {depth}, each once")
+
+
+def lesson_of(config: Config, job: Job) -> Lesson:
+    """Return how subnets learn from the dense model; errors as `recovering`."""
+    if config.loss == "soft":
+        lesson = recovering(job, "distil", config.out, masked=config.masked)
+        assert lesson is not None
+        return lesson
+    choose = partial(lighthubert, layers=config.taught)
+    return Lesson(job.model.arch, job.subject.seen, choose, job.training)  # asked anew, for layers would fill disks
 
 
 def subnets_of(config: Config, space: Space) -> dict[str, Subnet]:
@@ -201,17 +241,25 @@ def subnets_of(config: Config, space: Space) -> dict[str, Subnet]:
     return found
 
 
+def _first(config: Config) -> str:
+    return f", the first {config.largest_first} the largest alone" if config.largest_first else ""
+
+
 def supernet(config: Config, job: Job, lesson: Lesson, space: Space) -> Params:
     """Train the supernet in a folder of its own, or go on there; return its parameters."""
     if not config.steps:
         return job.subject.seen
     console.print("training the supernet", markup=False)
     training, arch = job.training, job.subject.arch
-    with open_run(config.out / SUPERNET, job.data, training, passes=3.0 * (config.random + 2)) as run:
+    shared = config.steps - config.largest_first
+    passes = 3.0 * (config.largest_first + shared * (config.random + 2)) / config.steps
+    with open_run(config.out / SUPERNET, job.data, training, passes=passes) as run:
         params = joined(job.subject.seen, lesson.heads(arch, seed=training.seed))
         state = run.begin(start(params, optimizer(training).build(), seed=training.seed))
-        programs = supernet_programs(run, arch, state, lesson, space, count=config.random, seed=training.seed)
-        state = run.train(programs, state, last=config.steps)
+        for last, count in ((config.largest_first, None), (config.steps, config.random)):
+            if int(state.step) < last:
+                programs = supernet_programs(run, arch, state, lesson, space, count=count, seed=training.seed)
+                state = run.train(programs, state, last=last)
         found: Params = fetch(split(state.params)[0])
     return found
 

@@ -110,7 +110,7 @@ def check_heeded(config: Curve, hows: Iterable[str], *, flag: str, by: Mapping[s
     for name, ways in by.items():
         if name in given and getattr(config, name) != given[name] and not chosen & set(ways):
             found = getattr(config, name)
-            value = "" if found is True else f" {' '.join(found) if isinstance(found, tuple) else found}"
+            value = "" if found is True else f" {' '.join(map(str, found)) if isinstance(found, tuple) else found}"
             raise InputError(
                 f"--{name.replace('_', '-')}{value}: it is for {flag} {' and '.join(ways)}, and "
                 f"{', '.join(sorted(chosen))} is chosen; leave it out"

@@ -215,14 +215,30 @@ def distilling(
         mask = batch["mask"] if loss.masked else None
         seen, inputs, lengths = view(student, held), batch["inputs"], batch["lengths"]
         output = apply(arch, seen, inputs, lengths, mask=mask, key=key, dtype=dtype, stack=stack)
-        taught: Any = jax.lax.stop_gradient(batch[TAUGHT])
-        value, sums = loss(heads, output, taught, batch["labels"], batch["mask"])
-        if arch.head is not None and not loss.wanted.logits:
-            alone = _output_layer(arch, seen, output, batch["labels"])
-            value, sums = value + alone, sums | once({"clusters": alone})
-        return value, sums
+        return compared(arch, loss, seen, heads, output, batch)
 
     return objective
+
+
+def compared(
+    arch: Arch, loss: Distillation, params: Params, heads: Params, output: Output, batch: Arrays
+) -> tuple[Array, Sums]:
+    """Return the loss of an output, and what to report; where it compares no logits, the output layer's own beside it.
+
+    Args:
+        arch: of the student.
+        loss: how it learns.
+        params: the student's.
+        heads: what is trained beside them.
+        output: of the student.
+        batch: what it heard, and what the teacher said of it.
+    """
+    taught: Any = jax.lax.stop_gradient(batch[TAUGHT])
+    value, sums = loss(heads, output, taught, batch["labels"], batch["mask"])
+    if arch.head is not None and not loss.wanted.logits:
+        alone = _output_layer(arch, params, output, batch["labels"])
+        value, sums = value + alone, sums | once({"clusters": alone})
+    return value, sums
 
 
 def check_frames(student: Arch, teacher: Arch, ratio: int) -> None:

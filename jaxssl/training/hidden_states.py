@@ -14,6 +14,7 @@ from compress.errors import InputError
 from jaxssl.models.arch import Arch
 from jaxssl.models.layers import frame_mask, gelu, uniform_init
 from jaxssl.models.model import Output, Params
+from jaxssl.models.supernet import layers_kept
 from jaxssl.training.distillation import Taught, Wanted, check_frames, mean, once, zero
 from jaxssl.training.losses import Sums
 
@@ -51,29 +52,31 @@ class HiddenStates:
     Attributes:
         pairs: the layers.
         distance: of a head's output and the teacher's layer.
-        head: linear: a projection to the teacher's width; mlp: with a hidden layer and a GELU before (DistilHuBERT's
-            prediction heads); none: the student's layer as it is, of the teacher's width and frames.
-        target: plain: the teacher hears the speech as it is; crossed: masked frames are compared with what it says of
-            the plain speech, the others with what it says of the masked speech (ARMHuBERT).
+        head: linear: a projection to the teacher's width; identity: one that begins as nothing but the student's
+            channels; mlp: with a hidden layer and a GELU before (DistilHuBERT's prediction heads); none: the student's
+            layer as it is, of the teacher's width and frames.
+        target: plain: teacher and student hear the speech as it is; contextual: the student hears the masked speech,
+            and all its frames are compared with what the teacher says of the plain speech (LightHuBERT); crossed:
+            masked frames are, the others with what the teacher says of the masked speech (ARMHuBERT).
         frames: frames of the teacher to one of the student; the heads then upsample by a transposed convolution of so
             many taps (FitHuBERT).
     """
 
     pairs: tuple[Pair, ...]
     distance: Distance = mean_square
-    head: Literal["linear", "mlp", "none"] = "linear"
-    target: Literal["plain", "crossed"] = "plain"
+    head: Literal["linear", "identity", "mlp", "none"] = "linear"
+    target: Literal["plain", "contextual", "crossed"] = "plain"
     frames: int = 1
 
     @property
     def masked(self) -> bool:
-        """The student hears the masked speech where it learns to cross it."""
-        return self.target == "crossed"
+        """The student hears the masked speech but where it learns what is plain."""
+        return self.target != "plain"
 
     @property
     def wanted(self) -> Wanted:
         """The pairs' layers, of plain speech and, to cross, of masked speech."""
-        return Wanted(True, self.masked, tuple(sorted({pair.teacher for pair in self.pairs})))
+        return Wanted(True, self.target == "crossed", tuple(sorted({pair.teacher for pair in self.pairs})))
 
     def heads(self, student: Arch, teacher: Arch, key: Array) -> Params:
         """Draw a head for each pair, PyTorch's defaults.
@@ -98,6 +101,8 @@ class HiddenStates:
             head["up"] = _dense((width,), (self.frames, width), keys[0])
         if self.head == "mlp":
             head["inner"] = _dense((width,), (width,), keys[1])
+        if self.head == "identity":
+            return {**head, "outer": {"kernel": jnp.eye(width, target), "bias": jnp.zeros(target)}}
         return {**head, "outer": _dense((width,), (target,), keys[2])}
 
     def __call__(self, heads: Params, output: Output, taught: Taught, labels: Array, mask: Array) -> tuple[Array, Sums]:
@@ -213,6 +218,26 @@ def dphubert(student: Arch, teacher: Arch) -> HiddenStates:
     mine, theirs = len(student.layers), len(teacher.layers)
     pairs = tuple(dict.fromkeys(Pair(round(mine * part), round(theirs * part)) for part in thirds))
     return HiddenStates(pairs, l1_cosine)
+
+
+def lighthubert(student: Arch, teacher: Arch, layers: tuple[int, ...] = ()) -> HiddenStates:
+    """Predict the teacher's last layer, at masked and unmasked frames, from masked speech (Wang et al. 2022).
+
+    The distance, and a head that begins as the identity, for subnets are made of their teacher, are ours: how the
+    authors measure is not known to us.
+
+    Args:
+        student: the teacher's subnet of its size, or a supernet of the teacher's size.
+        teacher: who teaches.
+        layers: of the teacher, from 1, each predicted from the same layer, or the last before it that the student
+            kept; none named: its last from the student's last.
+    """
+    if not layers:
+        pairs: tuple[Pair, ...] = (Pair(len(student.layers), len(teacher.layers)),)
+    else:
+        kept = layers_kept(len(student.layers), len(teacher.layers))
+        pairs = tuple(Pair(sum(each < layer for each in kept), layer) for layer in layers)
+    return HiddenStates(pairs, l1_cosine, head="identity", target="contextual")
 
 
 def same_layers(student: Arch, teacher: Arch) -> HiddenStates:

@@ -1,7 +1,8 @@
 """Training of a supernet: every update the largest subnet, the smallest and random ones learn from a teacher.
 
 The rule is that of universally slimmable networks (Yu and Huang 2019): what largest and smallest can do bounds the
-others. LightHuBERT samples one subnet a step instead, after a first stage in which the supernet alone is distilled.
+others. LightHuBERT samples one subnet a step instead, after a first stage in which the supernet alone is distilled; so
+may the largest subnet learn alone here at first.
 Subnets are sizes in a batch (`jaxssl.models.supernet`), so that one program trains all of them.
 """
 
@@ -18,7 +19,7 @@ from jaxssl.models.model import Stack
 from jaxssl.models.subnets import Space
 from jaxssl.models.supernet import Sizes, masked, sizes, stacked
 from jaxssl.training.corpus import pretraining_loss
-from jaxssl.training.distillation import TAUGHT, Distillation, once, split, student
+from jaxssl.training.distillation import Distillation, compared, once, split, student
 from jaxssl.training.fit import Programs, Run
 from jaxssl.training.lesson import Give, Lesson
 from jaxssl.training.losses import Sums
@@ -32,7 +33,8 @@ SUBNETS = "subnets"  # in a batch: sizes of those that hear it, stacked
 def sandwich(arch: Arch, loss: Distillation, *, dtype: Any = jnp.float32, stack: Stack = "unroll") -> Objective:
     """Return the objective of a supernet: the mean of `loss` over the subnets in a batch.
 
-    Reported beside it: `largest` and `smallest`, the losses of the first two.
+    Where that compares no logits, an output layer learns the labels on its own, as `distilling` has it. Reported beside
+    the mean: `largest` and `smallest`, the losses of the first two; of the largest alone its own twice.
 
     Args:
         arch: of the supernet.
@@ -43,37 +45,40 @@ def sandwich(arch: Arch, loss: Distillation, *, dtype: Any = jnp.float32, stack:
 
     def objective(params: Any, held: Any, batch: Arrays, key: Array | None) -> tuple[Array, Sums]:
         net, heads = split(params)
-        taught: Any = jax.lax.stop_gradient(batch[TAUGHT])
         mask = batch["mask"] if loss.masked else None
 
-        def each(subnet: Sizes) -> Array:
+        def each(subnet: Sizes) -> tuple[Array, Array]:
             output = masked(
                 arch, net, subnet, batch["inputs"], batch["lengths"], mask=mask, key=key, dtype=dtype, stack=stack
             )
-            return loss(heads, output, taught, batch["labels"], batch["mask"])[0]
+            value, told = compared(arch, loss, net, heads, output, batch)
+            return value, told["loss"][0]
 
-        losses = jax.lax.map(each, batch[SUBNETS])  # one after the other: the memory of one forward pass fewer
-        return losses.mean(), once({"loss": losses.mean(), "largest": losses[0], "smallest": losses[1]})
+        values, losses = jax.lax.map(each, batch[SUBNETS])  # one after the other: the memory of one forward pass fewer
+        smallest = losses[min(1, losses.shape[0] - 1)]
+        return values.mean(), once({"loss": losses.mean(), "largest": losses[0], "smallest": smallest})
 
     return objective
 
 
-def drawing(give: Give, arch: Arch, space: Space, *, count: int, seed: int) -> Give:
-    """Add to a batch the subnets that hear it: the largest, the smallest and `count` random ones.
+def drawing(give: Give, arch: Arch, space: Space, *, count: int | None, seed: int) -> Give:
+    """Add to a batch the subnets that hear it: the largest, the smallest and `count` random ones; None: the largest.
 
     They depend on the seed and the batch's position only, so that a resumed run draws the same.
     """
 
     def giving(batch: Any, position: Any) -> Any:
         rng = np.random.default_rng((seed, position["epoch"], position["step"]))
-        drawn = [space.largest, space.smallest, *(space.draw(rng) for _ in range(count))]
+        drawn = [space.largest]
+        if count is not None:
+            drawn += [space.smallest, *(space.draw(rng) for _ in range(count))]
         return {**give(batch, position), SUBNETS: stacked([sizes(arch, subnet) for subnet in drawn])}
 
     return giving
 
 
 def supernet_programs(
-    run: Run, arch: Arch, state: State, lesson: Lesson, space: Space, *, count: int, seed: int
+    run: Run, arch: Arch, state: State, lesson: Lesson, space: Space, *, count: int | None, seed: int
 ) -> Programs:
     """Build what trains a supernet in a run folder, and validates its largest subnet.
 
@@ -83,7 +88,7 @@ def supernet_programs(
         state: which the programs are for.
         lesson: of whom and how all subnets learn.
         space: the subnets.
-        count: random ones of each update.
+        count: random ones of each update, besides the largest and the smallest; None: the largest learns alone.
         seed: of the draw.
     """
     training = run.training

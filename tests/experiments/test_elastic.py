@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import partialmethod
 
 import jax
 import numpy as np
 import pytest
 
+from compress.address import flatten
 from compress.errors import InputError
 from experiments import elastic
 from experiments.curves import choosing
@@ -18,7 +20,9 @@ from jaxssl.models import checkpoint
 from jaxssl.models.arch import melhubert_mini
 from jaxssl.models.subnets import space_of
 from jaxssl.models.supernet import Subnet, sliced
-from tests.archs import forward, noise
+from jaxssl.training import fit
+from jaxssl.training.telemetry import read_journal
+from tests.archs import forward, noise, weights
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device", "untimed")
@@ -75,6 +79,40 @@ def test_a_supernet_is_used_as_it_is_without_training(place, tmp_path):
     assert point["step"] == 0
 
 
+@pytest.mark.slow
+def test_hidden_layers_teach_a_supernet_without_an_output_layer(place, tmp_path, monkeypatch):
+    """In two stages; broken off in each of them, it goes on to the bit."""
+    arch = replace(checkpoint.load(place.model)[0], head=None)
+    checkpoint.save(tmp_path / "bare", arch, weights(arch))
+    words = {"loss": "lighthubert", "largest_first": 4, "steps": 16, "subnet": ("width=8,layers=2,heads=2",)}
+    words |= {"alone": False, "control": False, "save_every": 1, "learning_rate": 1e-3}
+    asked = [replace(config(place, tmp_path / f"run-{i}" / "out", **words), model=str(tmp_path / "bare")) for i in "01"]
+    elastic.run(asked[0])
+    told = [row for row in read_journal(asked[0].out / "supernet") if "largest" in row]
+    assert [row["largest"] == row["smallest"] for row in told] == [True] * 4 + [False] * 12
+    first, last = (np.mean([row["smallest"] for row in rows]) for rows in (told[4:8], told[12:]))
+    assert last < first - 0.02
+    real = fit.Run.train
+    for stop in (2, 9):
+        monkeypatch.setattr(fit.Run, "train", partialmethod(broken_off, real, stop))
+        with pytest.raises(KeyboardInterrupt):
+            elastic.run(asked[1])
+    monkeypatch.undo()
+    elastic.run(asked[1])
+    name = "w8-l2-h2-r1.5-supernet"
+    one, two = (flatten(checkpoint.load(each.out / "models" / name)[1]) for each in asked)
+    assert all(np.array_equal(one[path], two[path]) for path in one)
+    point = json.loads((asked[0].out / "report.json").read_text())["points"][1]
+    assert (point["name"], point["step"]) == (name, 16)
+
+
+def broken_off(run, train, stop, programs, state, *, last):
+    state = train(run, programs, state, last=min(last, stop))
+    if stop <= last:
+        raise KeyboardInterrupt
+    return state
+
+
 def test_order_changes_no_function_and_brings_the_best_first(place):
     arch, params = checkpoint.load(place.model)
     space, speech = space_of(arch), load_speech((str(place.audio),), limit=2)
@@ -113,6 +151,9 @@ def test_what_subnets_take_adds_up():
         ({"subnet": ("width=12.5",)}, "--subnet width=12.5: write"),
         ({"subnet": ("width=18",)}, "width 18, .* the supernet has 16"),
         ({"subnet": ("layers=1",)}, "1 and 1 layers .* subnets have 2 to 3"),
+        ({"largest_first": 3}, "--largest-first 3 --steps 2: .* give 0 to 2, or more --steps"),
+        ({"taught": (2,)}, "--taught 2: it is for --loss lighthubert, and soft is chosen"),
+        ({"taught": (4,), "loss": "lighthubert"}, "--taught 4: the model has 3 layers"),
         ({"width": (8, 4)}, "the largest subnet has width 8"),
         ({"budget": ("rtf=150%",)}, "--budget rtf=150%: the model takes no more"),
     ],

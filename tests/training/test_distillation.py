@@ -27,6 +27,7 @@ from jaxssl.training.hidden_states import (
     fithubert,
     l1_cosine,
     l1_log_sigmoid,
+    lighthubert,
     mean_square,
     same_layers,
     spread,
@@ -46,7 +47,7 @@ RECIPES = {
     "starhubert": starhubert,
     "same_layers": same_layers,
 }
-RECIPES |= {"dphubert": dphubert}
+RECIPES |= {"dphubert": dphubert, "lighthubert": lighthubert}
 FRAMES = 151  # of the longest batch
 FIXED = [(kind, t, a) for kind in ("nomasked", "masked") for t, a in ((1, "1"), (2, "1"), (2, "0.5"))]
 
@@ -190,12 +191,11 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(speech):
     batch, params = speech
     taught = teach(STILL, HiddenStates(spread(3, 3, 3)).wanted)(params, batch, None)
     output = forward(STILL, params, batch["inputs"], batch["lengths"])
-    eye = {"outer": {"kernel": jnp.eye(STILL.width), "bias": jnp.zeros(STILL.width)}}
     pairs = spread(len(STILL.layers), len(STILL.layers), len(STILL.layers))
-    heads = {str(i): eye for i in range(len(pairs))}
     least = {mean_square: 0.0, l1_cosine: -1.0, l1_log_sigmoid: float(-jax.nn.log_sigmoid(1.0))}
     for distance, value in least.items():
-        loss = HiddenStates(pairs, distance)
+        loss = HiddenStates(pairs, distance, head="identity")
+        heads = loss.heads(STILL, STILL, jax.random.key(0))
         found, _ = loss(heads, output, taught, batch["labels"], batch["mask"])
         np.testing.assert_allclose(found, value * len(pairs), atol=1e-5)
     plain, _ = same_layers(STILL, STILL)({}, output, taught, batch["labels"], batch["mask"])
@@ -203,6 +203,14 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(speech):
     gram = TemporalGram(pairs)
     said = teach(STILL, gram.wanted)(params, batch, None)
     assert float(gram({}, output, said, batch["labels"], batch["mask"])[0]) < 1e-10
+
+
+def test_a_subnet_predicts_a_layer_from_the_last_that_it_kept_before_it():
+    six = replace(STILL, layers=STILL.layers[:1] * 6)
+    four = replace(six, layers=six.layers[:4])  # 0, 1, 2 and 4
+    assert lighthubert(four, six).pairs == (Pair(4, 6),)
+    assert lighthubert(four, six, (3, 4, 5)).pairs == (Pair(3, 3), Pair(3, 4), Pair(4, 5))
+    assert lighthubert(six, six, (3, 4)).pairs == (Pair(3, 3), Pair(4, 4))
 
 
 def test_crossing_swaps_what_is_masked(speech):

@@ -12,7 +12,8 @@ from compress.errors import InputError
 from jaxssl.models.arch import Dropout, PositionalConvolution, melhubert_mini
 from jaxssl.models.subnets import LIGHTHUBERT, PUBLISHED, Space, named, space_of
 from jaxssl.models.supernet import Subnet, check_subnet, layers_kept, sizes, sliced, stacked
-from jaxssl.training.distillation import TAUGHT, SoftLabels, distilling, teach
+from jaxssl.training.distillation import HEADS, TAUGHT, SoftLabels, distilling, joined, split, teach
+from jaxssl.training.hidden_states import lighthubert
 from jaxssl.training.sandwich import SUBNETS, drawing, sandwich
 from tests.archs import MEL, noise, transformer_layer, weights
 
@@ -22,8 +23,11 @@ ARCH = replace(
 SPACE = space_of(ARCH)
 
 
-@pytest.fixture(scope="module")
-def batch():
+SOFT, HIDDEN = SoftLabels((ARCH.head.clusters,), masked=True), lighthubert(ARCH, ARCH, (1, 3))
+BARE = replace(ARCH, head=None)
+
+
+def batch(loss):
     inputs, draw = noise(ARCH, 0), np.random.default_rng(0)
     found = {
         "inputs": inputs,
@@ -31,36 +35,70 @@ def batch():
         "labels": jnp.asarray(draw.integers(0, ARCH.head.clusters, (2, 30)), jnp.int32),
         "mask": jnp.asarray(draw.random((2, 30)) < 0.5),
     }
-    loss = SoftLabels((ARCH.head.clusters,), masked=True)
-    return {**found, TAUGHT: teach(ARCH, loss.wanted)(weights(ARCH, 1), found, None)}, loss
+    return {**found, TAUGHT: teach(ARCH, loss.wanted)(weights(ARCH, 1), found, None)}
 
 
-def test_an_update_is_the_mean_of_what_each_subnet_learns_alone(batch):
-    inputs, loss = batch
-    subnets, params = (SPACE.largest, SPACE.smallest), weights(ARCH)
+def learn(goal, tree, heard):
+    (value, sums), found = jax.jit(jax.value_and_grad(goal, has_aux=True))(tree, (), heard, None)
+    return float(value), sums, found
+
+
+def cut_out(tree, subnet):
+    """A subnet's parameters, or their gradients, and the rows of the heads that are its own."""
+    net, heads = split(tree)
+    arch, cut = sliced(ARCH if "head" in net else BARE, net, subnet)
+    rows = {
+        i: {"outer": {**h["outer"], "kernel": np.asarray(h["outer"]["kernel"])[: subnet.width]}}
+        for i, h in heads.items()
+    }
+    return arch, joined(cut, rows)
+
+
+@pytest.mark.parametrize("loss", [HIDDEN, pytest.param(SOFT, marks=pytest.mark.slow)], ids=["hidden", "soft"])
+def test_an_update_is_the_mean_of_what_each_subnet_learns_alone(loss):
+    """Of the largest subnet that is what the dense model would learn."""
+    subnets, inputs = (SPACE.largest, SPACE.smallest), batch(loss)
+    tree = joined(weights(ARCH), loss.heads(ARCH, ARCH, jax.random.key(0)))
     heard = {**inputs, SUBNETS: stacked([sizes(ARCH, subnet) for subnet in subnets])}
-    goal = sandwich(ARCH, loss, stack="scan")
-    (value, sums), found = jax.jit(jax.value_and_grad(goal, has_aux=True))(params, (), heard, None)
+    value, sums, found = learn(sandwich(ARCH, loss, stack="scan"), tree, heard)
     alone = []
     for subnet in subnets:
-        arch, cut = sliced(ARCH, params, subnet)
-        alone.append(
-            jax.jit(jax.value_and_grad(distilling(arch, loss, stack="scan"), has_aux=True))(cut, (), inputs, None)
-        )
-    losses = [float(each[0][0]) for each in alone]
-    np.testing.assert_allclose(float(value), np.mean(losses), rtol=1e-5)
+        small, cut = cut_out(tree, subnet)
+        mine = loss if loss is SOFT else lighthubert(small, ARCH, (1, 3))
+        alone.append(learn(distilling(small, mine, stack="scan"), cut, inputs))
+    np.testing.assert_allclose(value, np.mean([each[0] for each in alone]), rtol=1e-5)
+    losses = [float(each[1]["loss"][0]) for each in alone]
     np.testing.assert_allclose([float(sums[name][0]) for name in ("largest", "smallest")], losses, rtol=1e-5)
-    whole, small = (flatten(each[1]) for each in alone)
+    whole, small = (flatten(each[2]) for each in alone)
     kept = layers_kept(len(subnets[1].heads), 3)
-    for new, old in enumerate(kept):
-        mine, theirs = (f"layers/{i}/attention/q/kernel" for i in (old, new))
-        expected = np.array(whole[mine])
-        part = small[theirs]
-        expected[: part.shape[0], : part.shape[1]] += part
-        np.testing.assert_allclose(flatten(found)[mine], expected / 2, atol=1e-5 * np.abs(expected).max())
+    paths = {f"layers/{old}/attention/q/kernel": f"layers/{new}/attention/q/kernel" for new, old in enumerate(kept)}
+    paths |= {path: path for path in whole if path.startswith(HEADS) or path.startswith("head")}
+    for mine, theirs in paths.items():
+        expected, part = np.array(whole[mine]), small[theirs]
+        expected[tuple(map(slice, part.shape))] += part
+        np.testing.assert_allclose(
+            flatten(found)[mine], expected / 2, atol=1e-5 * np.abs(expected).max() + 1e-8, err_msg=mine
+        )
 
 
-def test_subnets_of_an_update_depend_on_its_place_alone(batch):
+def test_hidden_layers_reach_nothing_but_the_subnet_s_own_parts():
+    """And need no output layer. Of the positional kernel all has a gradient, for it is divided by its whole norm."""
+    tree = joined(weights(BARE), HIDDEN.heads(BARE, BARE, jax.random.key(0)))
+    heard = {**batch(HIDDEN), SUBNETS: stacked([sizes(BARE, SPACE.smallest)])}
+    _, sums, found = learn(sandwich(BARE, HIDDEN, stack="scan"), tree, heard)
+    assert float(sums["largest"][0]) == float(sums["smallest"][0]) == float(sums["loss"][0])
+    kept, reached = layers_kept(len(SPACE.smallest.heads), 3), {}
+    for path, gradient in flatten(cut_out(found, SPACE.smallest)[1]).items():
+        room, *rest = path.split("/")
+        rest = [str(kept[int(rest[0])]), *rest[1:]] if room == "layers" else rest
+        reached["/".join((room, *rest))] = float(np.abs(gradient).sum())
+    for path, gradient in flatten(found).items():
+        if not path.startswith("position"):
+            np.testing.assert_allclose(float(np.abs(gradient).sum()), reached.get(path, 0), rtol=1e-5, err_msg=path)
+    assert all(value > 0 for path, value in reached.items() if not path.endswith("k/bias"))
+
+
+def test_subnets_of_an_update_depend_on_its_place_alone():
     give = drawing(lambda batch, position: batch, ARCH, SPACE, count=2, seed=3)
     one, same, other = (give({}, {"epoch": 0, "step": step})[SUBNETS] for step in (4, 4, 5))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(same), strict=True):
@@ -68,6 +106,9 @@ def test_subnets_of_an_update_depend_on_its_place_alone(batch):
     assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
     np.testing.assert_array_equal(one.width[:2], [16, 8])
     assert one.heads.shape == (4, 3)
+    first = drawing(lambda batch, position: batch, ARCH, SPACE, count=None, seed=3)({}, {"epoch": 0, "step": 4})
+    for a, b in zip(jax.tree.leaves(first[SUBNETS]), jax.tree.leaves(sizes(ARCH, SPACE.largest)), strict=True):
+        np.testing.assert_array_equal(a, b[None])
 
 
 def test_what_is_drawn_is_in_the_space():
