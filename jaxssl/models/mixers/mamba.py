@@ -12,7 +12,7 @@ from compress.errors import InputError
 from jaxssl.models.dense import Dense
 from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
-from jaxssl.models.layers import convolve, encoder_init
+from jaxssl.models.layers import depthwise, encoder_init
 from jaxssl.models.mixers.selective_scan import CHUNK, selective_scan
 from jaxssl.models.names import CONV, FLAT, JOIN, PAIR, SAME, SPLIT, Rule, dense_rules, norm_rules
 from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, check_counts, form_of
@@ -248,7 +248,7 @@ class Convolution(nnx.Module):
 
     def convolved(self, x: Array, zeros: int) -> Array:
         """Convolve it with as many zeros before it."""
-        y = convolve(x, self.kernel[...], padding=(zeros, 0), groups=self.kernel[...].shape[2])
+        y = depthwise(x, self.kernel[...], padding=(zeros, 0))
         return y + self.bias[...].astype(x.dtype)[None, None]
 
 
