@@ -16,7 +16,7 @@ from jaxssl.models.activations import FUNCTIONS, Activation
 from jaxssl.models.dense import Dense
 from jaxssl.models.feed_forward import FeedForward
 from jaxssl.models.keys import Keys
-from jaxssl.models.layers import NORM_EPSILON, convolve, uniform_init
+from jaxssl.models.layers import NORM_EPSILON, depthwise, uniform_init
 from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, check_counts, form_of
 
 
@@ -125,8 +125,8 @@ class Depthwise(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Convolve `x: (batch, time, channels)`, zeros beyond both ends."""
-        taps, _, channels = self.kernel[...].shape
-        y = convolve(x, self.kernel[...], padding=(taps // 2, taps // 2), groups=channels)
+        side = self.kernel[...].shape[0] // 2
+        y = depthwise(x, self.kernel[...], padding=(side, side))
         return y + self.bias[...].astype(x.dtype)[None, None]
 
 

@@ -6,14 +6,17 @@ float32. Shapes use `batch`, `time` (frames), `width`. `rngs` is None in evaluat
 
 import math
 from collections.abc import Callable
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.export import is_symbolic_dim
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from jaxssl.models import choice
 from jaxssl.models.bits import kept
 from jaxssl.models.keys import Keys
 
@@ -65,6 +68,21 @@ def convolve(
         feature_group_count=groups,
         precision=precision,
     )
+
+
+def depthwise(x: Array, kernel: Array, *, padding: tuple[int, int]) -> Array:
+    """Convolve each channel of `x: (batch, time, channels)` alone, with `kernel: (taps, 1, channels)`; without a bias.
+
+    Sums are float32.
+    """
+    taps, _, channels = kernel.shape
+    frames = x.shape[1] + sum(padding) - taps + 1
+    if is_symbolic_dim(frames) or choice.depthwise(taps) == "convolution":
+        return convolve(x, kernel, padding=padding, groups=channels)
+    whole = jnp.pad(x.astype(jnp.float32), ((0, 0), padding, (0, 0)))
+    weights = kernel.astype(x.dtype).astype(jnp.float32)  # what a convolution would multiply by
+    products = (whole[:, i : i + frames] * weights[i][None] for i in range(taps))
+    return reduce(jnp.add, products).astype(x.dtype)
 
 
 class LayerNorm(nnx.LayerNorm):

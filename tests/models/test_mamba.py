@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
+from jaxssl.models import choice
 from jaxssl.models.arch import Mamba
 from jaxssl.models.mixers.selective_scan import CHUNK, selective_scan
 from jaxssl.models.model import init
 from jaxssl.models.names import CONV, JOIN, PAIR, SPLIT
+from jaxssl.runtime import native
 from tests.archs import MAMBA, mix
 
 BLOCK = Mamba(192, state=24, rank=4)
@@ -61,9 +63,11 @@ def under(original, prefix):
     return {name.removeprefix(prefix): each for name, each in original.items() if name.startswith(prefix)}
 
 
-@partial(jax.jit, static_argnums=0)
-def gradients(part, arrays, x, probe):
-    return jax.grad(lambda arrays, x: (mix(part, arrays, x) * probe).sum(), argnums=(0, 1))(arrays, x)
+@partial(jax.jit, static_argnums=(0, 4))
+def gradients(part, arrays, x, probe, way="XLA"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "scan", lambda **_: way)
+        return jax.grad(lambda arrays, x: (mix.__wrapped__(part, arrays, x) * probe).sum(), argnums=(0, 1))(arrays, x)
 
 
 def near(found, wanted):
@@ -71,11 +75,18 @@ def near(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * max(1, np.abs(wanted).max()))
 
 
-def test_the_block_and_its_gradients(original):
+@pytest.fixture(params=["XLA", "native"])
+def way(request):
+    if request.param == "native" and not native.ready():
+        pytest.skip("no C++ compiler")
+    return request.param
+
+
+def test_the_block_and_its_gradients(original, way):
     arrays = arrays_of(under(original, "block/weights/"), 64, 192)
     x, probe = original["block/x"], original["block/probe"]
     near(mix(BLOCK, arrays, x), original["block/y"])
-    mine, of_x = gradients(BLOCK, arrays, x, probe)
+    mine, of_x = gradients(BLOCK, arrays, x, probe, way)
     near(of_x, original["block/grad_x"])
     wanted = arrays_of(under(original, "block/grad/"), 64, 192)
     assert jax.tree.structure(mine) == jax.tree.structure(wanted)
@@ -95,22 +106,22 @@ def test_two_mambas(original):
     near(mix(part, arrays, original["block/x"][..., :32]), original["external_postnorm/before_residual"])
 
 
-def scanned(original, frames=slice(None), state=None):
+def scanned(original, way, frames=slice(None), state=None):
     given = {name: jnp.asarray(each) for name, each in under(original, "scan/in/").items()}
     x, step, into, out = (given[name].swapaxes(1, 2)[:, frames] for name in ("u", "delta", "B", "C"))
     steps = jax.nn.softplus(step + given["delta_bias"][None, None])
-    y, state = selective_scan(x, steps, given["A"], into, out, state)
+    y, state = selective_scan(x, steps, given["A"], into, out, state, way=way)
     y = (y + given["D"][None, None] * x) * jax.nn.silu(given["z"].swapaxes(1, 2)[:, frames])
     return y, state
 
 
-def test_the_scan_and_its_state(original):
+def test_the_scan_and_its_state(original, way):
     """Also in two pieces, the second from the state that the first left."""
-    y, state = scanned(original)
+    y, state = scanned(original, way)
     near(y.swapaxes(1, 2), original["scan/out"])
     near(state, original["scan/last_state"])
-    first, between = scanned(original, slice(0, 11))
-    second, last = scanned(original, slice(11, None), between)
+    first, between = scanned(original, way, slice(0, 11))
+    second, last = scanned(original, way, slice(11, None), between)
     near(jnp.concatenate([first, second], 1), y)
     near(last, state)
 

@@ -9,10 +9,11 @@ from flax import nnx
 from jax import Array
 
 from compress.errors import InputError
+from jaxssl.models import choice
 from jaxssl.models.dense import Dense
 from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
-from jaxssl.models.layers import convolve, encoder_init
+from jaxssl.models.layers import depthwise, encoder_init
 from jaxssl.models.mixers.selective_scan import CHUNK, selective_scan
 from jaxssl.models.names import CONV, FLAT, JOIN, PAIR, SAME, SPLIT, Rule, dense_rules, norm_rules
 from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, check_counts, form_of
@@ -248,14 +249,15 @@ class Convolution(nnx.Module):
 
     def convolved(self, x: Array, zeros: int) -> Array:
         """Convolve it with as many zeros before it."""
-        y = convolve(x, self.kernel[...], padding=(zeros, 0), groups=self.kernel[...].shape[2])
+        y = depthwise(x, self.kernel[...], padding=(zeros, 0))
         return y + self.bias[...].astype(x.dtype)[None, None]
 
 
 class Recurrence(nnx.Module):
     """What a scan remembers how long, `log_decay` (channels, state), and passes by, `skip` (channels,)."""
 
-    def __init__(self, channels: int, state: int):
+    def __init__(self, channels: int, state: int, *, prepared: bool):
+        self.prepared, self.learning = prepared, False
         each = jnp.log(jnp.arange(1, state + 1, dtype=jnp.float32))
         self.log_decay = nnx.Param(jnp.tile(each, (channels, 1)))
         self.skip = nnx.Param(jnp.ones(channels))
@@ -264,7 +266,8 @@ class Recurrence(nnx.Module):
         self, x: Array, step: Array, into: Array, out: Array, state: Array | None = None
     ) -> tuple[Array, Array]:
         """Scan `x: (batch, time, channels)` from a state on, None: zeros; return the state after it too."""
-        y, state = selective_scan(x, step, -jnp.exp(self.log_decay[...]), into, out, state)
+        way, decay = choice.scan(prepared=self.prepared, learning=self.learning), -jnp.exp(self.log_decay[...])
+        y, state = selective_scan(x, step, decay, into, out, state, way=way)
         return (y + self.skip[...][None, None] * x.astype(jnp.float32)).astype(x.dtype), state
 
 
@@ -277,7 +280,7 @@ class Scans(nnx.Module):
             setattr(self, spec.name, Dense(spec, prepared=prepared, rngs=rngs))
         for side in part.sides:
             setattr(self, f"{side}conv", Convolution(part.taps, part.channels(side), rngs=rngs))
-            setattr(self, f"{side}scan", Recurrence(part.channels(side), part.state))
+            setattr(self, f"{side}scan", Recurrence(part.channels(side), part.state, prepared=prepared))
 
     def __call__(self, x: Array, valid: Array | None, rngs: Keys | None, before: Any) -> tuple[Array, None]:
         """Scan `x: (batch, time, width)`; frames where `valid: (batch, time)` is false move no state."""

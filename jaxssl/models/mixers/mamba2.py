@@ -14,7 +14,7 @@ from compress.errors import InputError
 from jaxssl.models.dense import Dense
 from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
-from jaxssl.models.layers import NORM_EPSILON, convolve, encoder_init
+from jaxssl.models.layers import NORM_EPSILON, depthwise, encoder_init
 from jaxssl.models.mixers.duality import CHUNK, chunked, duality
 from jaxssl.models.mixers.mamba import Directions, check_one_way
 from jaxssl.models.part import FULL, Arrays, Dropout, Form, Map, Names, Units, check_counts, form_of
@@ -241,7 +241,7 @@ class Convolution(nnx.Module):
         taps, channels = self.kernel[...].shape[0], math.prod(x.shape[2:])
         whole, held = (x, Memory()) if memory is None else joined(memory, name, x)
         flat, kernel = whole.reshape(*whole.shape[:2], channels), self.kernel[...].reshape(taps, 1, channels)
-        y = convolve(flat, kernel, padding=(taps - 1 if memory is None else 0, 0), groups=channels).reshape(x.shape)
+        y = depthwise(flat, kernel, padding=(taps - 1 if memory is None else 0, 0)).reshape(x.shape)
         return jax.nn.silu(y + self.bias[...].astype(x.dtype)[None, None]), held
 
 

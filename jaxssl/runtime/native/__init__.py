@@ -1,8 +1,8 @@
 """Kernels of our own for the parts of a forward pass that XLA's CPU code spreads badly over threads.
 
 They are built from `kernels.cc` when a model first asks for them (`jaxssl.runtime.native.build`), in 12 s once, and
-called through XLA's foreign function interface. Those that have derivatives, for training, are called by `gradients`.
-Where they cannot be built, models run as XLA compiles them: `jaxssl.models.choice` asks `ready`.
+called through XLA's foreign function interface. Those that have derivatives, for training, are called by `gradients`
+and `scan`. Where they cannot be built, models run as XLA compiles them: `jaxssl.models.choice` asks `ready`.
 
 Products take weights that are packed (`pack`), in float32, bfloat16 or int8. As the processor has it, bfloat16 is
 multiplied by AMX, by AVX512-BF16, or in float32 from half as many bytes; int8 by AMX, by VNNI, or number by number,

@@ -27,7 +27,8 @@ FORWARD, LEARNING = (
     ("attention", "product", "factored", "int8"),
     ("attention_gradient", "convolution", "kernel_gradient", "frames_gradient"),
 )
-KERNELS = tuple(f"{name}_{dtype}" for name in (*FORWARD, *LEARNING) for dtype in ("float32", "bfloat16"))
+SCANNING = ("scan_float32", "scan_gradient_float32")  # of a state, which bfloat16 would lose
+KERNELS = (*(f"{name}_{dtype}" for name in (*FORWARD, *LEARNING) for dtype in ("float32", "bfloat16")), *SCANNING)
 # A process of its own loads a new library first: a broken one would end the process that asked for it.
 TRIAL = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); [getattr(library, name) for name in sys.argv[2:]]"
 

@@ -1,11 +1,12 @@
 // Parts of a forward pass that XLA's CPU code spreads badly over threads, or does without the processor's instructions
-// for bfloat16 and int8: attention without its maps, and products with packed weights. They give what the plain
-// formulation gives, but for rounding (tests/runtime/test_native.py).
+// for bfloat16 and int8: attention without its maps, products with packed weights, and selective scans. They give what
+// the plain formulation gives, but for rounding (tests/runtime/test_native.py).
 
 #include "attention.h"
 #include "backward.h"
 #include "buffers.h"
 #include "map.h"
+#include "scan.h"
 
 namespace {
 
@@ -233,3 +234,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(frames_gradient_float32, FramesGradient<Float32>, 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_bfloat16, Convolution<BFloat16>, convolution_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kernel_gradient_bfloat16, KernelGradient<BFloat16>, kernel_gradient_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(frames_gradient_bfloat16, FramesGradient<BFloat16>, frames_gradient_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(scan_float32, Scan, scan_of());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(scan_gradient_float32, ScanGradient, scan_gradient_of());
