@@ -21,6 +21,8 @@ from tests.runtime.test_native import _compiler, kernels, normal  # noqa: F401
 
 SIZES = [  # batch, time, inner, state
     (3, 0, 5, 1),
+    (0, 5, 4, 3),
+    (2, 5, 0, 3),
     (3, 1, 5, 3),
     (1, CHUNK - 1, 17, 16),
     (3, CHUNK, 70, 1),
