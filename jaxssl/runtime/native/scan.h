@@ -1,7 +1,8 @@
 // The selective scan of Mamba-1 and its gradient, in float32: h(t) = exp(step(t) decay) h(t - 1) + step(t) x(t) into(t)
-// and y(t) = h(t) · out(t). Vectors are of channels, which lie beside each other in every array but `into` and `out`, so
-// that no frame needs a sum over the lanes of one; a task has some channels of one row, whose states stay in the cache.
-// Sums over channels and rows are of parts that depend on sizes alone, added in one order: the same bits every time.
+// and y(t) = h(t) · out(t). Vectors are of channels, which lie beside each other in every array but `into` and `out`,
+// so that no frame needs a sum over the lanes of one; a task has some channels of one row, whose states stay in the
+// cache. Sums over channels and rows are of parts that depend on sizes alone, added in one order: the same bits every
+// time.
 #pragma once
 
 #include "buffers.h"
