@@ -4,19 +4,24 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from compress.errors import InputError
+from compress.plan import Shorter
 from experiments import exits
+from experiments.curves.bare import bare
 from experiments.curves.leaving import mixed, read_speech, taken, thresholds_of
 from experiments.curves.retime import retime
 from experiments.curves.runs import read_curves
 from jaxssl.inference.latency import Load
 from jaxssl.models import checkpoint
 from jaxssl.models.arch import AveragePooling, StridedConvolution
-from jaxssl.models.shorten import shortened
+from jaxssl.models.model import shapes
+from jaxssl.models.shorten import by_step, shortened
 from jaxssl.training.corpus import HeldOut
+from tests.archs import MEL, weights
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -90,6 +95,14 @@ def test_exits_of_other_frames_are_refused(place, tmp_path):
     with pytest.raises(InputError, match="1 behind layer 1, 2 behind layer 2; the exits have other frames"):
         exits.run(asked)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_stays_of_a_model_that_merges_frames_is_a_model():
+    """Without heads there are no keys by which they could merge."""
+    arch = by_step(MEL, weights(MEL), Shorter(2, 1, "merge"))[0]
+    left, params = bare(arch, weights(arch))
+    assert [layer.heads for layer in left.layers] == [0] * 3
+    assert jax.tree.structure(params) == jax.tree.structure(shapes(left))
 
 
 def test_speech_without_audio_is_refused():

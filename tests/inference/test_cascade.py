@@ -39,7 +39,11 @@ def cascade(arch):
     return Cascade(arch, weights(arch), tuple(range(1, len(arch.layers) + 1)), regressions)
 
 
-@pytest.mark.parametrize("arch", DEEP.values(), ids=DEEP)
+def each(archs, *, slow):
+    return [pytest.param(arch, id=name, marks=[pytest.mark.slow] * (name in slow)) for name, arch in archs.items()]
+
+
+@pytest.mark.parametrize("arch", each(DEEP, slow=("conformer",)))
 def test_each_piece_reaches_what_the_model_cut_off_there_gives(arch):
     made, (samples, lengths) = cascade(arch), speech()
     for exit, reached in made.pieces(samples, lengths):
