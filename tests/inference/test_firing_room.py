@@ -46,9 +46,8 @@ def test_the_room_is_the_smallest_that_holds_what_fires_and_never_more_than_the_
     assert all(small < large <= 1.34 * small for small, large in pairwise(ROOMS))
 
 
-@PLACES
-def test_utterances_are_encoded_so_whatever_else_is_in_their_batch(key, arch):
-    arch = at(arch, 1.0)
+def test_utterances_are_encoded_so_whatever_else_is_in_their_batch(key):
+    arch = at(MORE, 1.0)
     params, x = weights(arch), np.asarray(noise(arch, key))
     found = dict(encode_all(arch, params, [x[0], x[1, :21], x[0, :9]], batch=2, programs=1))
     for number, utterance in enumerate((x[0], x[1, :21], x[0, :9])):

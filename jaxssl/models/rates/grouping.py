@@ -129,7 +129,7 @@ class Convolution(nnx.Module):
 def _grouped(x: Array, frames: int, lengths: Array | None, ratio: int) -> Shortened:
     """Tell of groups, (batch, groups, width), where each frame is found again: in its own, or in the last whole one."""
     groups = jnp.full(x.shape[0], x.shape[1]) if lengths is None else lengths // ratio
-    own = jnp.arange(frames, dtype=groups.dtype)[None] // ratio
+    own = jax.lax.div(jnp.arange(frames, dtype=groups.dtype), jnp.asarray(ratio, groups.dtype))[None]
     own = jnp.clip(own, 0, jnp.maximum(groups - 1, 0)[:, None])
 
     def hide(mask: Array) -> Array:
