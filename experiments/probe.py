@@ -49,14 +49,15 @@ from experiments.probes.listening import BASELINES, Heard, Hearing, baselines, l
 from experiments.probes.questions import (
     CHARACTERS,
     EMBEDDED,
-    PART,
     PHONES,
     TASKS,
     WRITTEN,
     Question,
     ask,
+    check_short,
     narrow,
     open_speech,
+    thinned,
 )
 from experiments.probes.rates import Answer, averaged, compare, draw_probes, short, show
 from experiments.probes.tasks import batches
@@ -150,7 +151,11 @@ def run(config: Config) -> None:
     lexicon = None if config.lexicon is None else read_lexicon(config.lexicon, stress=config.stress)
     pose = partial(ask, utterances=utterances, lexicon=lexicon, limit=config.limit, seed=config.seed)
     questions, utterances = narrow([pose(task) for task in dict.fromkeys(config.task)], utterances)
+    learned = config.amount == "learned"
+    check_short([q for q in questions if learned or q.task in WRITTEN], utterances, longest=config.longest)
     models = [load_model(place, seed=config.seed) for place in config.models or (None,)]
+    if learned:
+        amounts.check(models)
     files.claim(config.out)
     bench = Bench(config, questions, utterances, _read(utterances))
     places = [model.name for model in models]
@@ -166,7 +171,10 @@ def run(config: Config) -> None:
     first: dict[str, list[Answer]] = {}
     for model, hear in asked:
         heard = bench.listen(model, hear)
-        answers = {question.task: bench.average(question, bench.tuned(question, heard)) for question in questions}
+        answers = {}
+        for question in questions:
+            best, told = bench.tuned(question, heard)
+            answers[question.task], notes = bench.average(question, best), notes + told
         first = first or answers
         rows += [
             row for task in answers for row in compare(task, model.name, answers[task], first[task], seed=config.seed)
@@ -180,8 +188,8 @@ def run(config: Config) -> None:
     files.own(config.out, config)
     draw_probes(config.out / "probe.png", rows, title=title, caption="bars: 95 % bootstrap intervals")
     files.write_csv(config.out / "probe.csv", rows)
-    told = {"data": config.data, "models": places, "notes": notes, "probes": rows, "measures": extra}
-    files.write_json(config.out / "report.json", told)
+    report = {"data": config.data, "models": places, "notes": notes, "probes": rows, "measures": extra}
+    files.write_json(config.out / "report.json", report)
     console.print(f"wrote {config.out}: report.json, probe.csv, probe.png", markup=False)
 
 
@@ -216,18 +224,18 @@ class Bench:
         picks |= self._grid(model)
         return listen(model, self.signals, picks, memory=self.config.memory * 1e9, whole=whole, hearing=hear)
 
-    def tuned(self, question: Question, heard: Heard) -> Heard:
-        """Hear all again at the rate that a model that fires learns for a task, where that is asked for."""
+    def tuned(self, question: Question, heard: Heard) -> tuple[Heard, list[str]]:
+        """Hear all again at the rate that a model that fires learns for a task, where that is asked for; tell it."""
         config, model = self.config, heard.model
         if config.amount == "own" or model.arch.firing is None or model.name in BASELINES:
-            return heard
+            return heard, []
         given = amounts.lessons(question, self.signals, longest=round(config.longest * SAMPLE_RATE))
         with progress(f"{question.task}: a rate for {model.name}", config.amount_updates) as tick:
             words = {"updates": config.amount_updates, "batch": config.batch, "seed": config.seed}
             amount, _ = amounts.learned(model, given, **words, tick=tick)
-        console.print(f"note: {question.task}: {model.name} learned to mix by {amount:.2f}", markup=False)
-        model = amounts.at(model, amount)
-        return replace(self, questions=(question,)).listen(model, program(model))
+        model, told = amounts.at(model, amount), f"{question.task}: {model.name} learned to mix by {amount:.2f}"
+        console.print(f"note: {told}", markup=False)
+        return replace(self, questions=(question,)).listen(model, program(model)), [told]
 
     def average(self, question: Question, heard: Heard) -> list[Answer]:
         """Answer by the mean of as many probes as seeds are asked for."""
@@ -343,7 +351,7 @@ class Bench:
             frame_phones(u.phones, count, period_ms=period, names=names)
             for u, count in zip(self.utterances, counts, strict=True)
         ]
-        return _thinned(rows, question, self.config.frames)
+        return thinned(rows, question, self.config.frames)
 
     def _grid(self, model: Model) -> dict[str, list[np.ndarray]]:
         if not self.config.measures:
@@ -366,20 +374,6 @@ def _recipe(config: Config, task: str) -> Recipe:
 
 def _read(utterances: Sequence[Utterance]) -> tuple[np.ndarray, ...]:
     return tuple(read(u.path).samples for u in follow(utterances, "reading speech", total=len(utterances)))
-
-
-def _thinned(rows: Sequence[np.ndarray], question: Question, most: int) -> list[np.ndarray]:
-    """Keep an even spread of at most `most` labels of the utterances that train, a third of it of those that test."""
-    kept = [np.full_like(row, -1) for row in rows]
-    for numbers, count in ((question.train, most), (question.test, -(-most // PART))):
-        total, first = sum(int((rows[i] >= 0).sum()) for i in numbers.tolist()), 0
-        step = max(-(-total // count), 1)
-        for i in numbers.tolist():
-            known = np.flatnonzero(rows[i] >= 0)
-            chosen = known[-first % step :: step]
-            kept[i][chosen] = rows[i][chosen]
-            first += len(known)
-    return kept
 
 
 def _check(config: Config) -> None:

@@ -1,11 +1,13 @@
 """A rate of firing learned for a task: it moves to where the task is learned better, and nothing else moves."""
 
+import json
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
+from compress.errors import InputError
 from experiments import probe
 from experiments.probes import amounts, questions
 from experiments.probes.questions import CHARACTERS, SPEAKERS, ask
@@ -40,9 +42,13 @@ def test_a_task_whose_symbols_are_hardly_longer_than_what_fires_learns_to_fire_m
     found, losses = amounts.learned(model, given, updates=60, batch=6, seed=0)
     assert 0 <= found < 0.9
     assert losses[-1] < 0.5 * losses[0]
-    assert found == amounts.learned(model, given, updates=60, batch=6, seed=0)[0]
+    tight = replace(model, arch=model.arch.refired(IntegrateAndFire(3, most=30)))  # more fires while it learns
+    assert found == amounts.learned(tight, given, updates=60, batch=6, seed=0)[0]
     assert amounts.at(model, found).arch == FIRES.refired(IntegrateAndFire(3, amount=found))
     jax.tree.map(np.testing.assert_array_equal, model.params, before)
+    broken = replace(given, signals=[signal * np.nan for signal in signals])
+    with pytest.raises(InputError, match="model: the loss of update 0 of its amount is nan"):
+        amounts.learned(model, broken, updates=2, batch=6, seed=0)
 
 
 def test_lessons_are_what_trains_and_is_short_enough(tmp_path):
@@ -63,6 +69,7 @@ def test_each_task_is_asked_at_its_own_rate(place, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(questions, "spoken", lambda: corpus)
     quick = {"updates": 4, "batch": 4, "frames": 60, "amount_updates": 3, "task": ("phones", "speakers")}
     probe.run(probe.Config(models=(str(place / "model"),), out=tmp_path / "run", amount="learned", **quick))
-    told = capsys.readouterr().out
+    told, notes = capsys.readouterr().out, json.loads((tmp_path / "run" / "report.json").read_text())["notes"]
     for task in quick["task"]:
-        assert f"note: {task}: model learned to mix by " in told
+        (note,) = (each for each in notes if each.startswith(f"{task}: model learned to mix by "))
+        assert f"note: {note}" in told
