@@ -229,7 +229,7 @@ class Bench:
         config, model = self.config, heard.model
         if config.amount == "own" or model.arch.firing is None or model.name in BASELINES:
             return heard, []
-        given = amounts.lessons(question, self.signals, longest=round(config.longest * SAMPLE_RATE))
+        given = amounts.lessons(question, self.signals, self.trains(question, heard))
         with progress(f"{question.task}: a rate for {model.name}", config.amount_updates) as tick:
             words = {"updates": config.amount_updates, "batch": config.batch, "seed": config.seed}
             amount, _ = amounts.learned(model, given, **words, tick=tick)
@@ -272,17 +272,14 @@ class Bench:
         """Train a CTC probe and count its errors: of symbols, and of words where the symbols are characters."""
         config, symbols = self.config, question.symbols
         number = {symbol: i for i, symbol in enumerate(symbols, 1)}
-        labels = {i: np.array([number[s] for s in question.answers[i]]) for i in question.train.tolist()}
-        rows = np.array([i for i in labels if self._trains(labels[i], i, heard)], int)
-        if left := len(labels) - len(rows):
+        rows, total = self.trains(question, heard), len(question.train)
+        if left := total - len(rows):
             why = f"longer than {config.longest:g} s, or too few frames for their symbols"
-            console.print(
-                f"note: {question.task}: {left} of {len(labels)} utterances do not train: {why}", markup=False
-            )
+            console.print(f"note: {question.task}: {left} of {total} utterances do not train: {why}", markup=False)
         with progress(f"{question.task}: {heard.model.name}", config.updates) as tick:
             writer = ctc.fit(
                 heard.source(rows),
-                [labels[i] for i in rows.tolist()],
+                [np.array([number[s] for s in question.answers[i]]) for i in rows.tolist()],
                 classes=len(symbols) + 1,
                 scale=heard.scale(rows),
                 recipe=_recipe(config, question.task),
@@ -302,9 +299,22 @@ class Bench:
             for name, found in (("WER", words), ("CER", rate(said, wrote)))
         ]
 
-    def _trains(self, labels: np.ndarray, i: int, heard: Heard) -> bool:
-        short = len(self.signals[i]) <= self.config.longest * SAMPLE_RATE
-        return short and ctc.needed(labels) <= heard.frames[i]
+    def trains(self, question: Question, heard: Heard) -> np.ndarray:
+        """Number the utterances that train, of --longest at most and with frames for all that is written.
+
+        Raises:
+            InputError: there is none.
+        """
+        rows = question.train[[len(self.signals[i]) <= self.config.longest * SAMPLE_RATE for i in question.train]]
+        if question.task in WRITTEN:
+            symbols = (np.unique(question.answers[i], return_inverse=True)[1] for i in rows.tolist())
+            rows = rows[[ctc.needed(each) for each in symbols] <= heard.frames[rows]]
+        if not len(rows):
+            raise InputError(
+                f"{question.task}: {heard.model.name} has fewer frames than symbols of every utterance that trains; "
+                "ask a model with more frames a second"
+            )
+        return rows
 
     def _classify(self, question: Question, heard: Heard) -> Answer:
         number = {symbol: i for i, symbol in enumerate(question.symbols)}

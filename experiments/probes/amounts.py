@@ -62,13 +62,12 @@ def check(models: Sequence[Model]) -> None:
         raise InputError(f"--amount learned: nothing fires in {named}; leave it out, or give a model that fires")
 
 
-def lessons(question: Question, signals: tuple[np.ndarray, ...], *, longest: int) -> Lessons:
-    """Return the utterances that train a task, those of more than `longest` samples left out."""
+def lessons(question: Question, signals: tuple[np.ndarray, ...], rows: np.ndarray) -> Lessons:
+    """Return what a task asks of the utterances of some numbers."""
     written = question.task in WRITTEN
     number = {symbol: i for i, symbol in enumerate(question.symbols, int(written))}
-    rows = [i for i in question.train.tolist() if len(signals[i]) <= longest]
-    answers = [np.array([number[s] for s in question.answers[i]], np.int32) for i in rows]
-    return Lessons([signals[i] for i in rows], answers, len(number) + written, written)
+    answers = [np.array([number[s] for s in question.answers[i]], np.int32) for i in rows.tolist()]
+    return Lessons([signals[i] for i in rows.tolist()], answers, len(number) + written, written)
 
 
 def learned(
