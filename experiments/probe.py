@@ -49,14 +49,15 @@ from experiments.probes.listening import BASELINES, Heard, Hearing, baselines, l
 from experiments.probes.questions import (
     CHARACTERS,
     EMBEDDED,
-    PART,
     PHONES,
     TASKS,
     WRITTEN,
     Question,
     ask,
+    check_short,
     narrow,
     open_speech,
+    thinned,
 )
 from experiments.probes.rates import Answer, averaged, compare, draw_probes, short, show
 from experiments.probes.tasks import batches
@@ -150,7 +151,11 @@ def run(config: Config) -> None:
     lexicon = None if config.lexicon is None else read_lexicon(config.lexicon, stress=config.stress)
     pose = partial(ask, utterances=utterances, lexicon=lexicon, limit=config.limit, seed=config.seed)
     questions, utterances = narrow([pose(task) for task in dict.fromkeys(config.task)], utterances)
+    learned = config.amount == "learned"
+    check_short([q for q in questions if learned or q.task in WRITTEN], utterances, longest=config.longest)
     models = [load_model(place, seed=config.seed) for place in config.models or (None,)]
+    if learned:
+        amounts.check(models)
     files.claim(config.out)
     bench = Bench(config, questions, utterances, _read(utterances))
     places = [model.name for model in models]
@@ -166,7 +171,10 @@ def run(config: Config) -> None:
     first: dict[str, list[Answer]] = {}
     for model, hear in asked:
         heard = bench.listen(model, hear)
-        answers = {question.task: bench.average(question, bench.tuned(question, heard)) for question in questions}
+        answers = {}
+        for question in questions:
+            best, told = bench.tuned(question, heard)
+            answers[question.task], notes = bench.average(question, best), notes + told
         first = first or answers
         rows += [
             row for task in answers for row in compare(task, model.name, answers[task], first[task], seed=config.seed)
@@ -180,8 +188,8 @@ def run(config: Config) -> None:
     files.own(config.out, config)
     draw_probes(config.out / "probe.png", rows, title=title, caption="bars: 95 % bootstrap intervals")
     files.write_csv(config.out / "probe.csv", rows)
-    told = {"data": config.data, "models": places, "notes": notes, "probes": rows, "measures": extra}
-    files.write_json(config.out / "report.json", told)
+    report = {"data": config.data, "models": places, "notes": notes, "probes": rows, "measures": extra}
+    files.write_json(config.out / "report.json", report)
     console.print(f"wrote {config.out}: report.json, probe.csv, probe.png", markup=False)
 
 
@@ -216,18 +224,18 @@ class Bench:
         picks |= self._grid(model)
         return listen(model, self.signals, picks, memory=self.config.memory * 1e9, whole=whole, hearing=hear)
 
-    def tuned(self, question: Question, heard: Heard) -> Heard:
-        """Hear all again at the rate that a model that fires learns for a task, where that is asked for."""
+    def tuned(self, question: Question, heard: Heard) -> tuple[Heard, list[str]]:
+        """Hear all again at the rate that a model that fires learns for a task, where that is asked for; tell it."""
         config, model = self.config, heard.model
         if config.amount == "own" or model.arch.firing is None or model.name in BASELINES:
-            return heard
-        given = amounts.lessons(question, self.signals, longest=round(config.longest * SAMPLE_RATE))
+            return heard, []
+        given = amounts.lessons(question, self.signals, self.trains(question, heard))
         with progress(f"{question.task}: a rate for {model.name}", config.amount_updates) as tick:
             words = {"updates": config.amount_updates, "batch": config.batch, "seed": config.seed}
             amount, _ = amounts.learned(model, given, **words, tick=tick)
-        console.print(f"note: {question.task}: {model.name} learned to mix by {amount:.2f}", markup=False)
-        model = amounts.at(model, amount)
-        return replace(self, questions=(question,)).listen(model, program(model))
+        model, told = amounts.at(model, amount), f"{question.task}: {model.name} learned to mix by {amount:.2f}"
+        console.print(f"note: {told}", markup=False)
+        return replace(self, questions=(question,)).listen(model, program(model)), [told]
 
     def average(self, question: Question, heard: Heard) -> list[Answer]:
         """Answer by the mean of as many probes as seeds are asked for."""
@@ -264,17 +272,14 @@ class Bench:
         """Train a CTC probe and count its errors: of symbols, and of words where the symbols are characters."""
         config, symbols = self.config, question.symbols
         number = {symbol: i for i, symbol in enumerate(symbols, 1)}
-        labels = {i: np.array([number[s] for s in question.answers[i]]) for i in question.train.tolist()}
-        rows = np.array([i for i in labels if self._trains(labels[i], i, heard)], int)
-        if left := len(labels) - len(rows):
+        rows, total = self.trains(question, heard), len(question.train)
+        if left := total - len(rows):
             why = f"longer than {config.longest:g} s, or too few frames for their symbols"
-            console.print(
-                f"note: {question.task}: {left} of {len(labels)} utterances do not train: {why}", markup=False
-            )
+            console.print(f"note: {question.task}: {left} of {total} utterances do not train: {why}", markup=False)
         with progress(f"{question.task}: {heard.model.name}", config.updates) as tick:
             writer = ctc.fit(
                 heard.source(rows),
-                [labels[i] for i in rows.tolist()],
+                [np.array([number[s] for s in question.answers[i]]) for i in rows.tolist()],
                 classes=len(symbols) + 1,
                 scale=heard.scale(rows),
                 recipe=_recipe(config, question.task),
@@ -294,9 +299,22 @@ class Bench:
             for name, found in (("WER", words), ("CER", rate(said, wrote)))
         ]
 
-    def _trains(self, labels: np.ndarray, i: int, heard: Heard) -> bool:
-        short = len(self.signals[i]) <= self.config.longest * SAMPLE_RATE
-        return short and ctc.needed(labels) <= heard.frames[i]
+    def trains(self, question: Question, heard: Heard) -> np.ndarray:
+        """Number the utterances that train, of --longest at most and with frames for all that is written.
+
+        Raises:
+            InputError: there is none.
+        """
+        rows = question.train[[len(self.signals[i]) <= self.config.longest * SAMPLE_RATE for i in question.train]]
+        if question.task in WRITTEN:
+            symbols = (np.unique(question.answers[i], return_inverse=True)[1] for i in rows.tolist())
+            rows = rows[[ctc.needed(each) for each in symbols] <= heard.frames[rows]]
+        if not len(rows):
+            raise InputError(
+                f"{question.task}: {heard.model.name} has fewer frames than symbols of every utterance that trains; "
+                "ask a model with more frames a second"
+            )
+        return rows
 
     def _classify(self, question: Question, heard: Heard) -> Answer:
         number = {symbol: i for i, symbol in enumerate(question.symbols)}
@@ -343,7 +361,7 @@ class Bench:
             frame_phones(u.phones, count, period_ms=period, names=names)
             for u, count in zip(self.utterances, counts, strict=True)
         ]
-        return _thinned(rows, question, self.config.frames)
+        return thinned(rows, question, self.config.frames)
 
     def _grid(self, model: Model) -> dict[str, list[np.ndarray]]:
         if not self.config.measures:
@@ -366,20 +384,6 @@ def _recipe(config: Config, task: str) -> Recipe:
 
 def _read(utterances: Sequence[Utterance]) -> tuple[np.ndarray, ...]:
     return tuple(read(u.path).samples for u in follow(utterances, "reading speech", total=len(utterances)))
-
-
-def _thinned(rows: Sequence[np.ndarray], question: Question, most: int) -> list[np.ndarray]:
-    """Keep an even spread of at most `most` labels of the utterances that train, a third of it of those that test."""
-    kept = [np.full_like(row, -1) for row in rows]
-    for numbers, count in ((question.train, most), (question.test, -(-most // PART))):
-        total, first = sum(int((rows[i] >= 0).sum()) for i in numbers.tolist()), 0
-        step = max(-(-total // count), 1)
-        for i in numbers.tolist():
-            known = np.flatnonzero(rows[i] >= 0)
-            chosen = known[-first % step :: step]
-            kept[i][chosen] = rows[i][chosen]
-            first += len(known)
-    return kept
 
 
 def _check(config: Config) -> None:

@@ -3,10 +3,11 @@
 Chen et al. 2023 (once-for-all sequence compression): the model is frozen, and the amount learns with what stands on it.
 Here that is a linear map of the model's output, each frame brought to mean 0 and deviation 1: CTC where something is
 written, softmax of the mean over frames where an utterance is one class. The probes that answer come afterwards, as for
-any model, at the amount that was found. Nothing but the task's loss moves it, so a task that needs every frame has 0.
+any model, at the amount that was found. Nothing but the task's loss moves it, so a task that needs every frame has 0,
+and there is room for every frame.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from compress.errors import InputError
 from experiments.probes.questions import WRITTEN, Question
 from jaxssl.data.logmel import Stats
 from jaxssl.data.padding import pad
@@ -49,13 +51,23 @@ class Lessons:
     written: bool
 
 
-def lessons(question: Question, signals: tuple[np.ndarray, ...], *, longest: int) -> Lessons:
-    """Return the utterances that train a task, those of more than `longest` samples left out."""
+def check(models: Sequence[Model]) -> None:
+    """Refuse models none of which has an amount to learn.
+
+    Raises:
+        InputError: none of them fires.
+    """
+    if not any(model.arch.firing for model in models):
+        named = ", ".join(model.name for model in models)
+        raise InputError(f"--amount learned: nothing fires in {named}; leave it out, or give a model that fires")
+
+
+def lessons(question: Question, signals: tuple[np.ndarray, ...], rows: np.ndarray) -> Lessons:
+    """Return what a task asks of the utterances of some numbers."""
     written = question.task in WRITTEN
     number = {symbol: i for i, symbol in enumerate(question.symbols, int(written))}
-    rows = [i for i in question.train.tolist() if len(signals[i]) <= longest]
-    answers = [np.array([number[s] for s in question.answers[i]], np.int32) for i in rows]
-    return Lessons([signals[i] for i in rows], answers, len(number) + written, written)
+    answers = [np.array([number[s] for s in question.answers[i]], np.int32) for i in rows.tolist()]
+    return Lessons([signals[i] for i in rows.tolist()], answers, len(number) + written, written)
 
 
 def learned(
@@ -73,9 +85,13 @@ def learned(
 
     Returns:
         The amount, and the loss of each update, (updates,): nats a symbol, or of the class.
+
+    Raises:
+        InputError: the loss becomes NaN.
     """
     part, width = model.arch.firing, model.arch.width
     assert part is not None
+    arch = at(model, part.amount).arch
     head = {"kernel": jnp.zeros((width, given.classes)), "bias": jnp.zeros(given.classes)}
     learns = {"amount": jnp.float32(part.amount), "head": head}
     memory, losses = _optimizer().init(learns), []
@@ -85,17 +101,22 @@ def learned(
         labels = np.stack([np.pad(given.answers[row], (0, most - len(given.answers[row]))) for row in rows])
         counts = np.array([len(given.answers[row]) for row in rows], np.int32)
         told = tuple(map(jnp.asarray, (samples, lengths, labels, counts)))
-        learns, memory, loss = _update(model.arch, given.written, learns, memory, model.params, model.stats, told)
+        learns, memory, loss = _update(arch, given.written, learns, memory, model.params, model.stats, told)
         losses.append(float(loss))
+        if not np.isfinite(losses[-1]):
+            raise InputError(
+                f"{model.name}: the loss of update {len(losses) - 1} of its amount is {losses[-1]}; leave out --amount "
+                "learned, or use a model that fires a frame once at most"
+            )
         tick()
     return float(learns["amount"]), np.array(losses)
 
 
 def at(model: Model, amount: float) -> Model:
-    """Return the model with another amount of mixing."""
+    """Return the model with another amount of mixing, and room for all that it may fire."""
     part = model.arch.firing
     assert part is not None
-    return replace(model, arch=model.arch.refired(replace(part, amount=amount)))
+    return replace(model, arch=model.arch.refired(replace(part, amount=amount, most=100)))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

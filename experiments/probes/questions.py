@@ -121,6 +121,21 @@ def narrow(
     return tuple(map(renumbered, questions)), tuple(utterances[i] for i in used.tolist())
 
 
+def check_short(questions: Sequence[Question], utterances: Sequence[Utterance], *, longest: float) -> None:
+    """Refuse tasks none of whose utterances that train has `longest` seconds at most.
+
+    Raises:
+        InputError: the message says how long the shortest is.
+    """
+    for question in questions:
+        shortest = min(utterances[i].samples for i in question.train.tolist())
+        if shortest > longest * SAMPLE_RATE:
+            raise InputError(
+                f"--longest {longest:g}: the shortest utterance that trains {question.task} has "
+                f"{shortest / SAMPLE_RATE:.2f} s; give more"
+            )
+
+
 def open_speech(
     data: str, *, test: Path | None, split_file: Path | None, phones: Path | None, tasks: Sequence[str]
 ) -> tuple[tuple[Utterance, ...], list[str]]:
@@ -151,6 +166,20 @@ def open_speech(
     limit = LENGTHS[-1] // SAMPLE_RATE
     long = f"{len(found) - len(kept)} of {len(found)} utterances are longer than {limit} s: left out"
     return kept, [long] * (len(kept) < len(found))
+
+
+def thinned(rows: Sequence[np.ndarray], question: Question, most: int) -> list[np.ndarray]:
+    """Keep an even spread of at most `most` labels of the utterances that train, a third of it of those that test."""
+    kept = [np.full_like(row, -1) for row in rows]
+    for numbers, count in ((question.train, most), (question.test, -(-most // PART))):
+        total, first = sum(int((rows[i] >= 0).sum()) for i in numbers.tolist()), 0
+        step = max(-(-total // count), 1)
+        for i in numbers.tolist():
+            known = np.flatnonzero(rows[i] >= 0)
+            chosen = known[-first % step :: step]
+            kept[i][chosen] = rows[i][chosen]
+            first += len(known)
+    return kept
 
 
 def spelled(text: str) -> tuple[str, ...]:

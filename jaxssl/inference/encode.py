@@ -131,7 +131,7 @@ def hear(
             return jnp.stack(out.aligned), out.last_lengths
         case "logits":
             if out.logits is None:
-                raise InputError("the model has no output layer, so it has no logits; give its arch a head")
+                raise _headless()
             return out.logits, out.last_lengths
         case number:
             return out.aligned[number], out.last_lengths if arch.upsampling else out.lengths[number]
@@ -150,7 +150,12 @@ def hear_fired(
     """Encode a padded batch as `hear` does, with no more room for what fires than it needs (`inference.firing_room`).
 
     It is not one program: the host waits until frames are weighed, so it cannot be traced.
+
+    Raises:
+        InputError: logits of a model without an output layer are wanted.
     """
+    if layers == "logits" and arch.head is None:
+        raise _headless()
     before = _held(arch, params, stats, inputs, lengths, dtype)
     return released(roomed(arch, int(before.needed)), params, before, layers)
 
@@ -189,7 +194,8 @@ def encode_all(
         layers: which are wanted.
         dtype: of the computation; "auto": the quicker one here (`jaxssl.models.choice.quickest`).
         batch: utterances that run together; None: what suits the device.
-        programs: compiled at most, one for each length that is padded to.
+        programs: lengths that are padded to at most, each with a program that is compiled; of a model that fires, with
+            one for each room that its frames need there (`inference.firing_room`).
         waste: share of the padded lengths that may be padding, if so many programs are enough for it.
         edges: lengths to pad to, ascending, instead of those that fit these utterances best; the programs of several
             calls are then the same ones.
@@ -215,7 +221,7 @@ def encode_all(
     planned = plan(lengths, edges, batch_size=batch, rng=None, fill=True)
     arch, params = prepared(arch, params, dtype=dtype) if prepare else (arch, params)
     run = partial(hear, arch, params, stats, layers=layers, dtype=dtype)
-    if arch.firing and (layers == "last" or (layers == "logits" and arch.head)):
+    if arch.firing and layers in ("last", "logits"):
         run = partial(hear_fired, arch, params, stats, layers=layers, dtype=dtype)
     owners, inputs = [i for i, _ in parts], [part for _, part in parts]
     ran = (
@@ -245,6 +251,10 @@ def pieces(
     for first in range(0, total, most):
         count = min(most, total - first)
         yield inputs[first * hop : (first + count - 1) * hop + field], count
+
+
+def _headless() -> InputError:
+    return InputError("the model has no output layer, so it has no logits; give its arch a head")
 
 
 def _check_one_rate(arch: Arch, out: Output) -> None:

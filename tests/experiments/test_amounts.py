@@ -1,13 +1,16 @@
 """A rate of firing learned for a task: it moves to where the task is learned better, and nothing else moves."""
 
+import json
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
+from compress.errors import InputError
 from experiments import probe
 from experiments.probes import amounts, questions
+from experiments.probes.listening import Heard, program
 from experiments.probes.questions import CHARACTERS, SPEAKERS, ask
 from jaxssl.data.logmel import Stats, stats_bytes
 from jaxssl.data.manifest import Manifest
@@ -40,21 +43,34 @@ def test_a_task_whose_symbols_are_hardly_longer_than_what_fires_learns_to_fire_m
     found, losses = amounts.learned(model, given, updates=40, batch=6, seed=0)
     assert 0 <= found < 0.9
     assert losses[-1] < 0.5 * losses[0]
-    assert found == amounts.learned(model, given, updates=40, batch=6, seed=0)[0]
+    tight = replace(model, arch=model.arch.refired(IntegrateAndFire(3, most=30)))  # more fires while it learns
+    assert found == amounts.learned(tight, given, updates=40, batch=6, seed=0)[0]
     assert amounts.at(model, found).arch == FIRES.refired(IntegrateAndFire(3, amount=found))
     jax.tree.map(np.testing.assert_array_equal, model.params, before)
+    broken = replace(given, signals=[signal * np.nan for signal in signals])
+    with pytest.raises(InputError, match="model: the loss of update 0 of its amount is nan"):
+        amounts.learned(model, broken, updates=2, batch=6, seed=0)
 
 
-def test_lessons_are_what_trains_and_is_short_enough(tmp_path):
+def test_lessons_are_short_enough_and_have_frames_for_what_is_written(place, tmp_path):
     us = [utterance(tmp_path, f"{s}-{w}", w[: 3 + i], speaker=s, text=w) for i, w in enumerate(WORDS) for s in HUMS]
     signals = tuple(probe.read(u.path).samples for u in us)
+    model, settings = load_model(str(place / "model"), seed=0), probe.Config(longest=0.75)
     for task, first in ((CHARACTERS, 1), (SPEAKERS, 0)):
         question = ask(task, us, lexicon=None, limit=12, seed=0)
-        given = amounts.lessons(question, signals, longest=5 * 2400)
-        assert sorted(map(len, given.signals)) == sorted(n for i in question.train if (n := len(signals[i])) <= 12000)
+        bench, full = probe.Bench(settings, (question,), tuple(us), signals), question.train[0]
+        frames = np.where(np.arange(len(us)) == full, 5, 7)  # six symbols, and a blank between two that are alike
+        heard = Heard(model, program(model), signals, frames, np.zeros(0), np.zeros(0), {})
+        rows = bench.trains(question, heard)
+        assert rows.tolist() == [i for i in question.train if len(signals[i]) <= 12000 and (not first or i != full)]
+        given = amounts.lessons(question, signals, rows)
+        assert list(map(len, given.signals)) == [len(signals[i]) for i in rows]
         assert min(row.min() for row in given.answers) == first
         assert max(row.max() for row in given.answers) < given.classes == len(question.symbols) + first
         assert given.written == bool(first)
+        if first:
+            with pytest.raises(InputError, match="characters: .*model has fewer frames than symbols"):
+                bench.trains(question, replace(heard, frames=np.full(len(us), 5)))
 
 
 @pytest.mark.slow
@@ -63,6 +79,7 @@ def test_each_task_is_asked_at_its_own_rate(place, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(questions, "spoken", lambda: corpus)
     quick = {"updates": 4, "batch": 4, "frames": 60, "amount_updates": 3, "task": ("phones", "speakers")}
     probe.run(probe.Config(models=(str(place / "model"),), out=tmp_path / "run", amount="learned", **quick))
-    told = capsys.readouterr().out
+    told, notes = capsys.readouterr().out, json.loads((tmp_path / "run" / "report.json").read_text())["notes"]
     for task in quick["task"]:
-        assert f"note: {task}: model learned to mix by " in told
+        (note,) = (each for each in notes if each.startswith(f"{task}: model learned to mix by "))
+        assert f"note: {note}" in told

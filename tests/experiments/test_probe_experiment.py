@@ -311,6 +311,9 @@ def test_a_model_that_gives_nan_is_one_line(folder, corpus, tmp_path, monkeypatc
         ({"updates": 0, "limit": -1}, "--limit -1: give 1 to"),
         ({"clusters": 1}, "--clusters 1"),
         ({"task": ("speakers",), "lexicon": questions.Path(__file__)}, "--lexicon .*: phones are not asked"),
+        ({"longest": 0.5}, "--longest 0.5: the shortest utterance that trains phones has .* s; give more"),
+        ({"longest": 0.5, "task": ("speakers",), "amount": "learned"}, "--longest 0.5: .* trains speakers has"),
+        ({"amount": "learned"}, "--amount learned: nothing fires in .*hears; leave it out"),
         ({"data": "/nowhere"}, "/nowhere: no such file or folder"),
     ],
 )

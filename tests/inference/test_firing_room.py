@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from compress.errors import InputError
 from jaxssl.inference.encode import encode, encode_all, hear_fired
 from jaxssl.inference.firing_room import ROOMS, held, released, roomed
 from jaxssl.models.arch import AveragePooling, IntegrateAndFire
@@ -62,3 +63,9 @@ def test_samples_are_heard_too(key):
     wanted = encode(arch, weights(arch), samples, counts)
     np.testing.assert_allclose(found, wanted.last, atol=1e-5)
     assert frames.tolist() == wanted.last_lengths.tolist()
+
+
+def test_logits_of_a_model_without_an_output_layer_are_refused(key):
+    arch = replace(INSIDE, head=None)
+    with pytest.raises(InputError, match="no output layer"):
+        list(encode_all(arch, weights(arch), list(np.asarray(noise(arch, key))), layers="logits", prepare=False))
