@@ -109,10 +109,11 @@ def check_heeded(config: Curve, hows: Iterable[str], *, flag: str, by: Mapping[s
     chosen, given = set(hows), {field.name: field.default for field in fields(config)}
     for name, ways in by.items():
         if name in given and getattr(config, name) != given[name] and not chosen & set(ways):
-            found = getattr(config, name)
-            value = "" if found is True else f" {' '.join(map(str, found)) if isinstance(found, tuple) else found}"
+            found, no = getattr(config, name), "no-" * (getattr(config, name) is False)
+            words = [] if isinstance(found, bool) else found if isinstance(found, tuple) else [found]
+            value = "".join(f" {word}" for word in words)
             raise InputError(
-                f"--{name.replace('_', '-')}{value}: it is for {flag} {' and '.join(ways)}, and "
+                f"--{no}{name.replace('_', '-')}{value}: it is for {flag} {' and '.join(ways)}, and "
                 f"{', '.join(sorted(chosen))} is chosen; leave it out"
             )
 

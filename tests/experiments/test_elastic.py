@@ -153,6 +153,7 @@ def test_what_subnets_take_adds_up():
         ({"subnet": ("layers=1",)}, "1 and 1 layers .* subnets have 2 to 3"),
         ({"largest_first": 3}, "--largest-first 3 --steps 2: .* give 0 to 2, or more --steps"),
         ({"taught": (2,)}, "--taught 2: it is for --loss lighthubert, and soft is chosen"),
+        ({"masked": False, "loss": "lighthubert"}, "--no-masked: it is for --loss soft, and lighthubert is chosen"),
         ({"taught": (4,), "loss": "lighthubert"}, "--taught 4: the model has 3 layers"),
         ({"width": (8, 4)}, "the largest subnet has width 8"),
         ({"budget": ("rtf=150%",)}, "--budget rtf=150%: the model takes no more"),
