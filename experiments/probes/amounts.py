@@ -132,7 +132,8 @@ def _update(
     samples, lengths, labels, counts = told
 
     def loss(learns: dict[str, Any]) -> Array:
-        out = apply(arch, params, *front_inputs(arch, samples, lengths, stats), amount=learns["amount"])
+        inputs = front_inputs(arch, samples, lengths, stats)
+        out = apply(arch, params, *inputs, amount=learns["amount"], stack="remat")  # whole utterances leave much
         last, frames = out.end
         last = jax.nn.standardize(last, epsilon=SMALL)
         valid = frame_mask(frames, last.shape[1])
