@@ -77,6 +77,7 @@ def newest(url):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("store", ["s3"], indirect=True)  # what differs between stores, test_objects tries of both
 def test_two_processes_with_two_disks_on_a_bucket_that_fails(store, tmp_path):
     url, faults = store
     speech(tmp_path / "speech")
