@@ -6,7 +6,7 @@ and where a limit is set, what is longer runs in pieces.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -220,9 +220,7 @@ def encode_all(
     edges = choose(lengths, batch_size=batch, most=programs, waste=waste) if edges is None else edges
     planned = plan(lengths, edges, batch_size=batch, rng=None, fill=True)
     arch, params = prepared(arch, params, dtype=dtype) if prepare else (arch, params)
-    run = partial(hear, arch, params, stats, layers=layers, dtype=dtype)
-    if arch.firing and layers in ("last", "logits"):
-        run = partial(hear_fired, arch, params, stats, layers=layers, dtype=dtype)
+    run = partial(_program(arch, layers), arch, params, stats, layers=layers, dtype=dtype)
     owners, inputs = [i for i, _ in parts], [part for _, part in parts]
     ran = (
         (int(row), found)
@@ -255,6 +253,11 @@ def pieces(
 
 def _headless() -> InputError:
     return InputError("the model has no output layer, so it has no logits; give its arch a head")
+
+
+def _program(arch: Arch, layers: Layers) -> Callable[..., tuple[Array, Array]]:
+    """Return what encodes a batch: inner layers of a model that fires come by one program alone."""
+    return hear_fired if arch.firing and layers in ("last", "logits") else hear
 
 
 def _check_one_rate(arch: Arch, out: Output) -> None:
