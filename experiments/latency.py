@@ -34,7 +34,8 @@ from experiments.reports import tables
 from jaxssl.inference.latency import Load, Program, Timing, compile_forward, grid, machine, matmul_peak, race, speedup
 from jaxssl.models import choice, cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
-from jaxssl.models.model import Stack, init
+from jaxssl.models.model import init
+from jaxssl.models.stack import Stack
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, follow, main, progress

@@ -23,7 +23,7 @@ from jaxssl.models.keys import Keys
 Init = Callable[..., Array]
 
 NORM_EPSILON = 1e-5
-KEPT = "kept"  # the name of what a backward pass does not compute again, see `model.Stack`
+KEPT = "kept"  # the name of what a backward pass does not compute again, see `stack.run_all`
 encoder_init = initializers.normal(0.02)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,14 @@ from jaxssl.models.checks import check_arch, check_arrays, checked
 from jaxssl.models.dense import Dense
 from jaxssl.models.encoder_layer import EncoderLayer
 from jaxssl.models.keys import Keys, OneKey
-from jaxssl.models.layers import KEPT, LayerNorm, dropout, frame_mask, uniform_init
+from jaxssl.models.layers import LayerNorm, dropout, frame_mask, uniform_init
 from jaxssl.models.one_by_one import one_by_one
 from jaxssl.models.part import Featured, Map, Padding
 from jaxssl.models.rates.grouping import spread
 from jaxssl.models.rates.track import Track
+from jaxssl.models.stack import Stack, run_all
 
 Params = dict[str, Any]
-Stack = Literal["unroll", "scan", "remat"]
 
 
 @jax.tree_util.register_dataclass
@@ -198,7 +198,7 @@ class Model(nnx.Module):
                 hidden = hidden if at > start else [track]
             if shorter or at == 0:
                 carry = self.relative(track.frames) if self.arch.relative else None
-            outputs, carry = self.run_layers(layers, track.x, track.valid, mine, stack, carry)
+            outputs, carry = run_all(self.run_layer, layers, track.x, track.valid, mine, stack, carry)
             hidden += map(track.of, outputs)
             track, at = hidden[-1], at + run
         return hidden, carry
@@ -216,39 +216,6 @@ class Model(nnx.Module):
         if self.arch.time_reduction > 1:
             track = track.then(self.reduction(track.x, track.lengths))
         return track
-
-    def run_layers(
-        self,
-        layers: Sequence[EncoderLayer],
-        x: Array,
-        valid: Array | None,
-        keys: Array | None,
-        stack: Stack,
-        carry: Any,
-    ) -> tuple[list[Array], Any]:
-        """Run equal layers one after the other; return each one's output, and what the last lends to a next layer.
-
-        One program for all of them compiles faster. Scanned, a gradient keeps what dense maps and attention give and
-        computes norms, GELU and dropout again; with `remat` it keeps one (batch, time, width) array per layer.
-        """
-        if stack == "unroll" or len(layers) == 1:
-            outputs = []
-            for i, layer in enumerate(layers):
-                x, carry = self.run_layer(layer, x, valid, None if keys is None else keys[i], carry)
-                outputs.append(x)
-            return outputs, carry
-        graph = nnx.graphdef(layers[0])
-        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(layer) for layer in layers])
-
-        def body(x: Array, each: tuple[Any, Array | None]) -> tuple[Array, Array]:
-            state, key = each
-            x, _ = self.run_layer(nnx.merge(graph, state), x, valid, key, carry)
-            return x, x
-
-        saved = jax.checkpoint_policies.save_only_these_names(KEPT) if stack == "scan" else None
-        run = jax.checkpoint(body, policy=saved, prevent_cse=False)  # a scan keeps the two passes apart
-        _, stacked = jax.lax.scan(run, x, (states, keys))
-        return list(stacked), carry  # layers that take something pass it on, and what others have nobody takes
 
     def run_layer(
         self, layer: EncoderLayer, x: Array, valid: Array | None, key: Array | None, before: Any
@@ -311,9 +278,9 @@ def apply(
             "transformers" reproduce what these do in a padded batch: Base's group norm runs over the padding, and
             fairseq's HuBERT also counts frames by dividing the padded length. "faster_whisper" puts zeros behind a
             Whisper model's log-Mel, and hears them.
-        stack: how consecutive equal layers run: each written out; as one scanned program, whose backward pass
-            computes what is cheap again; or scanned and all computed again in the backward pass ("remat"), which
-            needs the least memory. The values are the same.
+        stack: how consecutive equal layers run, see `stack.run_all`: with what XLA likes kept for the backward pass;
+            with what is cheap computed again there; or with all computed again ("remat"), which needs the least memory.
+            The values are the same.
         amount: (), how far weights are mixed with no compression (`IntegrateAndFire`), in place of what the arch says
             or `key` draws. Gradients reach it.
 

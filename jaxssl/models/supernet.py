@@ -27,8 +27,9 @@ from compress.errors import InputError
 from jaxssl.models.arch import Arch, Attention, FeedForward, Layer, PositionalConvolution
 from jaxssl.models.checks import checked
 from jaxssl.models.keys import Keys
-from jaxssl.models.model import Model, Output, Params, Stack, check_params, restored
+from jaxssl.models.model import Model, Output, Params, check_params, restored
 from jaxssl.models.part import FULL
+from jaxssl.models.stack import Stack
 
 BLOCKS = 3  # of layers, of which each lends its last ones first
 

@@ -20,7 +20,8 @@ from jax import Array
 from compress.errors import InputError
 from jaxssl.models.arch import Arch, CosineHead
 from jaxssl.models.layers import frame_mask
-from jaxssl.models.model import Output, Params, Stack, apply, predict
+from jaxssl.models.model import Output, Params, apply, predict
+from jaxssl.models.stack import Stack
 from jaxssl.training.losses import Sums, by_set, ratio, surprise
 from jaxssl.training.step import Arrays, Objective, View, as_seen
 

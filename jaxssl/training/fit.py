@@ -22,7 +22,8 @@ from jaxssl.inference.latency import matmul_peak
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.arch_json import to_json
-from jaxssl.models.model import Params, Stack
+from jaxssl.models.model import Params
+from jaxssl.models.stack import Stack
 from jaxssl.runtime.cli import Preempted, console, updates
 from jaxssl.training import distributed, images, rollback
 from jaxssl.training.corpus import Data, arrays, evaluate, hearing, held_out, loader, pretraining_loss, total

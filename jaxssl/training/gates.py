@@ -23,7 +23,8 @@ from jax import Array
 from compress.address import Axis, Tree, flatten, get, put
 from jaxssl.models.arch import Arch
 from jaxssl.models.fronts.waveform import scale_gradient
-from jaxssl.models.model import Params, Stack, shapes
+from jaxssl.models.model import Params, shapes
+from jaxssl.models.stack import Stack
 from jaxssl.training.distillation import Distillation, distilling
 from jaxssl.training.losses import Sums
 from jaxssl.training.step import Arrays, Objective

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from jaxssl.models.arch import Arch
-from jaxssl.models.model import Stack
+from jaxssl.models.stack import Stack
 from jaxssl.models.subnets import Space
 from jaxssl.models.supernet import Sizes, masked, sizes, stacked
 from jaxssl.training.corpus import pretraining_loss

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.errors import InputError
-from jaxssl.models.model import Stack
+from jaxssl.models.stack import Stack
 from jaxssl.runtime import files
 from jaxssl.runtime.ranges import Count, Crop, Inner, Length, Natural, Positive, Seed, Share
 from jaxssl.training import distributed

@@ -17,10 +17,12 @@ from jaxssl.data.masking import spans
 from jaxssl.inference.latency import Load, Program
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
-from jaxssl.models.model import Params, Stack
+from jaxssl.models.model import Params
+from jaxssl.models.stack import Stack
+from jaxssl.runtime import memory
 from jaxssl.training.losses import MaskedPrediction
 from jaxssl.training.optimizer import Optimizer
-from jaxssl.training.step import State, make_step, start
+from jaxssl.training.step import State, make_step, size, start
 
 
 def objective(arch: Arch) -> MaskedPrediction:
@@ -100,13 +102,14 @@ def macs(arch: Arch, load: Load) -> float:
 
 def _compile(step: Any, state: list[State], batch: Any, load: Load) -> Program:
     """Compile one update of the state that `state` holds and the updates replace."""
-    begin = time.perf_counter()
+    begin, held = time.perf_counter(), size(state[0])
     compiled = step.lower(state[0], batch).compile()
     compile_s = time.perf_counter() - begin
 
     def run() -> None:
-        state[0], sums = compiled(state[0], batch)
-        jax.block_until_ready((state[0], sums))
+        with memory.giving_back(held):
+            state[0], sums = compiled(state[0], batch)
+            jax.block_until_ready((state[0], sums))
 
     begin = time.perf_counter()
     run()

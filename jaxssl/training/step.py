@@ -16,7 +16,8 @@ from jax import Array
 
 from compress.errors import InputError
 from jaxssl.models.arch import Arch
-from jaxssl.models.model import Output, Params, Stack, apply
+from jaxssl.models.model import Output, Params, apply
+from jaxssl.models.stack import Stack
 from jaxssl.training.losses import Sums, ratio
 from jaxssl.training.optimizer import skipped
 from jaxssl.training.spikes import Policy, Spikes, begun_anew, none_yet, passed_over, step_size, watched
@@ -65,6 +66,11 @@ def start(params: Any, optimizer: optax.GradientTransformation, *, seed: int, he
     params, begun = _begun(optimizer.init, params)
     zero = jnp.zeros((), jnp.int32)
     return State(zero, zero.copy(), params, begun, jax.random.key_data(jax.random.key(seed)), none_yet(), held)
+
+
+def size(state: State) -> int:
+    """Return the bytes of a state."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxssl.models import choice
+from jaxssl.models import choice, stack
 from jaxssl.models.arch import Dropout
 from jaxssl.models.model import apply
 from jaxssl.runtime import native
@@ -44,6 +44,23 @@ def test_gradients_are_the_plain_ones(name, stack, learns, key):
     for (path, plain), ours in zip(jax.tree.leaves_with_path(found[0]), jax.tree.leaves(found[1]), strict=True):
         if np.linalg.norm(plain) > 1e-6:  # what keys add to all scores of a query has no gradient but rounding
             assert apart(ours, plain) < 1e-5, jax.tree_util.keystr(path)
+
+
+def test_layers_written_out_need_less_memory_than_scanned_ones(learns, monkeypatch, key):
+    """What is computed again is not merged with what was computed first, as XLA's CPU compiler does by itself."""
+    learns(True)
+    arch = replace(dropping("mel"), layers=ARCHS["mel"].layers[:1] * 4)
+    batch, params = example(arch, Load(2.0, 2)), jax.eval_shape(lambda: weights(arch))
+
+    def temporaries(how):
+        goal = predicting(arch, objective(arch), stack=how)
+        program = jax.jit(jax.grad(lambda params: goal(params, (), batch, key)[0])).lower(params).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    scan, remat = temporaries("scan"), temporaries("remat")
+    monkeypatch.setattr(stack, "_written_out", stack._scanned)
+    assert scan < temporaries("scan")
+    assert remat < 0.75 * scan
 
 
 def programs(arch, key, x):

@@ -28,7 +28,11 @@ FORWARD, LEARNING = (
     ("attention_gradient", "convolution", "kernel_gradient", "frames_gradient"),
 )
 SCANNING = ("scan_float32", "scan_gradient_float32")  # of a state, which bfloat16 would lose
-KERNELS = (*(f"{name}_{dtype}" for name in (*FORWARD, *LEARNING) for dtype in ("float32", "bfloat16")), *SCANNING)
+KERNELS = (
+    *(f"{name}_{dtype}" for name in (*FORWARD, *LEARNING) for dtype in ("float32", "bfloat16")),
+    *SCANNING,
+    "later",
+)
 # A process of its own loads a new library first: a broken one would end the process that asked for it.
 TRIAL = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); [getattr(library, name) for name in sys.argv[2:]]"
 

@@ -88,6 +88,16 @@ def convolution(x: Array, kernel: Array, bias: Array, *, stride: int, prefix: st
     return _convolve(x, kernel, bias, stride, prefix)
 
 
+def later(x: Array, first: Array, *, prefix: str = "jaxssl") -> Array:
+    """Return x, which nothing that comes of it precedes `first`, nor is it what was made of x elsewhere.
+
+    XLA's CPU compiler takes its own barriers away, and then what was to be computed again for a thing already known.
+    """
+    result = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    call = jax.ffi.ffi_call(f"{prefix}_later", result, input_output_aliases={0: 0}, vmap_method="sequential")
+    return call(x, first)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _attend(
     q: Array, k: Array, v: Array, lengths: Array, words: Array, rate: float, together: bool, prefix: str

@@ -5,6 +5,7 @@
 #include "attention.h"
 #include "backward.h"
 #include "buffers.h"
+#include "later.h"
 #include "map.h"
 #include "scan.h"
 
@@ -236,3 +237,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(kernel_gradient_bfloat16, KernelGradient<BFloat16>
 XLA_FFI_DEFINE_HANDLER_SYMBOL(frames_gradient_bfloat16, FramesGradient<BFloat16>, frames_gradient_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(scan_float32, Scan, scan_of());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(scan_gradient_float32, ScanGradient, scan_gradient_of());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(later, Later, later_of());
