@@ -58,18 +58,23 @@ def moments(
         By path, the second moment E[x xᵀ], (fan_in, fan_in) float32.
     """
     arch, params = prepared(arch, params)
+    sharing: dict[str, str] = {}  # by path, the first map that hears the same, as values hear what queries do
 
     @jax.jit
-    def sums(params: Params, samples: Array, lengths: Array) -> Sums:
-        heard, frames = map_inputs(arch, params, *front_inputs(arch, samples, lengths, stats))
-        asked = heard if maps is None else {path: x for path, x in heard.items() if path in maps}
-        return {path: (_outer_sum(x, frames[path]), frames[path].sum()) for path, x in asked.items()}
+    def heard(params: Params, samples: Array, lengths: Array) -> dict[str, tuple[Array, Array]]:
+        inputs, frames = map_inputs(arch, params, *front_inputs(arch, samples, lengths, stats))
+        firsts: dict[int, str] = {}
+        asked = inputs if maps is None else {path: x for path, x in inputs.items() if path in maps}
+        sharing.update({path: firsts.setdefault(id(x), path) for path, x in asked.items()})
+        return {path: (_valid(asked[path], frames[path]), frames[path].sum()) for path in firsts.values()}
 
     total: Sums = {}
     for samples, lengths in batches:
-        total = _added(total, sums(params, samples, lengths))
+        for path, (x, count) in heard(params, samples, lengths).items():
+            total[path] = _with_outer(*total[path], x, count) if path in total else _outer(x, count)
         tick()
-    return _means(total)
+    means = _means(total)
+    return {path: means[first] for path, first in sharing.items()}
 
 
 def averages(
@@ -87,7 +92,7 @@ def averages(
         inner = {path: x for path, x in heard.items() if path.startswith("layers/")}
         return {path: (_valid(x, frames[path]).sum((0, 1)), frames[path].sum()) for path, x in inner.items()}
 
-    return _means(reduce(_added, (sums(params, *batch) for batch in batches)))
+    return _means(reduce(partial(jax.tree.map, jnp.add), (sums(params, *batch) for batch in batches)))
 
 
 def distance(
@@ -136,15 +141,6 @@ def _distance(lost: np.ndarray, power: np.ndarray, cosine: np.ndarray, count: np
     return Distance(tuple(np.sqrt(lost / power).tolist()), tuple((cosine / count).tolist()))
 
 
-def _added(one: Sums, two: Sums) -> Sums:
-    return _in_place(one, two) if one else two
-
-
-@partial(jax.jit, donate_argnums=0)
-def _in_place(one: Sums, two: Sums) -> Sums:
-    return jax.tree.map(jnp.add, one, two)
-
-
 def _means(sums: Sums) -> dict[str, np.ndarray]:
     return {path: np.asarray(total) / np.float32(count) for path, (total, count) in sums.items()}
 
@@ -155,16 +151,22 @@ def _valid(x: Array, frames: Array) -> Array:
     return jnp.where(frame_mask(frames, x.shape[1])[..., None], x, jnp.zeros_like(x))
 
 
-def _outer_sum(x: Array, frames: Array) -> Array:
-    x = _valid(x, frames)
-    return jnp.einsum("bti,btj->ij", x, x)
+# Programs of their own, one for each width: in that of the forward pass XLA compiled every map's product anew.
+@jax.jit
+def _outer(x: Array, count: Array) -> tuple[Array, Array]:
+    return jnp.einsum("bti,btj->ij", x, x), count
+
+
+@partial(jax.jit, donate_argnums=0)
+def _with_outer(total: Array, known: Array, x: Array, count: Array) -> tuple[Array, Array]:
+    return total + jnp.einsum("bti,btj->ij", x, x), known + count
 
 
 # A program of its own: fused into the forward passes, these sums took XLA minutes to compile for waveform models.
 @jax.jit
 def _compare_all(one: Array, two: Array, frames: Array) -> Array:
     valid = frame_mask(frames, one.shape[2])
-    return jnp.stack([_compare(a, b, valid) for a, b in zip(one, two, strict=True)])
+    return jax.lax.map(lambda layer: _compare(layer[0], layer[1], valid), (one, two))
 
 
 def _compare(one: Array, two: Array, valid: Array) -> Array:
