@@ -10,6 +10,7 @@ from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.held import Memory, delayed
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm, dropout
+from jaxssl.models.part import emptied
 from jaxssl.models.rates.merging import Merging
 from jaxssl.models.rates.track import Track
 
@@ -24,6 +25,7 @@ class EncoderLayer(nnx.Module):
     def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: Keys):
         self.norm_first, self.rate = arch.norm_first, arch.dropout.hidden
         self.place, width = layer.mixer.place, arch.width
+        self.empty = layer.changed(emptied) == layer
         mixer = layer.mixer.build(width, dropout=arch.dropout, prepared=arch.prepared, lends=lends, rngs=rngs)
         setattr(self, self.place, mixer)
         setattr(self, f"{self.place}_norm", LayerNorm(width, rngs=rngs))

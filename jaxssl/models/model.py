@@ -231,7 +231,9 @@ class Model(nnx.Module):
         One program for all of them compiles faster. Scanned, a gradient keeps what dense maps and attention give and
         computes norms, GELU and dropout again; with `remat` it keeps one (batch, time, width) array per layer.
         """
-        if stack == "unroll" or len(layers) == 1:
+        # Of norms alone, with no map between them, XLA makes one loop for each that has all before it once more.
+        unrolled = stack == "unroll" and not layers[0].empty
+        if unrolled or len(layers) == 1:
             outputs = []
             for i, layer in enumerate(layers):
                 x, carry = self.run_layer(layer, x, valid, None if keys is None else keys[i], carry)
