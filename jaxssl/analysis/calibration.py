@@ -1,8 +1,9 @@
 """What speech does to a model: statistics of each map's inputs, and how far one model is from another."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -59,7 +60,32 @@ def moments(
     Returns:
         By path, the second moment E[x xᵀ], (fan_in, fan_in) float32.
     """
-    return _means(_listened(arch, params, batches, maps, (), stats, tick))
+    return _means(_listened(arch, params, batches, maps, stats=stats, tick=tick))
+
+
+def unit_moments(
+    arch: Arch,
+    params: Params,
+    batches: Iterable[Padded],
+    units: Mapping[str, int],
+    *,
+    stats: Stats | None = None,
+    tick: Callable[[], Any] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Average x xᵀ within the units of some maps' inputs: of a wide input made of many, that is little of the whole.
+
+    Args:
+        arch: what `params` is.
+        params: the model.
+        batches: speech.
+        units: how many make the input of each map, by path.
+        stats: of the log-Mel features, for models that take them.
+        tick: called after each batch.
+
+    Returns:
+        By path, the blocks on the diagonal of what `moments` returns, (units, width, width) float32.
+    """
+    return _means(_listened(arch, params, batches, units, units=units, stats=stats, tick=tick))
 
 
 def moments_to_decompose(
@@ -78,7 +104,7 @@ def moments_to_decompose(
     """
     sizes = {matrix.path: matrix.fan_in for matrix in maps}
     wide = {matrix.path for matrix in maps if matrix.fan_in > matrix.fan_out}
-    total = _listened(arch, params, batches, sizes, wide, stats, tick)
+    total = _listened(arch, params, batches, sizes, products=wide, stats=stats, tick=tick)
     found = _means(total)
     powers = {path: float(total[path][2]) / float(total[path][1]) / sizes[path] for path in found}
     return {path: Heard(each, powers[path]) if path in wide else each for path, each in found.items()}
@@ -89,11 +115,13 @@ def _listened(
     params: Params,
     batches: Iterable[Padded],
     maps: Collection[str] | None,
-    products: Collection[str],
+    *,
+    products: Collection[str] = (),
+    units: Mapping[str, int] = MappingProxyType({}),
     stats: Stats | None,
     tick: Callable[[], Any],
 ) -> Sums:
-    """Sum over valid frames x xᵀ of every map's input x, or of some what they make of it, and ‖x‖²."""
+    """Sum over valid frames x xᵀ of every map's input x, of some what they make of it or within its units, and ‖x‖²."""
     arch, params = prepared(arch, params)
     sharing: dict[str, str] = {}  # by path, the first map that hears the same, as values hear what queries do
 
@@ -102,9 +130,12 @@ def _listened(
         inputs, frames, made = map_products(arch, params, *front_inputs(arch, samples, lengths, stats), of=products)
         firsts: dict[int, str] = {}
         asked = {path: x for path, x in inputs.items() if maps is None or path in maps}
-        sharing.update({path: path if path in made else firsts.setdefault(id(x), path) for path, x in asked.items()})
+        alone = {*made, *units}
+        sharing.update({path: path if path in alone else firsts.setdefault(id(x), path) for path, x in asked.items()})
         valid = {path: _valid(asked[path], frames[path]) for path in dict.fromkeys(sharing.values())}
         outer = {path: _valid(made[path], frames[path]) if path in made else x for path, x in valid.items()}
+        parts = {path: (*outer[path].shape[:2], size, -1) for path, size in units.items() if path in outer}
+        outer |= {path: outer[path].reshape(shape) for path, shape in parts.items()}
         return {path: (outer[path], frames[path].sum(), jnp.square(x).sum()) for path, x in valid.items()}
 
     total: Sums = {}
@@ -192,7 +223,7 @@ def _valid(x: Array, frames: Array) -> Array:
 # Programs of their own, one for each width: in that of the forward pass XLA compiled every map's product anew.
 @jax.jit
 def _outer(x: Array, *more: Array) -> tuple[Array, ...]:
-    return jnp.einsum("bti,btj->ij", x, x), *more
+    return jnp.einsum("bti,btj->ij" if x.ndim == 3 else "btui,btuj->uij", x, x), *more
 
 
 @partial(jax.jit, donate_argnums=0)
