@@ -72,9 +72,10 @@ def test_moments_are_those_of_the_plain_model(models, speech):
         assert np.linalg.eigvalsh(moment.astype(np.float64))[0] > -1e-5 * np.trace(moment)
 
 
-def test_wide_maps_are_heard_by_what_they_make_of_it(models, speech):
-    """The outputs' moment is Wᵀ C W of the inputs' C; other maps are heard by their inputs."""
-    (arch, params), _ = models
+@pytest.mark.parametrize("thin", [False, True])
+def test_wide_maps_are_heard_by_what_they_make_of_it(models, speech, thin):
+    """The outputs' moment is Wᵀ C W of the inputs' C, factorised or not; other maps are heard by their inputs."""
+    arch, params = models[1][1] if thin else models[0]
     maps = [matrix for matrix in matrices(arch) if matrix.path.startswith("layers/")]
     whole, found = moments(arch, params, speech), moments_to_decompose(arch, params, speech, maps)
     assert set(found) == {matrix.path for matrix in maps}
