@@ -10,7 +10,6 @@ from jaxssl.models.arch import Arch, Layer
 from jaxssl.models.held import Memory, delayed
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import LayerNorm, dropout
-from jaxssl.models.part import emptied
 from jaxssl.models.rates.merging import Merging
 from jaxssl.models.rates.track import Track
 
@@ -25,7 +24,8 @@ class EncoderLayer(nnx.Module):
     def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: Keys):
         self.norm_first, self.rate = arch.norm_first, arch.dropout.hidden
         self.place, width = layer.mixer.place, arch.width
-        self.empty = layer.changed(emptied) == layer
+        maps = [each.matrix(each.name) for block in layer.blocks for each in block.maps(width)]
+        self.empty = layer.adapter is None and not any(matrix.max_rank for matrix in maps)
         mixer = layer.mixer.build(width, dropout=arch.dropout, prepared=arch.prepared, lends=lends, rngs=rngs)
         setattr(self, self.place, mixer)
         setattr(self, f"{self.place}_norm", LayerNorm(width, rngs=rngs))

@@ -232,8 +232,7 @@ class Model(nnx.Module):
         computes norms, GELU and dropout again; with `remat` it keeps one (batch, time, width) array per layer.
         """
         # Of norms alone, with no map between them, XLA makes one loop for each that has all before it once more.
-        unrolled = stack == "unroll" and not layers[0].empty
-        if unrolled or len(layers) == 1:
+        if (stack == "unroll" and not layers[0].empty) or len(layers) == 1:
             outputs = []
             for i, layer in enumerate(layers):
                 x, carry = self.run_layer(layer, x, valid, None if keys is None else keys[i], carry)
