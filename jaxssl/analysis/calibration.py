@@ -99,7 +99,7 @@ def moments_to_decompose(
 ) -> dict[str, Moment]:
     """Return by path what `compress.lowrank` decomposes maps with: of those with more inputs than outputs, `Heard`.
 
-    The outputs' moment of a feed-forward block's second map takes a sixteenth of the time that its inputs' does.
+    The outputs' moment of a feed-forward block's second map is a sixteenth as large as its inputs'.
     Arguments are as `moments` has them.
     """
     sizes = {matrix.path: matrix.fan_in for matrix in maps}
