@@ -21,7 +21,25 @@ from compress.quantize import check_float
 # Relative to the inputs' mean power: keeps directions that calibration never saw from being free to break.
 DAMPING = 1e-6
 WEIGHTS = ("kernel", "down", "up", "blocks", "index")  # the names of a map's arrays, in any of its forms
-PLAIN: Mapping[str, np.ndarray] = MappingProxyType({})  # no moments: the plain SVD of every map
+PLAIN: Mapping[str, Any] = MappingProxyType({})  # no moments: the plain SVD of every map
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a map makes of speech: all that decomposing it asks, if it has no fewer inputs than outputs.
+
+    Its outputs' moment is as small as they are few, where that of a wide input costs most of the listening.
+
+    Attributes:
+        outputs: second moment E[(xW)ᵀ xW] of what the map makes of its inputs, without its bias, (fan_out, fan_out).
+        power: mean square of the inputs, E‖x‖² / fan_in.
+    """
+
+    outputs: np.ndarray
+    power: float
+
+
+Moment = np.ndarray | Heard  # E[x xᵀ] of a map's inputs, (fan_in, fan_in), or of its outputs
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,7 @@ def dense_kernel(params: Mapping[str, Any], matrix: Matrix) -> np.ndarray:
 
 
 def decompose(
-    params: Mapping[str, Any], matrix: Matrix, moment: np.ndarray | None = None, *, terms: int | None = None
+    params: Mapping[str, Any], matrix: Matrix, moment: Moment | None = None, *, terms: int | None = None
 ) -> Decomposition:
     """Decompose a map, dense or factorised already.
 
@@ -100,7 +118,8 @@ def decompose(
     Args:
         params: the tree.
         matrix: which map; it needs inputs and outputs.
-        moment: second moment E[x xᵀ] of the map's inputs, (fan_in, fan_in); None for the plain SVD.
+        moment: second moment E[x xᵀ] of the map's inputs, (fan_in, fan_in), or what it makes of them, where it has no
+            more outputs than inputs; None for the plain SVD.
         terms: the most important ones that are kept, all of the spectrum in any case; None: all.
 
     Raises:
@@ -109,6 +128,7 @@ def decompose(
     kernel = dense_kernel(params, matrix)
     _check(matrix, kernel, moment)
     if matrix.fan_in < matrix.fan_out:
+        assert not isinstance(moment, Heard)  # which was checked
         return _from_left(matrix, kernel, moment, terms)
     return _from_right(matrix, kernel, moment, terms)
 
@@ -129,7 +149,7 @@ def factorise(params: Mapping[str, Any], decomposition: Decomposition, rank: int
 
 
 def decompose_maps(
-    params: Mapping[str, Any], matrices: Iterable[Matrix], moments: Mapping[str, np.ndarray] = PLAIN
+    params: Mapping[str, Any], matrices: Iterable[Matrix], moments: Mapping[str, Moment] = PLAIN
 ) -> dict[str, Decomposition]:
     """Decompose a set of maps, once for any rank.
 
@@ -170,14 +190,16 @@ def factorise_maps(
     return tree
 
 
-def fit(params: Mapping[str, Any], decomposition: Decomposition, rank: int, moment: np.ndarray | None = None) -> Fit:
-    """Measure what a rank loses, on the weights and, given the inputs' second moment, on speech."""
+def fit(params: Mapping[str, Any], decomposition: Decomposition, rank: int, moment: Moment | None = None) -> Fit:
+    """Measure what a rank loses, on the weights and, given the second moment that it was decomposed with, on speech."""
     kernel = dense_kernel(params, decomposition.matrix)
     check_rank(decomposition.matrix, rank)
     lost = kernel - decomposition.left[:, :rank] @ decomposition.right[:rank]
     error = float(np.linalg.norm(lost)) / max(float(np.linalg.norm(kernel)), 1e-30)
     speech = None
-    if moment is not None:
+    if isinstance(moment, Heard):
+        speech = _lost_outputs(decomposition.right[:rank], moment)
+    elif moment is not None:
         speech = float(np.sqrt(_power(lost, moment) / max(_power(kernel, moment), 1e-30)))
     return Fit(energy=1 - error**2, error=error, speech_error=speech)
 
@@ -244,10 +266,13 @@ def _from_left(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None, te
     return Decomposition(matrix, spectrum, *_balanced(left, basis.T @ seen))
 
 
-def _from_right(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None, terms: int | None) -> Decomposition:
+def _from_right(matrix: Matrix, kernel: np.ndarray, moment: Moment | None, terms: int | None) -> Decomposition:
     # Projecting on right singular vectors needs no root of the moment: C^-½ (C^½ W) V Vᵀ = W V Vᵀ.
-    seen = kernel if moment is None else _damped(moment) @ kernel
-    spectrum, basis = _eigen(kernel.T @ seen, terms)
+    if isinstance(moment, Heard):
+        gram = moment.outputs + max(DAMPING * moment.power, 1e-30) * (kernel.T @ kernel)
+    else:
+        gram = kernel.T @ (kernel if moment is None else _damped(moment) @ kernel)
+    spectrum, basis = _eigen(gram, terms)
     return Decomposition(matrix, spectrum, *_balanced(kernel @ basis, basis.T))
 
 
@@ -277,23 +302,35 @@ def _roots(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (basis * values) @ basis.T, (basis / values) @ basis.T
 
 
+def _lost_outputs(right: np.ndarray, heard: Heard) -> float:
+    """Return the error of outputs of which what lies along some rows is kept, (terms, fan_out), orthogonal."""
+    outputs = np.asarray(heard.outputs, np.float64)
+    rows = right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-300)
+    whole = float(np.trace(outputs))
+    return float(np.sqrt(max(whole - float(np.vdot(rows, rows @ outputs)), 0.0) / max(whole, 1e-30)))
+
+
 def _power(kernel: np.ndarray, moment: np.ndarray) -> float:
     # A sum of squares loses nothing in float32, and the product over 3072 inputs is twice as fast there.
     kernel = kernel.astype(np.float32)
     return max(float(np.vdot(kernel, np.asarray(moment, np.float32) @ kernel)), 0.0)
 
 
-def _check(matrix: Matrix, kernel: np.ndarray, moment: np.ndarray | None) -> None:
+def _check(matrix: Matrix, kernel: np.ndarray, moment: Moment | None) -> None:
     if not kernel.size:
         raise InputError(f"{matrix.path}: {matrix.fan_in} × {matrix.fan_out} is empty; there is nothing to factorise")
     if not np.isfinite(kernel).all():
         raise InputError(f"{matrix.path}: {np.sum(~np.isfinite(kernel))} of {kernel.size} weights are not finite")
     if moment is None:
         return
-    if moment.shape != (matrix.fan_in, matrix.fan_in):
-        raise InputError(f"{matrix.path}: the inputs' moment is {moment.shape}, the map has {matrix.fan_in} inputs")
-    if not np.isfinite(moment).all():
-        raise InputError(f"{matrix.path}: the inputs' moment is not finite; is the calibration speech?")
+    side = "outputs" if isinstance(moment, Heard) else "inputs"
+    if side == "outputs" and matrix.fan_in < matrix.fan_out:
+        raise InputError(f"{matrix.path}: {matrix.fan_in} × {matrix.fan_out} needs the moment of its inputs")
+    size, found = (matrix.fan_out, moment.outputs) if isinstance(moment, Heard) else (matrix.fan_in, moment)
+    if found.shape != (size, size):
+        raise InputError(f"{matrix.path}: the {side}' moment is {found.shape}, the map has {size} {side}")
+    if not np.isfinite(found).all():
+        raise InputError(f"{matrix.path}: the {side}' moment is not finite; is the calibration speech?")
 
 
 def _replace(params: Mapping[str, Any], matrix: Matrix, weights: Tree) -> Tree:

@@ -54,7 +54,8 @@ def contribution(params: Mapping[str, Any], matrix: Matrix, axis: Axis, moment: 
         params: the tree.
         matrix: the map that the units feed, `axis.into`; each of `axis.feeds` where they are several.
         axis: whose units to score.
-        moment: second moment E[x xᵀ] of the map's inputs, (fan_in, fan_in), as a calibration gives it.
+        moment: second moment E[x xᵀ] of the map's inputs, (fan_in, fan_in), as a calibration gives it; or of each
+            unit's alone, (units, width, width).
 
     Returns:
         Scores, (axis.size,), float64.
@@ -67,7 +68,9 @@ def contribution(params: Mapping[str, Any], matrix: Matrix, axis: Axis, moment: 
         return np.zeros(0)
     width = matrix.fan_in // axis.size
     kernel = dense_kernel(params, matrix).reshape(axis.size, width, matrix.fan_out)
-    blocks = moment.reshape(axis.size, width, axis.size, width)[np.arange(axis.size), :, np.arange(axis.size)]
+    at, blocks = np.arange(axis.size), moment
+    if moment.ndim == 2:
+        blocks = moment.reshape(axis.size, width, axis.size, width)[at, :, at]
     power = np.einsum("uij,uij->u", kernel @ kernel.transpose(0, 2, 1), blocks.astype(np.float64))
     return np.sqrt(np.maximum(power, 0))
 
@@ -83,7 +86,7 @@ def contributions(
         params: the tree.
         axes: whose units to score.
         matrices: the tree's maps.
-        moments: second moments of the maps' inputs, by path.
+        moments: second moments of the maps' inputs, or of each unit's alone, by path.
     """
     maps = {matrix.path: matrix for matrix in matrices}
     return {
@@ -113,7 +116,8 @@ def _check_moment(matrix: Matrix, axis: Axis, moment: np.ndarray) -> None:
     if matrix.path not in axis.feeds:
         fed = " and ".join(f"'{path}'" for path in axis.feeds)
         raise InputError(f"{axis.name}: its units feed {fed}, not {matrix.path}; give that map and its moment")
-    if moment.shape != (matrix.fan_in, matrix.fan_in):
+    width = matrix.fan_in // max(axis.size, 1)
+    if moment.shape not in ((matrix.fan_in, matrix.fan_in), (axis.size, width, width)):
         raise InputError(f"{matrix.path}: the inputs' moment is {moment.shape}, the map has {matrix.fan_in} inputs")
     if not np.isfinite(moment).all():
         raise InputError(f"{matrix.path}: the inputs' moment is not finite; is the calibration speech?")

@@ -145,7 +145,7 @@ class Config(Curve):
     """probe every point for phones and speakers (embedded corpus)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the computation, in the timing and in the output error"""
-    rounds: Count[int] = 11
+    rounds: Count[int] = 7
     """timed runs of each model, in turns with the dense one"""
     seed: Seed[int] = 0
     """of random weights, and of the recovery's order, crops, masks and dropout"""

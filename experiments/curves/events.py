@@ -68,8 +68,9 @@ def unit_event(job: Job, subject: Subject, step: Heads | Rows, evidence: Evidenc
     masked = reduce(lambda tree, axis: mask(tree, axis, kept[axis.name]), mine, subject.seen)
     slim = edit(subject.seen)
     one, two = (subject.arch, masked), (describe(subject.arch, slim), slim)
-    with progress("slim beside masked", len(job.speech.held_out)) as tick:
-        error = distance(one, two, job.speech.held_out, stats=job.model.stats, tick=tick).relative[-1]
+    heard = job.speech.held_out[:1]  # one batch is enough to tell a wrong cut, and quicker than what is cut
+    with progress("slim beside masked", len(heard)) as tick:
+        error = distance(one, two, heard, stats=job.model.stats, tick=tick).relative[-1]
     if not error <= EQUAL:
         raise RuntimeError(f"{step}: masked and slim model differ by {error:.1e}, more than {EQUAL:.0e}")
     counts = " ".join(str(len(kept[axis.name])) for axis in mine)

@@ -3,7 +3,7 @@
 `compress.plan` knows no model; here are the functions that it is handed.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from compress.address import Axis, Matrix, Tree
 from compress.lowrank import Decomposition, decompose
 from compress.plan import Evidence, Score, Sites
 from compress.score import contributions
-from jaxssl.analysis.calibration import moments
+from jaxssl.analysis.calibration import moments_to_decompose, unit_moments
 from jaxssl.analysis.saliency import context_gradient
 from jaxssl.data.logmel import Stats
 from jaxssl.inference.source import Speech
@@ -82,14 +82,14 @@ def evidence(
         measure: of the units' costs.
     """
 
-    def heard(tree: Tree, maps: Iterable[str]) -> dict[str, np.ndarray]:
+    def listened(tree: Tree, listen: Callable[..., dict[str, Any]], asked: Any) -> dict[str, Any]:
         with progress("listening", len(speech.calibration)) as tick:
-            return moments(describe(base, tree), tree, speech.calibration, maps=set(maps), stats=stats, tick=tick)
+            return listen(describe(base, tree), tree, speech.calibration, asked, stats=stats, tick=tick)
 
     def scores(tree: Tree, score: Score, mine: Sequence[Axis]) -> Mapping[str, np.ndarray]:
         arch = describe(base, tree)
         if score == "activation":
-            read = heard(tree, (path for axis in mine for path in axis.feeds))
+            read = listened(tree, unit_moments, {path: axis.size for axis in mine if axis.size for path in axis.feeds})
             return contributions(tree, mine, matrices(arch), read)
         if labelled is None:
             return Evidence().scores(tree, score, mine)  # refuses
@@ -98,7 +98,7 @@ def evidence(
         return context_gradient(arch, tree, labelled.batches(arch), loss, kind=kind, normalise=False)
 
     def decompositions(tree: Tree, maps: Sequence[Matrix]) -> Mapping[str, Decomposition]:
-        seen = heard(tree, (matrix.path for matrix in maps))
+        seen = listened(tree, moments_to_decompose, maps)
         with (
             progress("decomposing", len(maps)) as tick,
             spread(lambda matrix: decompose(tree, matrix, seen.get(matrix.path)), maps) as found,

@@ -46,6 +46,8 @@ from jaxssl.training.two_fronts import heard_by
 PRUNED = 1e-3  # share of an array's entries that must be zero for its zeros to be meant
 # The same where int8 made zeros, too: of normal weights the share 0.8 · m / 254, m their largest in deviations.
 ROUNDED = 0.2
+SPARSER = 0.99  # of a model's bytes: what its encoding takes at most that is kept beside it
+ALONE = 5  # timed runs of the dense model by itself, which no point's ratio is made of
 REDRAWN = 20  # seconds between two pictures of a run: one takes half a second, a small model's point not much more
 
 
@@ -248,12 +250,13 @@ class Bench:
         dense = self.model.arch, self.model.params
         making = {"dense": lambda: self.program(*dense), "bare": lambda: self.program(*bare(*dense))}
         making |= {} if point is None else {"point": point}
-        with progress("timing side by side", len(making) + self.rounds + 2) as tick:
+        rounds = min(self.rounds, ALONE) if point is None else self.rounds
+        with progress("timing side by side", len(making) + rounds + 1) as tick:
             programs = {}
             for each, compiled in making.items():
                 programs[each] = compiled()
                 tick()
-            timings = race(programs, rounds=self.rounds, tick=tick)
+            timings = race(programs, rounds=rounds, warmup=1, tick=tick)  # each has run once already
         timings.setdefault("point", timings["dense"])
         ratio = speedup(timings["dense"], timings["point"])
         samples = round(self.load.seconds * SAMPLE_RATE)
@@ -284,7 +287,7 @@ class Bench:
         extra |= self.model.ctc if subject.arch.width == self.model.arch.width else {}
         seen = subject.seen
         size = encoded_bytes(seen)
-        if subject.masks:
+        if subject.masks and size < SPARSER * sum(leaf.nbytes for leaf in flatten(seen).values()):
             extra["weights.sparse"] = encode(seen)
             _compare(decode(extra["weights.sparse"]), seen)
         checkpoint.save(folder, subject.arch, seen, provenance=origin, extra=extra, overwrite=True)

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax.numpy as jnp
-import numpy as np
 
 from compress.address import Matrix, flatten
 from compress.errors import InputError
-from compress.lowrank import Decomposition, decompose, factorise_maps, fit
+from compress.lowrank import Decomposition, Moment, decompose, factorise_maps, fit
 from compress.plan import match_paths
 from experiments.curves.columns import Row
 from experiments.curves.points import Subject
 from experiments.curves.targets import Ranks, Target, highest_rank, ranks_for
-from jaxssl.analysis.calibration import Distance, distances, moments
+from jaxssl.analysis.calibration import Distance, distances, moments_to_decompose
 from jaxssl.inference.source import Model, Speech
 from jaxssl.models import cost
 from jaxssl.models.arch import Arch
@@ -53,11 +52,11 @@ class Known:
     """What is known of a model's maps.
 
     Attributes:
-        seen: second moments of the inputs of the chosen maps, by path.
+        seen: what the chosen maps heard, by path.
         found: decompositions by method and path.
     """
 
-    seen: Mapping[str, np.ndarray]
+    seen: Mapping[str, Moment]
     found: Mapping[Method, Mapping[str, Decomposition]]
 
 
@@ -86,15 +85,14 @@ def analyse(
 
     The plain SVDs need no speech, and are worked out while the model listens.
     """
-    params, seen = subject.seen, dict[str, np.ndarray]()
+    params, seen = subject.seen, dict[str, Moment]()
 
     def decomposed(matrix: Matrix) -> Decomposition:
         return decompose(params, matrix, seen.get(matrix.path), terms=highest_rank(targets, matrix))
 
     with progress("listening, decomposing", len(speech.calibration) + len(methods) * len(chosen)) as tick:
         with spread(decomposed, chosen if "svd" in methods else ()) as plain:
-            paths = [matrix.path for matrix in chosen]
-            heard = moments(subject.arch, params, speech.calibration, maps=paths, stats=model.stats, tick=tick)
+            heard = moments_to_decompose(subject.arch, params, speech.calibration, chosen, stats=model.stats, tick=tick)
             known = {"svd": _by_path(collect(plain, tick))}
         seen |= heard
         with spread(decomposed, chosen if "activation" in methods else ()) as aware:

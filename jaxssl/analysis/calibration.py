@@ -1,8 +1,9 @@
 """What speech does to a model: statistics of each map's inputs, and how far one model is from another."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from compress.address import Matrix
+from compress.lowrank import Heard, Moment
 from jaxssl.data.logmel import Stats
 from jaxssl.data.padding import Padded
 from jaxssl.inference.encode import front_inputs, hear
 from jaxssl.inference.prepack import prepared
 from jaxssl.models.arch import Arch
-from jaxssl.models.inner_maps import map_inputs
+from jaxssl.models.inner_maps import map_inputs, map_products
 from jaxssl.models.layers import frame_mask
 from jaxssl.models.model import Params
 
-Sums = dict[str, tuple[Array, Array]]  # by path of a map: a sum over valid frames, and how many these are
+Sums = dict[str, tuple[Array, ...]]  # by path of a map: a sum over valid frames, how many these are, and more
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,90 @@ def moments(
     Returns:
         By path, the second moment E[x xᵀ], (fan_in, fan_in) float32.
     """
+    return _means(_listened(arch, params, batches, maps, stats=stats, tick=tick))
+
+
+def unit_moments(
+    arch: Arch,
+    params: Params,
+    batches: Iterable[Padded],
+    units: Mapping[str, int],
+    *,
+    stats: Stats | None = None,
+    tick: Callable[[], Any] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Average x xᵀ within the units of some maps' inputs: of a wide input made of many, that is little of the whole.
+
+    Args:
+        arch: what `params` is.
+        params: the model.
+        batches: speech.
+        units: how many make the input of each map, by path.
+        stats: of the log-Mel features, for models that take them.
+        tick: called after each batch.
+
+    Returns:
+        By path, the blocks on the diagonal of what `moments` returns, (units, width, width) float32.
+    """
+    return _means(_listened(arch, params, batches, units, units=units, stats=stats, tick=tick))
+
+
+def moments_to_decompose(
+    arch: Arch,
+    params: Params,
+    batches: Iterable[Padded],
+    maps: Iterable[Matrix],
+    *,
+    stats: Stats | None = None,
+    tick: Callable[[], Any] = lambda: None,
+) -> dict[str, Moment]:
+    """Return by path what `compress.lowrank` decomposes maps with: of those with more inputs than outputs, `Heard`.
+
+    The outputs' moment of a feed-forward block's second map is a sixteenth as large as its inputs'.
+    Arguments are as `moments` has them.
+    """
+    sizes = {matrix.path: matrix.fan_in for matrix in maps}
+    wide = {matrix.path for matrix in maps if matrix.fan_in > matrix.fan_out}
+    total = _listened(arch, params, batches, sizes, products=wide, stats=stats, tick=tick)
+    found = _means(total)
+    powers = {path: float(total[path][2]) / float(total[path][1]) / sizes[path] for path in found}
+    return {path: Heard(each, powers[path]) if path in wide else each for path, each in found.items()}
+
+
+def _listened(
+    arch: Arch,
+    params: Params,
+    batches: Iterable[Padded],
+    maps: Collection[str] | None,
+    *,
+    products: Collection[str] = (),
+    units: Mapping[str, int] = MappingProxyType({}),
+    stats: Stats | None,
+    tick: Callable[[], Any],
+) -> Sums:
+    """Sum over valid frames x xᵀ of every map's input x, of some what they make of it or within its units, and ‖x‖²."""
     arch, params = prepared(arch, params)
+    sharing: dict[str, str] = {}  # by path, the first map that hears the same, as values hear what queries do
 
     @jax.jit
-    def sums(params: Params, samples: Array, lengths: Array) -> Sums:
-        heard, frames = map_inputs(arch, params, *front_inputs(arch, samples, lengths, stats))
-        asked = heard if maps is None else {path: x for path, x in heard.items() if path in maps}
-        return {path: (_outer_sum(x, frames[path]), frames[path].sum()) for path, x in asked.items()}
+    def heard(params: Params, samples: Array, lengths: Array) -> dict[str, tuple[Array, Array, Array]]:
+        inputs, frames, made = map_products(arch, params, *front_inputs(arch, samples, lengths, stats), of=products)
+        firsts: dict[int, str] = {}
+        asked = {path: x for path, x in inputs.items() if maps is None or path in maps}
+        alone = {*made, *units}
+        sharing.update({path: path if path in alone else firsts.setdefault(id(x), path) for path, x in asked.items()})
+        valid = {path: _valid(asked[path], frames[path]) for path in dict.fromkeys(sharing.values())}
+        outer = {path: _valid(made[path], frames[path]) if path in made else x for path, x in valid.items()}
+        parts = {path: (*outer[path].shape[:2], size, -1) for path, size in units.items() if path in outer}
+        outer |= {path: outer[path].reshape(shape) for path, shape in parts.items()}
+        return {path: (outer[path], frames[path].sum(), jnp.square(x).sum()) for path, x in valid.items()}
 
     total: Sums = {}
     for samples, lengths in batches:
-        total = _added(total, sums(params, samples, lengths))
+        for path, found in heard(params, samples, lengths).items():
+            total[path] = _added_outer(total[path], *found) if path in total else _outer(*found)
         tick()
-    return _means(total)
+    return {path: total[first] for path, first in sharing.items()}
 
 
 def averages(
@@ -87,7 +161,7 @@ def averages(
         inner = {path: x for path, x in heard.items() if path.startswith("layers/")}
         return {path: (_valid(x, frames[path]).sum((0, 1)), frames[path].sum()) for path, x in inner.items()}
 
-    return _means(reduce(_added, (sums(params, *batch) for batch in batches)))
+    return _means(reduce(partial(jax.tree.map, jnp.add), (sums(params, *batch) for batch in batches)))
 
 
 def distance(
@@ -136,17 +210,8 @@ def _distance(lost: np.ndarray, power: np.ndarray, cosine: np.ndarray, count: np
     return Distance(tuple(np.sqrt(lost / power).tolist()), tuple((cosine / count).tolist()))
 
 
-def _added(one: Sums, two: Sums) -> Sums:
-    return _in_place(one, two) if one else two
-
-
-@partial(jax.jit, donate_argnums=0)
-def _in_place(one: Sums, two: Sums) -> Sums:
-    return jax.tree.map(jnp.add, one, two)
-
-
 def _means(sums: Sums) -> dict[str, np.ndarray]:
-    return {path: np.asarray(total) / np.float32(count) for path, (total, count) in sums.items()}
+    return {path: np.asarray(total) / np.float32(count) for path, (total, count, *_) in sums.items()}
 
 
 def _valid(x: Array, frames: Array) -> Array:
@@ -155,16 +220,22 @@ def _valid(x: Array, frames: Array) -> Array:
     return jnp.where(frame_mask(frames, x.shape[1])[..., None], x, jnp.zeros_like(x))
 
 
-def _outer_sum(x: Array, frames: Array) -> Array:
-    x = _valid(x, frames)
-    return jnp.einsum("bti,btj->ij", x, x)
+# Programs of their own, one for each width: in that of the forward pass XLA compiled every map's product anew.
+@jax.jit
+def _outer(x: Array, *more: Array) -> tuple[Array, ...]:
+    return jnp.einsum("bti,btj->ij" if x.ndim == 3 else "btui,btuj->uij", x, x), *more
+
+
+@partial(jax.jit, donate_argnums=0)
+def _added_outer(total: tuple[Array, ...], *found: Array) -> tuple[Array, ...]:
+    return jax.tree.map(jnp.add, total, _outer(*found))
 
 
 # A program of its own: fused into the forward passes, these sums took XLA minutes to compile for waveform models.
 @jax.jit
 def _compare_all(one: Array, two: Array, frames: Array) -> Array:
     valid = frame_mask(frames, one.shape[2])
-    return jnp.stack([_compare(a, b, valid) for a, b in zip(one, two, strict=True)])
+    return jax.lax.map(lambda layer: _compare(layer[0], layer[1], valid), (one, two))
 
 
 def _compare(one: Array, two: Array, valid: Array) -> Array:

@@ -75,22 +75,27 @@ class Dense(nnx.Module):
             self.heard = nnx.Intermediate(x)
         if self.packed:
             last: native.Activation = "gelu" if activation == "gelu" else "linear"
-            y = self._by_kernels(x, last)
+            y = self._by_kernels(x, last, self.added(jnp.float32))
             return y if activation == last else FUNCTIONS[activation](y)
         if self.learning and self._has_gradients(x):
             bias = self.added(jnp.float32)
             y = gradients.linear(x.reshape(-1, self.fan_in), self._matrix, bias.reshape(-1))
             y = checkpoint_name(y.reshape(*x.shape[:2], *self.outputs), KEPT)
             return FUNCTIONS[activation](y)
-        if hasattr(self, "kernel"):
-            y = self._product(x, "kernel", self.contracted)
-        elif hasattr(self, "blocks"):
-            y = block_product(x.reshape(*x.shape[:2], -1), self.blocks[...], self.index[...])
-            y = y.reshape(*x.shape[:2], *self.outputs)
-        else:
-            y = self._product(self._product(x, "down", self.contracted), "up", 1)
+        y = self.product(x)
         y = checkpoint_name(y + jnp.expand_dims(self.added(x.dtype), (0, 1)) if hasattr(self, "bias") else y, KEPT)
         return FUNCTIONS[activation](y)
+
+    def product(self, x: Array) -> Array:
+        """Map an input that is gated already, without bias and activation."""
+        if self.packed:
+            return self._by_kernels(x, "linear", jnp.zeros(self.outputs))
+        if hasattr(self, "kernel"):
+            return self._product(x, "kernel", self.contracted)
+        if hasattr(self, "blocks"):
+            y = block_product(x.reshape(*x.shape[:2], -1), self.blocks[...], self.index[...])
+            return y.reshape(*x.shape[:2], *self.outputs)
+        return self._product(self._product(x, "down", self.contracted), "up", 1)
 
     def _has_gradients(self, x: Array) -> bool:
         """Tell whether our kernels have the derivatives of this map."""
@@ -117,13 +122,12 @@ class Dense(nnx.Module):
         bias = self.added(x.dtype)
         return jnp.broadcast_to(bias, (*x.shape[:2], *bias.shape))
 
-    def _by_kernels(self, x: Array, activation: native.Activation) -> Array:
+    def _by_kernels(self, x: Array, activation: native.Activation, bias: Array) -> Array:
         """Map `x` by our kernels."""
         if not self.int8:
             weights = [getattr(self, name)[...] for name in ("kernel", "down", "up") if hasattr(self, name)]
             check_dtype(weights[0], x.dtype)
-            return native.dense(x, *weights, self.added(jnp.float32), activation=activation)
-        bias = self.added(jnp.float32)
+            return native.dense(x, *weights, bias, activation=activation)
         if hasattr(self, "kernel"):
             return native.dense_int8(x, self.kernel[...], self.kernel_scale[...], bias, activation=activation)
         scale = self.down_scale[...]

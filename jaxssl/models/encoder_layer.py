@@ -24,6 +24,7 @@ class EncoderLayer(nnx.Module):
     def __init__(self, arch: Arch, layer: Layer, *, lends: bool = False, rngs: Keys):
         self.norm_first, self.rate = arch.norm_first, arch.dropout.hidden
         self.place, width = layer.mixer.place, arch.width
+        self.empty = all(block.empty for block in layer.blocks) and layer.adapter is None
         mixer = layer.mixer.build(width, dropout=arch.dropout, prepared=arch.prepared, lends=lends, rngs=rngs)
         setattr(self, self.place, mixer)
         setattr(self, f"{self.place}_norm", LayerNorm(width, rngs=rngs))

@@ -1,6 +1,6 @@
 """A model run while its dense maps are listened to, or what they hear is gated."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from flax import nnx
 from jax import Array
@@ -23,6 +23,18 @@ def map_inputs(
         By path (`layers/0/ffn/fc1`), the map's input, (batch, time, *in); and by the same path the valid frames of each
         row, (batch,). Maps that do not run, those of a block without units, are absent.
     """
+    return map_products(arch, params, inputs, lengths, of=())[:2]
+
+
+def map_products(
+    arch: Arch, params: Params, inputs: Array, lengths: Array | None = None, *, of: Collection[str]
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Run the model as `map_inputs`, and return besides what some maps make of their inputs.
+
+    Returns:
+        What `map_inputs` does; and by path, of those maps named that run, the product x · kernel, without bias and
+        activation, (batch, time, *out).
+    """
     check_params(arch, params)
     inputs = checked(arch, inputs)
     model = restored(arch, params)
@@ -31,7 +43,8 @@ def map_inputs(
         dense.listening = True
     out = model(inputs, lengths)
     heard = {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}
-    return heard, {path: _frames_of(path, out) for path in heard}
+    products = {path: maps[path].product(heard[path]) for path in of if path in heard}
+    return heard, {path: _frames_of(path, out) for path in heard}, products
 
 
 def apply_gated(

@@ -42,7 +42,8 @@ def run_all(
         stack: how.
         carry: what the layer before lends to the first.
     """
-    if stack == "unroll" or len(layers) == 1:
+    # Of norms alone, with no map between them, XLA makes one loop for each that has all before it once more.
+    if (stack == "unroll" and not layers[0].empty) or len(layers) == 1:
         outputs = []
         for i, layer in enumerate(layers):
             x, carry = run(layer, x, valid, None if keys is None else keys[i], carry)

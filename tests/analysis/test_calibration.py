@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compress.lowrank import decompose_maps, factorise_maps
-from jaxssl.analysis.calibration import distance, distances, moments
+from compress.lowrank import Heard, decompose_maps, dense_kernel, factorise_maps
+from jaxssl.analysis.calibration import distance, distances, moments, moments_to_decompose
 from jaxssl.inference.prepack import prepared
 from jaxssl.models.describe import describe
 from jaxssl.models.sites import matrices
@@ -70,3 +70,22 @@ def test_moments_are_those_of_the_plain_model(models, speech):
     for path, moment in moments(*prepared(arch, params), speech).items():
         np.testing.assert_allclose(moment, moments(arch, params, speech)[path], rtol=1e-6)
         assert np.linalg.eigvalsh(moment.astype(np.float64))[0] > -1e-5 * np.trace(moment)
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_wide_maps_are_heard_by_what_they_make_of_it(models, speech, thin):
+    """The outputs' moment is Wᵀ C W of the inputs' C, factorised or not; other maps are heard by their inputs."""
+    arch, params = models[1][1] if thin else models[0]
+    maps = [matrix for matrix in matrices(arch) if matrix.path.startswith("layers/")]
+    whole, found = moments(arch, params, speech), moments_to_decompose(arch, params, speech, maps)
+    assert set(found) == {matrix.path for matrix in maps}
+    wide = [matrix for matrix in maps if isinstance(found[matrix.path], Heard)]
+    assert [matrix.path for matrix in wide] == ["layers/0/ffn/fc2"]
+    for matrix in maps:
+        moment, heard = whole[matrix.path], found[matrix.path]
+        if isinstance(heard, Heard):
+            kernel = dense_kernel(params, matrix)
+            np.testing.assert_allclose(heard.outputs, kernel.T @ moment @ kernel, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(heard.power, np.trace(moment) / matrix.fan_in, rtol=1e-5)
+        else:
+            np.testing.assert_allclose(heard, moment, rtol=1e-5, atol=1e-7)

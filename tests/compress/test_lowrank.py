@@ -9,6 +9,7 @@ import pytest
 from compress.address import Matrix, get, put
 from compress.errors import InputError
 from compress.lowrank import (
+    Heard,
     allocate,
     decompose,
     decompose_maps,
@@ -85,6 +86,28 @@ def test_activation_aware_is_the_best_on_its_inputs(shape):
         np.testing.assert_allclose(errors[0], np.sqrt((best[rank:] ** 2).sum()), rtol=1e-2)
         measured = fit(params, aware, rank, moment).speech_error
         np.testing.assert_allclose(measured, errors[0] / np.linalg.norm(outputs), rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (9, 9)])
+def test_what_a_map_makes_of_speech_is_enough(shape):
+    """Its outputs' moment and its inputs' power decompose a map as its inputs' moment does, and measure the same."""
+    params, matrix, inputs = toy(*shape)
+    moment, outputs = inputs.T @ inputs / 500, inputs @ dense_kernel(params, matrix)
+    heard = Heard(outputs.T @ outputs / 500, float(np.square(inputs).mean()))
+    one, two = (decompose(params, matrix, each) for each in (moment, heard))
+    np.testing.assert_allclose(one.spectrum, two.spectrum, rtol=1e-5)
+    for found in (one, decompose(params, matrix)):
+        for rank in range(1, matrix.max_rank):
+            np.testing.assert_allclose(
+                one.left[:, :rank] @ one.right[:rank], two.left[:, :rank] @ two.right[:rank], atol=1e-5
+            )
+            errors = [fit(params, found, rank, each).speech_error for each in (moment, heard)]
+            np.testing.assert_allclose(*errors, rtol=1e-4)
+    with pytest.raises(InputError, match="map: the outputs' moment is"):
+        decompose(params, matrix, Heard(np.eye(7), 1.0))
+    wider, where, _ = toy(8, 12)
+    with pytest.raises(InputError, match="map: 8 × 12 needs the moment of its inputs"):
+        decompose(wider, where, Heard(np.eye(12), 1.0))
 
 
 @pytest.mark.parametrize("shape", [(8, 12), (12, 8)])

@@ -13,9 +13,9 @@ from compress.address import Axis, flatten, get
 from compress.edit import cut, mask
 from compress.errors import InputError
 from compress.lowrank import decompose, factorise, truncate
-from compress.score import contribution, magnitude
+from compress.score import contribution, contributions, magnitude
 from compress.select import highest
-from jaxssl.analysis.calibration import moments
+from jaxssl.analysis.calibration import moments, unit_moments
 from jaxssl.convert.conversion import read
 from jaxssl.models.describe import describe
 from jaxssl.models.inner_maps import map_inputs
@@ -100,6 +100,10 @@ def test_contribution_reads_the_calibration(key):
     kernel = np.asarray(get(params, f"{axis.into}/kernel"))
     expected = np.sqrt(np.square(x).mean(0)) * np.linalg.norm(kernel, axis=1)
     np.testing.assert_allclose(contribution(params, matrix, axis, seen[axis.into]), expected, rtol=1e-4)
+    both = axes(arch)[:2]
+    alone = unit_moments(arch, params, batches, {each.into: each.size for each in both})
+    for name, scores in contributions(params, both, matrices(arch), seen).items():
+        np.testing.assert_allclose(contributions(params, both, matrices(arch), alone)[name], scores, rtol=1e-5)
 
 
 @pytest.mark.parametrize("which", [0, 1])
