@@ -14,12 +14,6 @@ struct Head {
   int64_t stride, size, time, seen;  // between frames; of a vector; frames, and those that are not padding
 };
 
-inline float total(Vector sums) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += sums[i];
-  return sum;
-}
-
 // Return the largest of `seen` scores; whatever follows in the last vector counts for nothing from now on.
 inline float largest_of(float* scores, int64_t seen) {
   const int64_t padded = upto(seen, kLanes);

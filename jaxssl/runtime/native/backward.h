@@ -61,12 +61,13 @@ ffi::Error Convolution(ffi::ThreadPool pool, Buffer<Kind> x, ffi::Buffer<ffi::F3
   const int64_t groups = (inputs + Kind::kGroup - 1) / Kind::kGroup, panel = groups * Panel<Kind>::kStride;
   const int64_t panels = (outputs + kPanel - 1) / kPanel, pieces = (rows + kTall - 1) / kTall, ahead = threads(pool);
   const auto packed = memory<Number>(panels * panel);
-  const auto *in = x.typed_data(), *all = packed.get();
+  const auto* in = x.typed_data();
+  auto* all = packed.get();
   const float *given = weights.typed_data(), *shift = bias.typed_data();
   auto* out = y->typed_data();
   share(pool, panels, [=](int64_t j) {
     const int64_t first = j * kPanel, here = std::min(kPanel, outputs - first);
-    lay(given + first, outputs, inputs, here, packed.get() + j * panel, kPanel);
+    lay(given + first, outputs, inputs, here, all + j * panel, kPanel);
   });
   share(pool, batch * pieces * panels, [=](int64_t task) {
     const int64_t j = task % panels, piece = task / panels % pieces, row = task / panels / pieces;
@@ -93,7 +94,8 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer<Kind> x, Buffer<Kind> y, 
   const int64_t batch = y.dimensions()[0], rows = y.dimensions()[1], pieces = (inputs + kTall - 1) / kTall;
   const int64_t panels = (outputs + kPanel - 1) / kPanel, step = stride * x.dimensions()[2];
   const int64_t length = x.dimensions()[1] * x.dimensions()[2], most = upto(std::min(rows, kBlock), kWhole);
-  const auto left = memory<Number>(inputs * most), right = memory<Number>(panels * most * kPanel);
+  const auto packed = memory<Number>((inputs + panels * kPanel) * most);
+  Number *right = packed.get(), *left = right + panels * kPanel * most;
   float *to_weights = weights->typed_data(), *to_bias = bias->typed_data();
   if (batch * rows == 0) std::fill_n(to_weights, inputs * outputs, 0.0f);
   std::fill_n(to_bias, outputs, 0.0f);
@@ -106,10 +108,10 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer<Kind> x, Buffer<Kind> y, 
     share(pool, pieces + panels, [=](int64_t task) {
       if (task < pieces) {
         const int64_t begin = piece(task), end = piece(task + 1);
-        return transpose(in + begin, step, count, end - begin, left.get() + begin * depth, depth);
+        return transpose(in + begin, step, count, end - begin, left + begin * depth, depth);
       }
       const int64_t first = (task - pieces) * kPanel, here = std::min(kPanel, outputs - first);
-      Number* panel = right.get() + first * depth;
+      Number* panel = right + first * depth;
       lay(given + first, outputs, count, here, panel, kPanel);
       std::fill(panel + upto(count, Kind::kGroup) * kPanel, panel + depth * kPanel, Number{});
       add_rows(given + first, outputs, count, here, to_bias + first);
@@ -117,9 +119,9 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer<Kind> x, Buffer<Kind> y, 
     share(pool, pieces * panels, [=](int64_t task) {
       const int64_t begin = piece(task / panels), end = piece(task / panels + 1);
       const int64_t first = task % panels * kPanel, here = std::min(kPanel, outputs - first);
-      const auto* panel = right.get() + first * depth;
+      const auto* panel = right + first * depth;
       float* sums = scratch<float>(0, kTall * kPanel);
-      multiply<Kind>({left.get() + begin * depth, depth}, {panel, depth / Kind::kGroup}, sums, end - begin, here, false,
+      multiply<Kind>({left + begin * depth, depth}, {panel, depth / Kind::kGroup}, sums, end - begin, here, false,
                      panel);
       for (int64_t i = begin; i < end; ++i, sums += kPanel) {
         float* to = to_weights + i * outputs + first;
@@ -144,7 +146,7 @@ ffi::Error FramesGradient(ffi::ThreadPool pool, Buffer<Kind> y, ffi::Buffer<ffi:
   const int64_t panels = (inputs + kPanel - 1) / kPanel, panel = (taps + stride - 1) / stride * tap;
   const int64_t pieces = ((time + stride - 1) / stride + kTall - 1) / kTall;
   const auto packed = memory<Number>(stride * panels * panel);
-  const auto* all = packed.get();
+  auto* all = packed.get();
   const auto* given = y.typed_data();
   const float* kernel = weights.typed_data();
   auto* out = x->typed_data();
@@ -153,7 +155,7 @@ ffi::Error FramesGradient(ffi::ThreadPool pool, Buffer<Kind> y, ffi::Buffer<ffi:
     const int64_t p = task / panels, first = task % panels * kPanel, here = std::min(kPanel, inputs - first);
     for (int64_t m = 0; m < heard(p); ++m)
       lay_across(kernel + ((p + (heard(p) - 1 - m) * stride) * inputs + first) * outputs, outputs, outputs, here,
-                 packed.get() + task * panel + m * tap);
+                 all + task * panel + m * tap);
   });
   share(pool, batch * stride * pieces * panels, [=](int64_t task) {
     const int64_t j = task % panels, piece = task / panels % pieces, p = task / panels / pieces % stride;

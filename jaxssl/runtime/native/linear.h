@@ -5,12 +5,16 @@
 
 #include "map.h"
 
-// Memory for a call, at the beginning of a cache line.
+struct Free {
+  void operator()(void* at) const { std::free(at); }
+};
+
+// Memory for a call, at the beginning of a cache line. Tasks are given bare pointers: one that a busy thread has yet to
+// find finished must not hold it.
 template <class Number>
-std::shared_ptr<Number> memory(int64_t size) {
-  const int64_t bytes = (size * sizeof(Number) + 63) / 64 * 64;
-  return {static_cast<Number*>(std::aligned_alloc(64, std::max<int64_t>(64, bytes))),
-          [](Number* at) { std::free(at); }};
+std::unique_ptr<Number[], Free> memory(int64_t size) {
+  const int64_t bytes = upto(size * sizeof(Number), 64);
+  return std::unique_ptr<Number[], Free>(static_cast<Number*>(std::aligned_alloc(64, std::max<int64_t>(64, bytes))));
 }
 
 // Two rows' numbers of a column beside each other, as bfloat16.
