@@ -4,7 +4,7 @@
 #include <cfloat>
 
 #include "drop.h"
-#include "product.h"
+#include "linear.h"
 
 // What one head of one utterance attends with, all of (time, heads, size).
 template <class Kind>
@@ -14,33 +14,60 @@ struct Head {
   int64_t stride, size, time, seen;  // between frames; of a vector; frames, and those that are not padding
 };
 
-// Turn `scores` into exp(score − largest) and return 1 / their sum; those from `seen` on count for nothing.
-inline float exponentials(float* scores, int64_t seen) {
+// Return the largest of `seen` scores; whatever follows in the last vector counts for nothing from now on.
+inline float largest_of(float* scores, int64_t seen) {
   const int64_t padded = upto(seen, kLanes);
   std::fill(scores + seen, scores + padded, -FLT_MAX);
   Vector top = splat(-FLT_MAX);
   for (int64_t j = 0; j < padded; j += kLanes) top = larger(top, load(scores + j));
   float largest = top[0];
   for (int i = 1; i < kLanes; ++i) largest = std::max(largest, top[i]);
+  return largest;
+}
+
+// Turn `scores` into exp(score − largest) and return 1 / their sum.
+inline float exponentials(float* scores, int64_t seen) {
+  const float largest = largest_of(scores, seen);
   Vector sums{};
-  for (int64_t j = 0; j < padded; j += kLanes) {
+  for (int64_t j = 0; j < seen; j += kLanes) {
     const Vector weights = exponential(load(scores + j) - largest);
     store(scores + j, weights);
     sums += weights;
   }
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += sums[i];
-  return 1 / sum;
+  return 1 / total(sums);
 }
 
-// Pack a matrix of (depth, columns), whose numbers `at(row, column)` finds.
-template <class Kind, class At>
-void pack(typename Kind::Number* to, int64_t depth, int64_t columns, At at) {
-  for (int64_t j = 0; j < columns; j += kPanel)
-    for (int64_t k = 0; k < depth; k += Kind::kGroup)
+// Pack rows of `size` numbers, `stride` apart, as a matrix of (rows, size).
+template <class Kind>
+void pack_along(const typename Kind::Number* from, int64_t stride, int64_t rows, int64_t size,
+                typename Kind::Number* to) {
+  const int64_t depth = upto(rows, Kind::kGroup);
+  for (int64_t d = 0; d < size; d += kPanel)
+    lay(from + d, stride, rows, std::min(kPanel, size - d), to + d * depth, kPanel);
+}
+
+// Pack their transpose, (size, rows).
+template <class Kind>
+void pack_across(const typename Kind::Number* from, int64_t stride, int64_t rows, int64_t size,
+                 typename Kind::Number* to) {
+  constexpr int64_t kGroup = Kind::kGroup;
+  for (int64_t j = 0; j < rows; j += kPanel, from += kPanel * stride) {
+    const int64_t here = std::min(kPanel, rows - j);
+    if (size % kGroup == 0) {  // groups of a row are words
+      transpose((const float*)from, stride / kGroup, here, size / kGroup, (float*)to, kPanel);
+      to += size * kPanel;
+      continue;
+    }
+    for (int64_t d = 0; d < size; d += kGroup)
       for (int64_t i = 0; i < kPanel; ++i)
-        for (int64_t g = 0; g < Kind::kGroup; ++g)
-          *to++ = k + g < depth && j + i < columns ? *at(k + g, j + i) : typename Kind::Number{};
+        for (int64_t g = 0; g < kGroup; ++g)
+          *to++ = d + g < size && i < here ? from[i * stride + d + g] : typename Kind::Number{};
+  }
+}
+
+template <class Number>
+void copy_rows(const Number* from, int64_t stride, int64_t rows, int64_t size, Number* to, int64_t wide) {
+  for (int64_t i = 0; i < rows; ++i) std::copy_n(from + i * stride, size, to + i * wide);
 }
 
 // Let the frames from `begin` to `end` attend, a few at a time.
@@ -56,12 +83,12 @@ void attend(const Head<Kind>& head, int64_t begin, int64_t end, const Drop& drop
   Number* weights = queries + kRows * deep;
   float* scores = scratch<float>(1, kRows * (padded + wide));
   float* context = scores + kRows * padded;
-  pack<Kind>(keys, size, seen, [&](int64_t d, int64_t j) { return head.keys + j * stride + d; });
-  pack<Kind>(values, seen, size, [&](int64_t j, int64_t d) { return head.values + j * stride + d; });
+  pack_across<Kind>(head.keys, stride, seen, size, keys);
+  pack_along<Kind>(head.values, stride, seen, size, values);
   std::fill(queries, weights + kRows * padded, Number{});
   evenly(end - begin, kRows, [&](int64_t offset, int64_t rows) {
     const int64_t first = begin + offset;
-    for (int64_t i = 0; i < rows; ++i) std::copy_n(head.queries + (first + i) * stride, size, queries + i * deep);
+    copy_rows(head.queries + first * stride, stride, rows, size, queries, deep);
     for (int64_t j = 0; j < seen; j += kPanel)
       tile<Kind>(rows, std::min(kPanel, seen - j), Rows<Kind>{queries, deep}, {keys + j * deep, deep / Kind::kGroup},
                  scores + j, padded, false, {(const char*)queries, 0});

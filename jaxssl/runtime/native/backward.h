@@ -61,12 +61,13 @@ ffi::Error Convolution(ffi::ThreadPool pool, Buffer<Kind> x, ffi::Buffer<ffi::F3
   const int64_t groups = (inputs + Kind::kGroup - 1) / Kind::kGroup, panel = groups * Panel<Kind>::kStride;
   const int64_t panels = (outputs + kPanel - 1) / kPanel, pieces = (rows + kTall - 1) / kTall, ahead = threads(pool);
   const auto packed = memory<Number>(panels * panel);
-  const auto *in = x.typed_data(), *all = packed.get();
+  const auto* in = x.typed_data();
+  auto* all = packed.get();
   const float *given = weights.typed_data(), *shift = bias.typed_data();
   auto* out = y->typed_data();
   share(pool, panels, [=](int64_t j) {
     const int64_t first = j * kPanel, here = std::min(kPanel, outputs - first);
-    lay(given + first, outputs, inputs, here, packed.get() + j * panel, kPanel);
+    lay(given + first, outputs, inputs, here, all + j * panel, kPanel);
   });
   share(pool, batch * pieces * panels, [=](int64_t task) {
     const int64_t j = task % panels, piece = task / panels % pieces, row = task / panels / pieces;
@@ -80,32 +81,54 @@ ffi::Error Convolution(ffi::ThreadPool pool, Buffer<Kind> x, ffi::Buffer<ffi::F3
   return ffi::Error::Success();
 }
 
-// The gradients of weights and bias, for x and the gradient of y.
+// The gradients of weights and bias, for x and the gradient of y: products of x transposed and of y, a block of frames
+// at a time, whose copies for that stay in the last cache.
 template <class Kind>
 ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer<Kind> x, Buffer<Kind> y, ffi::ResultBuffer<ffi::F32> weights,
                           ffi::ResultBuffer<ffi::F32> bias, int64_t stride) {
-  constexpr int64_t kAcross = 2 * kPanel, kDeep = kBytes / (kPanel * sizeof(float));  // columns and groups at a time
+  using Number = typename Kind::Number;
+  constexpr int64_t kBlock = 2 * kBytes / (kPanel * sizeof(Number));              // frames
+  constexpr int64_t kWhole = Kind::kTiles ? kDeep * Kind::kGroup : Kind::kGroup;  // that their number is a multiple of
   if (weights->element_count() == 0) return ffi::Error::Success();
   const int64_t outputs = bias->element_count(), inputs = weights->element_count() / outputs;  // of a window
   const int64_t batch = y.dimensions()[0], rows = y.dimensions()[1], pieces = (inputs + kTall - 1) / kTall;
-  const int64_t columns = (outputs + kAcross - 1) / kAcross, step = stride * x.dimensions()[2];
-  const int64_t length = x.dimensions()[1] * x.dimensions()[2];
-  const auto *in = x.typed_data(), *given = y.typed_data();
+  const int64_t panels = (outputs + kPanel - 1) / kPanel, step = stride * x.dimensions()[2];
+  const int64_t length = x.dimensions()[1] * x.dimensions()[2], most = upto(std::min(rows, kBlock), kWhole);
+  const auto packed = memory<Number>((inputs + panels * kPanel) * most);
+  Number *right = packed.get(), *left = right + panels * kPanel * most;
   float *to_weights = weights->typed_data(), *to_bias = bias->typed_data();
-  share(pool, pieces * columns, [=](int64_t task) {
-    const int64_t begin = inputs * (task / columns) / pieces, end = inputs * (task / columns + 1) / pieces;
-    const int64_t first = task % columns * kAcross, here = std::min(kAcross, outputs - first);
-    float* sums = scratch<float>(2, kTall * kAcross);
-    std::fill_n(sums, kTall * kAcross, 0.0f);
-    for (int64_t row = 0; row < batch; ++row)
-      evenly(rows, kDeep * Kind::kGroup, [&](int64_t k, int64_t depth) {
-        outer<Kind>(in + row * length + k * step + begin, step, end - begin, given + (row * rows + k) * outputs + first,
-                    outputs, here, depth, sums, kAcross, true);
-      });
-    for (int64_t i = begin; i < end; ++i)
-      std::copy_n(sums + (i - begin) * kAcross, here, to_weights + i * outputs + first);
-    if (begin == 0) sum_rows(given + first, outputs, batch * rows, here, to_bias + first);
-  });
+  if (batch * rows == 0) std::fill_n(to_weights, inputs * outputs, 0.0f);
+  std::fill_n(to_bias, outputs, 0.0f);
+  // Pieces of whole tiles.
+  const auto piece = [=](int64_t i) { return std::min(inputs, upto(inputs * i / pieces, kRows)); };
+  for (int64_t k = 0; k < batch * rows; k += std::min(kBlock, rows - k % rows)) {
+    const int64_t count = std::min(kBlock, rows - k % rows), depth = upto(count, kWhole);
+    const auto* in = x.typed_data() + k / rows * length + k % rows * step;
+    const auto* given = y.typed_data() + k * outputs;
+    share(pool, pieces + panels, [=](int64_t task) {
+      if (task < pieces) {
+        const int64_t begin = piece(task), end = piece(task + 1);
+        return transpose(in + begin, step, count, end - begin, left + begin * depth, depth);
+      }
+      const int64_t first = (task - pieces) * kPanel, here = std::min(kPanel, outputs - first);
+      Number* panel = right + first * depth;
+      lay(given + first, outputs, count, here, panel, kPanel);
+      std::fill(panel + upto(count, Kind::kGroup) * kPanel, panel + depth * kPanel, Number{});
+      add_rows(given + first, outputs, count, here, to_bias + first);
+    });
+    share(pool, pieces * panels, [=](int64_t task) {
+      const int64_t begin = piece(task / panels), end = piece(task / panels + 1);
+      const int64_t first = task % panels * kPanel, here = std::min(kPanel, outputs - first);
+      const auto* panel = right + first * depth;
+      float* sums = scratch<float>(0, kTall * kPanel);
+      multiply<Kind>({left + begin * depth, depth}, {panel, depth / Kind::kGroup}, sums, end - begin, here, false,
+                     panel);
+      for (int64_t i = begin; i < end; ++i, sums += kPanel) {
+        float* to = to_weights + i * outputs + first;
+        for (int64_t j = 0; j < here; ++j) to[j] = k > 0 ? to[j] + sums[j] : sums[j];
+      }
+    });
+  }
   return ffi::Error::Success();
 }
 
@@ -123,7 +146,7 @@ ffi::Error FramesGradient(ffi::ThreadPool pool, Buffer<Kind> y, ffi::Buffer<ffi:
   const int64_t panels = (inputs + kPanel - 1) / kPanel, panel = (taps + stride - 1) / stride * tap;
   const int64_t pieces = ((time + stride - 1) / stride + kTall - 1) / kTall;
   const auto packed = memory<Number>(stride * panels * panel);
-  const auto* all = packed.get();
+  auto* all = packed.get();
   const auto* given = y.typed_data();
   const float* kernel = weights.typed_data();
   auto* out = x->typed_data();
@@ -132,7 +155,7 @@ ffi::Error FramesGradient(ffi::ThreadPool pool, Buffer<Kind> y, ffi::Buffer<ffi:
     const int64_t p = task / panels, first = task % panels * kPanel, here = std::min(kPanel, inputs - first);
     for (int64_t m = 0; m < heard(p); ++m)
       lay_across(kernel + ((p + (heard(p) - 1 - m) * stride) * inputs + first) * outputs, outputs, outputs, here,
-                 packed.get() + task * panel + m * tap);
+                 all + task * panel + m * tap);
   });
   share(pool, batch * stride * pieces * panels, [=](int64_t task) {
     const int64_t j = task % panels, piece = task / panels % pieces, p = task / panels / pieces % stride;

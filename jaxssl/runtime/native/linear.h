@@ -5,12 +5,16 @@
 
 #include "map.h"
 
-// Memory for a call, at the beginning of a cache line.
+struct Free {
+  void operator()(void* at) const { std::free(at); }
+};
+
+// Memory for a call, at the beginning of a cache line. Tasks are given bare pointers: one that a busy thread has yet to
+// find finished must not hold it.
 template <class Number>
-std::shared_ptr<Number> memory(int64_t size) {
-  const int64_t bytes = (size * sizeof(Number) + 63) / 64 * 64;
-  return {static_cast<Number*>(std::aligned_alloc(64, std::max<int64_t>(64, bytes))),
-          [](Number* at) { std::free(at); }};
+std::unique_ptr<Number[], Free> memory(int64_t size) {
+  const int64_t bytes = upto(size * sizeof(Number), 64);
+  return std::unique_ptr<Number[], Free>(static_cast<Number*>(std::aligned_alloc(64, std::max<int64_t>(64, bytes))));
 }
 
 // Two rows' numbers of a column beside each other, as bfloat16.
@@ -25,9 +29,13 @@ inline Words paired(const float* even, const float* odd) {
   return rounded(load(even)) >> 16 | (rounded(load(odd)) & 0xffff0000u);
 }
 
+// From a row that is read to one that is fetched: rows lie too far apart for the processor to guess.
+constexpr int64_t kSoon = 16;
+
 // Lay rows of `columns` numbers, `stride` apart, out as groups of `wide` columns: a panel has kPanel.
 inline void lay(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t wide) {
   for (int64_t k = 0; k < rows; ++k, from += stride, to += wide) {
+    for (int64_t j = 0; j < columns; j += 16) __builtin_prefetch(from + kSoon * stride + j);
     std::copy_n(from, columns, to);
     std::fill(to + columns, to + wide, 0.0f);
   }
@@ -37,6 +45,8 @@ void lay(const Number* from, int64_t stride, int64_t rows, int64_t columns, uint
   const Number nothing[kLanes] = {};
   for (int64_t k = 0; k < rows; k += 2, from += 2 * stride, to += 2 * wide)
     for (int64_t j = 0; j < wide; j += kLanes) {
+      __builtin_prefetch(from + kSoon * stride + j);
+      __builtin_prefetch(from + (kSoon + 1) * stride + j);
       Number even[kLanes] = {}, odd[kLanes] = {};
       const int64_t here = std::min<int64_t>(kLanes, columns - j);
       const bool whole = here == kLanes;
@@ -68,31 +78,46 @@ inline void lay_across(const float* from, int64_t stride, int64_t depth, int64_t
     }
 }
 
-// sums (rows, columns) += left' · right for `depth` frames of both, where sums lie in rows of `wide`.
-template <class Kind>
-void outer(const typename Kind::Number* left, int64_t left_stride, int64_t rows, const typename Kind::Number* right,
-           int64_t right_stride, int64_t columns, int64_t depth, float* sums, int64_t wide, bool add) {
-  using Number = typename Kind::Number;
-  const int64_t groups = (depth + Kind::kGroup - 1) / Kind::kGroup, tall = upto(rows, kLanes);
-  const int64_t across = upto(columns, kPanel);
-  Number* one = scratch<Number>(0, groups * Kind::kGroup * tall);
-  Number* two = scratch<Number>(1, groups * Kind::kGroup * across);
-  lay(left, left_stride, depth, rows, one, tall);
-  for (int64_t j = 0; j < columns; j += kPanel)
-    lay(right + j, right_stride, depth, std::min(kPanel, columns - j), two + j * groups * Kind::kGroup, kPanel);
-  for (int64_t j = 0; j < columns; j += kPanel) {
-    const Panel<Kind> panel{two + j * groups * Kind::kGroup, groups};
-    evenly(rows, kRows, [&](int64_t i, int64_t height) {
-      tile<Kind>(height, std::min(kPanel, columns - j), Columns<Kind>{one + i * Kind::kGroup, tall * Kind::kGroup},
-                 panel, sums + i * wide + j, wide, add, {(const char*)panel.data, 0});
-    });
-  }
+// Words of one float, or of a column's two bfloat16 in rows `stride` apart.
+inline Words words(const float* from, int64_t) { return (Words)load(from); }
+inline Words words(const uint16_t* from, int64_t stride) { return paired(from, from + stride); }
+
+// Lay the transpose of rows of `columns` numbers, `stride` apart, out in lines of `wide`, filled up with zeros.
+template <class Number>
+void transpose(const Number* from, int64_t stride, int64_t rows, int64_t columns, Number* to, int64_t wide) {
+  constexpr int64_t kWord = 4 / sizeof(Number), kDeep = kLanes * kWord;
+  for (int64_t k = 0; k < wide; k += kDeep)
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      const int64_t here = std::min<int64_t>(kLanes, columns - j), deep = std::min<int64_t>(kDeep, rows - k);
+      const Number* at = from + k * stride + j;
+      Number edge[kDeep * kLanes];
+      if (here < kLanes || deep < kDeep) {
+        std::fill_n(edge, kDeep * kLanes, Number{});
+        for (int64_t l = 0; l < deep; ++l) std::copy_n(at + l * stride, here, edge + l * kLanes);
+        at = edge;
+      }
+      const int64_t step = at == edge ? kLanes : stride;
+      uint32_t square[kLanes][kLanes], line[kLanes];
+      for (int64_t l = 0; l < kLanes; ++l) {
+        for (int64_t m = 0; m < kWord; ++m) __builtin_prefetch(from + (k + kDeep + l * kWord + m) * stride + j);
+        const Words all = words(at + l * kWord * step, step);
+        std::memcpy(square[l], &all, sizeof(all));
+      }
+      for (int64_t i = 0; i < here; ++i) {
+        for (int64_t l = 0; l < kLanes; ++l) line[l] = square[l][i];
+        if (wide - k >= kDeep)
+          std::memcpy(to + (j + i) * wide + k, line, sizeof(line));  // one store
+        else
+          std::memcpy(to + (j + i) * wide + k, line, (wide - k) * sizeof(Number));
+      }
+    }
 }
 
-// Sum the first `columns` numbers of rows that lie `stride` apart.
+// Add the first `columns` numbers of rows that lie `stride` apart.
 template <class Number>
-void sum_rows(const Number* from, int64_t stride, int64_t rows, int64_t columns, float* to) {
-  std::fill_n(to, columns, 0.0f);
+void add_rows(const Number* from, int64_t stride, int64_t rows, int64_t columns, float* to) {
+  float sums[kPanel] = {};
   for (int64_t i = 0; i < rows; ++i, from += stride)
-    for (int64_t j = 0; j < columns; ++j) to[j] += number(from[j]);
+    for (int64_t j = 0; j < columns; ++j) sums[j] += number(from[j]);
+  for (int64_t j = 0; j < columns; ++j) to[j] += sums[j];
 }

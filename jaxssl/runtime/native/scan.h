@@ -41,12 +41,6 @@ inline Vector first_of(const float* from, int64_t count) {
   return values;
 }
 
-inline float total(Vector values) {
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) values[i] += values[i + half];
-  return values[0];
-}
-
 // Take a task's channels out of (state, inner), with zeros behind the last, and put them back.
 inline void take(const float* from, int64_t inner, int64_t state, int64_t count, float* to) {
   lay(from, inner, state, count, to, kChannels);

@@ -33,6 +33,13 @@ inline Ints splat(int32_t value) { return value - Ints{}; }
 inline Vector larger(Vector a, Vector b) { return a < b ? b : a; }  // a, where it is no number
 inline Vector smaller(Vector a, Vector b) { return a > b ? b : a; }
 
+// The sum of a vector's floats.
+inline float total(Vector values) {
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) values[i] += values[i + half];
+  return values[0];
+}
+
 // exp(x) for x <= 0 by Cephes' expf: a power of two, and a polynomial for what is left of x.
 inline Vector exponential(Vector x) {
   x = larger(x, splat(-87.0f));
