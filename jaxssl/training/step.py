@@ -69,8 +69,8 @@ def start(params: Any, optimizer: optax.GradientTransformation, *, seed: int, he
 
 
 def size(state: State) -> int:
-    """Return the bytes of a state."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    """Return the bytes of a state's arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if isinstance(leaf, Array))
 
 
 @partial(jax.jit, static_argnums=0)
