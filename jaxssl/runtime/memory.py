@@ -7,17 +7,13 @@ once, which hands them out again page by page, zeroed, while the program waits.
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 # glibc's malloc.h
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 NEVER = 2**31 - 1
-LARGE = 32 << 20  # bytes of a piece that is given back; glibc takes no more for it
-MANY = 65536  # such pieces at once, glibc's default
-HEAVY = 256 << 20  # bytes of a state that is large
 SPARE = 64 << 20  # bytes asked of the kernel at once beyond what is needed
+GROWN = 256 << 20  # bytes more of the heap after which what is free in it is given back
 
 
 @cache
@@ -40,25 +36,30 @@ def keep() -> bool:
     return all(taken)
 
 
-@contextmanager
-def giving_back(held: int) -> Iterator[None]:
-    """Have glibc give large pieces back after all, for as long as the context lasts, where a state is a large one.
+class _Heap(ctypes.Structure):
+    """What glibc's mallinfo2 tells: first the size of the heap."""
 
-    The temporaries of a full-size model's update are one piece of gigabytes. Wherever anything else came to lie in what
-    that piece left, the next one is taken anew beside it: updates of MelHuBERT 20 ms, which take 2.7 GB by XLA's plan,
-    held 5.5 to 7.1 GB, and hold 3.9 so. What is handed out again page by page costs a full-size update 3 % of its time;
-    it would cost a small model's a tenth.
+    _fields_ = (("arena", ctypes.c_size_t), ("others", ctypes.c_size_t * 9))
 
-    Args:
-        held: bytes of the state that is updated.
+
+def tidy() -> None:
+    """Give back what lies free in the heap, where it has grown much since that was done; nothing where it is not kept.
+
+    The temporaries of a full-size model's update are one piece of gigabytes. Wherever anything else comes to lie in
+    what that piece left, the next one is taken anew beside it, and the old place is not used for long: updates of
+    MelHuBERT 20 ms, which take 2.7 GB by XLA's plan, held 5.4 to 7.1. To give the piece itself back after each one
+    would cost them up to a fifth of their time, which this does once for each new place.
     """
-    if held < HEAVY or not keep():
-        yield
+    if not keep():
         return
-    mallopt = ctypes.CDLL(None).mallopt
-    for name, value in {M_MMAP_THRESHOLD: LARGE, M_MMAP_MAX: MANY}.items():
-        mallopt(name, value)
-    try:
-        yield
-    finally:
-        mallopt(M_MMAP_MAX, 0)
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):  # before glibc 2.33
+        return
+    libc.mallinfo2.restype = _Heap
+    size = libc.mallinfo2().arena
+    if size > _tidied[0] + GROWN:
+        libc.malloc_trim(0)
+        _tidied[0] = size
+
+
+_tidied = [0]  # the heap's size when what was free was last given back

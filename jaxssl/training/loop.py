@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jaxssl.runtime import memory
 from jaxssl.training.losses import Sums
-from jaxssl.training.step import Arrays, State, Step, size
+from jaxssl.training.step import Arrays, State, Step
 
 Hook = Callable[[int, State, Sums], None]
 
@@ -29,13 +29,13 @@ def train(
             and may not keep it.
         stop: asked after each update.
     """
-    with memory.giving_back(size(state)):
-        for number in range(int(state.step) + 1, steps + 1):
-            state, sums = step(state, next(batches))
-            for hook in hooks:
-                hook(number, state, sums)
-            if stop(number):
-                break
+    for number in range(int(state.step) + 1, steps + 1):
+        state, sums = step(state, next(batches))
+        memory.tidy()
+        for hook in hooks:
+            hook(number, state, sums)
+        if stop(number):
+            break
     return state
 
 

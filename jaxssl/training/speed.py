@@ -22,7 +22,7 @@ from jaxssl.models.stack import Stack
 from jaxssl.runtime import memory
 from jaxssl.training.losses import MaskedPrediction
 from jaxssl.training.optimizer import Optimizer
-from jaxssl.training.step import State, make_step, size, start
+from jaxssl.training.step import State, make_step, start
 
 
 def objective(arch: Arch) -> MaskedPrediction:
@@ -102,14 +102,14 @@ def macs(arch: Arch, load: Load) -> float:
 
 def _compile(step: Any, state: list[State], batch: Any, load: Load) -> Program:
     """Compile one update of the state that `state` holds and the updates replace."""
-    begin, held = time.perf_counter(), size(state[0])
+    begin = time.perf_counter()
     compiled = step.lower(state[0], batch).compile()
     compile_s = time.perf_counter() - begin
 
     def run() -> None:
-        with memory.giving_back(held):
-            state[0], sums = compiled(state[0], batch)
-            jax.block_until_ready((state[0], sums))
+        state[0], sums = compiled(state[0], batch)
+        jax.block_until_ready((state[0], sums))
+        memory.tidy()
 
     begin = time.perf_counter()
     run()

@@ -68,11 +68,6 @@ def start(params: Any, optimizer: optax.GradientTransformation, *, seed: int, he
     return State(zero, zero.copy(), params, begun, jax.random.key_data(jax.random.key(seed)), none_yet(), held)
 
 
-def size(state: State) -> int:
-    """Return the bytes of a state's arrays."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if isinstance(leaf, Array))
-
-
 @partial(jax.jit, static_argnums=0)
 def _begun(init: Callable[[Any], Any], params: Any) -> tuple[Any, Any]:
     """Copy parameters and begin with an optimiser by one program, where each shape of them had several of its own."""
