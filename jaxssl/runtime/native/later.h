@@ -5,8 +5,8 @@
 
 namespace {
 
-// y = x, in its memory where nobody else reads that; `first` only has to be there.
-ffi::Error Later(ffi::AnyBuffer x, ffi::AnyBuffer first, ffi::Result<ffi::AnyBuffer> y) {
+// y = x, in its memory where nobody else reads that; the second array only has to be there.
+ffi::Error Later(ffi::AnyBuffer x, ffi::AnyBuffer, ffi::Result<ffi::AnyBuffer> y) {
   if (y->untyped_data() != x.untyped_data()) std::memcpy(y->untyped_data(), x.untyped_data(), x.size_bytes());
   return ffi::Error::Success();
 }
