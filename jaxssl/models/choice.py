@@ -27,6 +27,10 @@ training    our kernels, on one device, for       XLA's derivatives of the above
             attention, whole dense maps, scans
             and the waveform's convolutions; else
             XLA's derivatives of the above
+layers that written out where our kernels train      scanned (`stack`)                    likewise
+a gradient  (`stack`); scanned
+computes
+again
 
 Our kernels are there where the machine has a C++ compiler. They run in float32 and bfloat16, scans in float32. Those
 for training are chosen where a model has a key for dropout, and drop what XLA's way would.
@@ -65,7 +69,8 @@ Measured on two CPU cores with AVX-512 before that:
 
 An update of melhubert-mini, 8 × 7.5 s in float32, on two cores of an AMD EPYC with AVX-512 and AVX512-BF16 (Zen 4), by
 XLA's derivatives and by our kernels (`experiments.latency --train`): 0.97 s and 0.76 with layers unrolled, 1.15 and
-0.80 scanned.
+0.80 scanned, which was before layers were written out there. That of MelHuBERT 20 ms, 4 × 15 s, took 12.3 s and 6.7 GiB
+scanned, and 10.7 s and 5.1 GiB written out, with faster kernels for the gradient of weights (`benchmarks.training`).
 
 On two cores of an AMD EPYC (Zen 4) that others used too (load 6; medians of nine runs in turns, and the ratio): each of
 512 channels convolved alone with 4 taps, 8 × 375 frames, takes 4.0 ms by products with shifted frames instead of 132 by

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from jaxssl.runtime import memory
 from jaxssl.training.loop import every, train
 
 
@@ -43,6 +44,13 @@ def test_hooks_see_each_update_in_order():
     ]
     run(hooks=hooks)
     assert seen == [("a", 3, 3, 3), ("a", 6, 6, 6), ("a", 7, 7, 7), ("b", 7, 7, 7)]
+
+
+def test_what_lies_free_is_looked_at_after_each_update(monkeypatch):
+    looked = []
+    monkeypatch.setattr(memory, "tidy", lambda: looked.append(True))
+    run(3)
+    assert len(looked) == 4
 
 
 def test_a_resumed_run_calls_hooks_at_the_same_updates():
