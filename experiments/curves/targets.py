@@ -9,7 +9,8 @@ import numpy as np
 
 from compress.address import Matrix
 from compress.errors import InputError
-from compress.lowrank import Decomposition, allocate, check_budget, check_rank, rank_for_energy
+from compress.lowrank import Decomposition, check_rank
+from compress.ranks import allocate, check_budget, rank_for_energy
 from jaxssl.models import cost
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.runtime.ranges import AMOUNT, Written

@@ -1,6 +1,6 @@
 """Plans for a time: which window, and which ranks, change the encoder's output least and are fast enough.
 
-Ranks are shared out over the maps (`compress.lowrank.allocate`), for several shares of their weights; windows are the
+Ranks are shared out over the maps (`compress.ranks.allocate`), for several shares of their weights; windows are the
 whole one and shorter ones. Every pair is compiled and timed in turns with the dense encoder in its whole window, over
 the lengths in which the run's utterances would be heard, and its output is compared with the dense one's on other
 speech. No decoder and no text takes part, so that word error rates of a plan are not those that it was chosen by.

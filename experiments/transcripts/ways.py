@@ -18,13 +18,12 @@ from compress.errors import InputError
 from compress.lowrank import (
     PLAIN,
     Decomposition,
-    allocate,
     check_rank,
     decompose_maps,
     factorise_maps,
-    rank_for_energy,
 )
 from compress.plan import Heads, Rows
+from compress.ranks import allocate, rank_for_energy
 from experiments.curves.evidence import evidence, sites_below
 from experiments.transcripts import by_outputs, short_heads
 from jaxssl.analysis.calibration import averages, moments

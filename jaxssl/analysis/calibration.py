@@ -15,7 +15,7 @@ from compress.address import Matrix
 from compress.lowrank import Heard, Moment
 from jaxssl.data.logmel import Stats
 from jaxssl.data.padding import Padded
-from jaxssl.inference.encode import front_inputs, hear
+from jaxssl.inference.encode import front_inputs, hear_behind, hear_front
 from jaxssl.inference.prepack import prepared
 from jaxssl.models.arch import Arch
 from jaxssl.models.inner_maps import map_inputs, map_products
@@ -190,20 +190,33 @@ def distances(
 
     Args:
         reference: what the others are compared with; it hears every batch once.
-        others: models; those of one arch share a compiled program.
+        others: models; those of one arch share a compiled program, and a front end that is the same arrays runs once.
         batches: speech.
         stats: of the log-Mel features, for models that take them.
         dtype: of the computation, which all models are prepared for.
         tick: called after each batch.
     """
     dtype = jnp.dtype(dtype)
-    ready = [prepared(*model, dtype=dtype) for model in (reference, *others)]
+    models = (reference, *others)
+    ready = [prepared(*model, dtype=dtype) for model in models]
+    first = [_same_front(models, number) for number in range(len(models))]
     total = np.zeros(())
     for samples, lengths in batches:
-        (one, frames), *rest = (hear(*model, stats, samples, lengths, dtype=dtype) for model in ready)
+        fronts = {at: hear_front(*ready[at], stats, samples, lengths, dtype=dtype) for at in dict.fromkeys(first)}
+        (one, frames), *rest = (hear_behind(*ready[at], fronts[same]) for at, same in enumerate(first))
         total = total + np.asarray([_compare_all(one, two, frames) for two, _ in rest], np.float64)
         tick()
     return [_distance(*each.T) for each in total]
+
+
+def _same_front(models: Sequence[tuple[Arch, Params]], number: int) -> int:
+    """Return the first of the models whose front end is that of this one, array for array."""
+
+    def front(at: int) -> tuple[Any, ...]:
+        arch, params = models[at]
+        return (arch.front, *map(id, jax.tree.leaves(params.get("front", {}))))
+
+    return next(at for at in range(number + 1) if front(at) == front(number))
 
 
 def _distance(lost: np.ndarray, power: np.ndarray, cosine: np.ndarray, count: np.ndarray) -> Distance:

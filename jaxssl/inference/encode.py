@@ -24,7 +24,8 @@ from jaxssl.inference.firing_room import Held, held, released, roomed
 from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch import SAMPLE_RATE, Arch, LogMel
-from jaxssl.models.model import Output, Params, apply
+from jaxssl.models.model import Output, Params, apply, restored
+from jaxssl.models.part import Featured
 
 LONGEST = 30  # seconds of a piece: attention's memory grows with the square of the frames, and few models heard more
 
@@ -122,19 +123,26 @@ def hear(
         InputError: logits of a model without an output layer are wanted, or all layers of one whose layers differ in
             their number of frames.
     """
-    out = encode(arch, params, inputs, lengths, stats=stats, dtype=dtype)
-    match layers:
-        case "last":
-            return out.end
-        case "all":
-            _check_one_rate(arch, out)
-            return jnp.stack(out.aligned), out.last_lengths
-        case "logits":
-            if out.logits is None:
-                raise _headless()
-            return out.logits, out.last_lengths
-        case number:
-            return out.aligned[number], out.last_lengths if arch.upsampling else out.lengths[number]
+    return _layers(arch, encode(arch, params, inputs, lengths, stats=stats, dtype=dtype), layers)
+
+
+@partial(jax.jit, static_argnames=("arch", "dtype"))
+def hear_front(
+    arch: Arch, params: Params, stats: Stats | None, inputs: Array, lengths: Array, *, dtype: Any = jnp.float32
+) -> Featured:
+    """Run the front end alone, which models may have in common, on what `hear` takes."""
+    taken = front_inputs(arch, inputs, lengths, stats) if inputs.ndim == 2 else (inputs, lengths)
+    return restored(arch, params).featurise(*taken, jnp.dtype(dtype), "independent")
+
+
+@partial(jax.jit, static_argnames=("arch", "layers"))
+def hear_behind(arch: Arch, params: Params, heard: Featured, *, layers: Layers = "all") -> tuple[Array, Array]:
+    """Run what stands behind the front end; return what `hear` does.
+
+    Raises:
+        InputError: as `hear` does.
+    """
+    return _layers(arch, restored(arch, params).encode(heard), layers)
 
 
 def hear_fired(
@@ -249,6 +257,22 @@ def pieces(
     for first in range(0, total, most):
         count = min(most, total - first)
         yield inputs[first * hop : (first + count - 1) * hop + field], count
+
+
+def _layers(arch: Arch, out: Output, layers: Layers) -> tuple[Array, Array]:
+    """Pick the layers that are wanted, and the valid frames of each row."""
+    match layers:
+        case "last":
+            return out.end
+        case "all":
+            _check_one_rate(arch, out)
+            return jnp.stack(out.aligned), out.last_lengths
+        case "logits":
+            if out.logits is None:
+                raise _headless()
+            return out.logits, out.last_lengths
+        case number:
+            return out.aligned[number], out.last_lengths if arch.upsampling else out.lengths[number]
 
 
 def _headless() -> InputError:

@@ -121,6 +121,20 @@ class Model(nnx.Module):
         stack: Stack = "unroll",
     ) -> Output:
         heard = self.featurise(inputs, lengths, dtype, padding)
+        alone = lengths is not None and padding == "independent"
+        return self.encode(heard, mask=mask, rngs=rngs, padding=padding, stack=stack, alone=alone)
+
+    def encode(
+        self,
+        heard: Featured,
+        *,
+        mask: Array | None = None,
+        rngs: Keys | None = None,
+        padding: Padding = "independent",
+        stack: Stack = "unroll",
+        alone: bool = True,
+    ) -> Output:
+        """Run everything behind the front end; `alone`: no row's end hears what stands beside it."""
         whole = Track(heard.features, heard.lengths)
         short, mask = self.shorten(whole, mask, rngs)
         features = short.of(self.embed(short.x, short.valid, mask, rngs))
@@ -130,7 +144,6 @@ class Model(nnx.Module):
         last = hidden[-1].of(self.norm(hidden[-1].x)) if self.arch.norm_first else hidden[-1]
         last = self.upsample(last, self.arch.upsampling)
         logits = self.head(last.x) if self.arch.head else None
-        alone = lengths is not None and padding == "independent"
         adapted = self.length_adapter(last.x, last.counts, alone=alone) if self.arch.length_adapter else (None, None)
         return Output(
             heard.extracted,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from jax import Array
+from jax.tree_util import register_dataclass
 
 from compress.address import Matrix
 from compress.errors import InputError
@@ -113,6 +114,7 @@ class Units:
     normed: bool = False
 
 
+@register_dataclass
 @dataclass(frozen=True)
 class Featured:
     """What a front end makes of a batch.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from compress.lowrank import Heard, decompose_maps, dense_kernel, factorise_maps
+from jaxssl.analysis import calibration
 from jaxssl.analysis.calibration import distance, distances, moments, moments_to_decompose
 from jaxssl.inference.prepack import prepared
 from jaxssl.models.describe import describe
@@ -41,6 +42,19 @@ def test_together_is_as_each_alone(models, speech):
     dense, thin = models
     assert distances(dense, thin, speech) == [distance(dense, each, speech) for each in thin]
     assert distances(dense, [], speech) == []
+
+
+def test_a_front_end_that_models_share_hears_once(models, speech, monkeypatch):
+    """One that is changed, or only copied, hears for itself; the distances are the same."""
+    dense, (one, two) = models
+    own = {**two[1], "front": jax.tree.map(jnp.array, two[1]["front"])}
+    heard = []
+    front = calibration.hear_front
+    monkeypatch.setattr(calibration, "hear_front", lambda *of, **more: heard.append(of) or front(*of, **more))
+    shared = distances(dense, [one, two], speech)
+    assert len(heard) == len(speech)
+    assert distances(dense, [one, (two[0], own)], speech) == shared
+    assert len(heard) == 3 * len(speech)
 
 
 def test_distances_are_those_of_the_plain_models(models, speech):

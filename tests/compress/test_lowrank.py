@@ -10,16 +10,15 @@ from compress.address import Matrix, get, put
 from compress.errors import InputError
 from compress.lowrank import (
     Heard,
-    allocate,
     decompose,
     decompose_maps,
     dense_kernel,
     factorise,
     factorise_maps,
     fit,
-    rank_for_energy,
     truncate,
 )
+from compress.ranks import allocate, rank_for_energy
 from jaxssl.models import cost
 from jaxssl.models.describe import describe
 from jaxssl.models.sites import matrices
@@ -86,6 +85,20 @@ def test_activation_aware_is_the_best_on_its_inputs(shape):
         np.testing.assert_allclose(errors[0], np.sqrt((best[rank:] ** 2).sum()), rtol=1e-2)
         measured = fit(params, aware, rank, moment).speech_error
         np.testing.assert_allclose(measured, errors[0] / np.linalg.norm(outputs), rtol=1e-3)
+
+
+def test_a_moment_with_negative_eigenvalues_by_rounding_decomposes_as_without():
+    """Inputs of one direction and little more: single precision leaves eigenvalues below zero, beyond the damping."""
+    params, matrix, _ = toy(12, 16)
+    rng = np.random.default_rng(1)
+    inputs = rng.normal(size=(500, 1)) * np.ones(12) + 1e-9 * rng.normal(size=(500, 12))
+    exact = inputs.T @ inputs / 500
+    rounded = exact - 1e-5 * np.trace(exact) / 12 * np.outer(sign := np.resize([1, -1], 12), sign) / 12
+    assert np.linalg.eigvalsh(rounded)[0] < -5e-6 * np.trace(exact) / 12
+    one, two = (decompose(params, matrix, each) for each in (exact, rounded))
+    products = [inputs @ each.left[:, :1] @ each.right[:1] for each in (one, two)]
+    np.testing.assert_allclose(*products, atol=1e-3)
+    assert np.linalg.norm(products[1] - inputs @ dense_kernel(params, matrix)) < 1e-3 * np.linalg.norm(products[1])
 
 
 @pytest.mark.parametrize("shape", [(12, 8), (9, 9)])

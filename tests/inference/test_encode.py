@@ -10,7 +10,7 @@ import pytest
 from compress.errors import InputError
 from jaxssl.data.logmel import Stats
 from jaxssl.inference import encode as encode_module
-from jaxssl.inference.encode import encode, encode_all, front_inputs, hear, pieces, timing
+from jaxssl.inference.encode import encode, encode_all, front_inputs, hear, hear_behind, hear_front, pieces, timing
 from jaxssl.models.arch import LogMel
 from tests.archs import ARCHS, weights
 
@@ -41,6 +41,18 @@ def test_each_gives_what_it_gives_alone(name, batch):
     assert sorted(found) == list(range(len(LENGTHS)))
     for i, wanted in enumerate(alone(name)):
         np.testing.assert_allclose(found[i], wanted, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", ["base", "mel", "firing", "whisper"])
+def test_front_end_and_rest_are_the_whole(name):
+    arch, stats = ARCHS[name], MEL_STATS if name == "mel" else None
+    samples, lengths = jnp.asarray(np.stack(speech([arch.front.samples[1] * 9] * 2))), jnp.array([2000, 1500])
+    whole, frames = hear(arch, weights(arch), stats, samples, lengths)
+    front = hear_front(arch, weights(arch), stats, samples, lengths)
+    rest, same = hear_behind(arch, weights(arch), front)
+    np.testing.assert_array_equal(frames, same)
+    for row, count in enumerate(frames):
+        np.testing.assert_allclose(rest[:, row, :count], whole[:, row, :count], atol=1e-5)
 
 
 @pytest.mark.parametrize(("programs", "waste", "most"), [(1, 0.0, 1), (3, 0.0, 3), (8, 0.9, 1)])
