@@ -2,16 +2,19 @@
 
     python -m experiments.teacher --audio TRAIN --valid HELD_OUT
     python -m experiments.teacher --audio TRAIN speech --valid HELD_OUT --targets whisper --out runs/whisper-teacher
+    python -m experiments.teacher --audio TRAIN speech --valid HELD_OUT --start melhubert-mini --out runs/own-teacher
 
 TRAIN and HELD_OUT are folders of speech of different speakers, `speech` what `experiments.synthesise` made. By itself
 (--targets own): stage 1 predicts k-means clusters of log-Mel, stage 2 goes on with clusters of the middle layer of
-stage 1 (HuBERT, section II.A). With --targets whisper: one stage predicts clusters of a layer of Whisper tiny.en's
-encoder (the extra `real`). That is masked prediction in form, but the clusters come from a model that learned from
-transcripts, so what is trained is no purely self-supervised model. At last, either way, the output layer alone learns
-clusters of a middle layer of the finished encoder, so that its targets can be made on any speech from the model itself.
+stage 1 (HuBERT, section II.A); with --start a third stage goes on from that model with clusters of its own middle
+layer. With --targets whisper: one stage predicts clusters of a layer of Whisper tiny.en's encoder (the extra `real`).
+That is masked prediction in form, but the clusters come from a model that learned from transcripts, so what is trained
+is no purely self-supervised model. At last, in every case, the output layer alone learns clusters of a middle layer of
+the finished encoder, so that its targets can be made on any speech from the model itself.
 
 In the stage with Whisper's clusters all frames count (--unmasked 1): where hidden ones alone did, 240 updates from the
-package's model taught its probes nothing, and 120 more with all did (docs/results.md).
+package's model taught its probes nothing, and 120 more with all did (docs/results.md). In stages with its own, hidden
+frames alone count, for it can already tell the clusters of what it hears.
 
 With 52 minutes of LibriSpeech the first command takes about 45 minutes on two CPU cores; a run that was broken off goes
 on. The numbers to expect are in the model card beside the weights.
@@ -65,11 +68,11 @@ class Config:
     second: Count[tuple[int, int]] = (1600, 200)
     """updates and clusters of stage 2"""
     third: Count[tuple[int, int, int]] = (20_000, 500, 3)
-    """updates, clusters and Whisper's layer of the stage of --targets whisper"""
+    """updates, clusters and layer of the stage of --targets whisper (Whisper's layer) or of --start (its own)"""
     start: str | None = None
     """model that this stage begins from, as melhubert-mini; default: fresh weights"""
     unmasked: Natural[float] = 1.0
-    """weight of frames that are not hidden, in the loss of this stage"""
+    """weight of frames that are not hidden, in the loss of the stage of --targets whisper"""
     learning_rate: Positive[float] = 1e-3
     """highest learning rate of every stage"""
     frames: Count[int] = 300_000
@@ -83,12 +86,19 @@ class Config:
 def run(config: Config) -> None:
     """Train the stages, then the output layer, and pack."""
     ranges.check(config)
-    if config.start and config.targets != "whisper":
-        raise InputError(f"--start {config.start}: its own stages begin from fresh weights; leave it out")
-    encoder = _by_whisper(config) if config.targets == "whisper" else _by_itself(config)
+    encoder = _encoder(config)
     _prepare(config, f"{encoder}:{config.layer}", "own", config.second[1])
     _train(config, head := config.out / "head", "own", config.last, str(encoder))
     pack(head, config.out / "train", labels="own", layer=config.layer, out=config.pack)
+
+
+def _encoder(config: Config) -> Path:
+    """Train the stages of the targets that were asked for, and return the last one's run."""
+    if config.targets == "whisper":
+        return _by_clusters(config, str(published()), name="whisper", unmasked=config.unmasked)
+    if config.start:
+        return _by_clusters(config, config.start, name="third", unmasked=0.0)
+    return _by_itself(config)
 
 
 def _by_itself(config: Config) -> Path:
@@ -101,11 +111,11 @@ def _by_itself(config: Config) -> Path:
     return stages[1]
 
 
-def _by_whisper(config: Config) -> Path:
-    """Train on clusters of a layer of Whisper's encoder."""
+def _by_clusters(config: Config, source: str, *, name: str, unmasked: float) -> Path:
+    """Train on clusters of a layer of a trained model, from --start."""
     steps, clusters, layer = config.third
-    _prepare(config, f"{published()}:{layer}", "whisper", clusters)
-    _train(config, stage := config.out / "stage3", "whisper", steps, config.start, unmasked=config.unmasked)
+    _prepare(config, f"{source}:{layer}", name, clusters)
+    _train(config, stage := config.out / "stage3", name, steps, config.start, unmasked=unmasked)
     return stage
 
 

