@@ -11,9 +11,9 @@ dtype with what their MACs promise; and where the time goes, part by part (from 
 
 Every program runs in a process of its own. What cannot run (a library that is not there, a dtype that it has not, a
 process that is killed) is left out with a line, and the others go on. torch.compile's max-autotune is "autotuned",
-which has to be named: it compiles for minutes. Random weights: times do not depend on them. Needs `make torch`, and
-OpenVINO `pip install '.[bench]'`; what was not begun within --minutes is left out.
-On a GPU leave out what runs on CPUs only: --system pytorch compiled. Writes forward.json, .csv, .png and .md, whose
+which has to be named, for it compiles for minutes, as has "transformers", whose models are few. Random weights: times
+do not depend on them. Needs `make torch`, and OpenVINO `pip install '.[bench]'`; what is not measured within --minutes
+is left out. For GPUs there is `benchmarks.accelerator`. Writes forward.json, .csv, .png and .md, whose
 tables are those of docs/results.md.
 """
 
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,11 +39,14 @@ from jaxssl.runtime.cli import On, console, main, progress
 from jaxssl.runtime.ranges import Count, Positive, Stretch
 from jaxssl.training.estimate import named
 
-System = Literal["ours", "exported", "pytorch", "autocast", "compiled", "autotuned", "onnxruntime", "openvino"]
+System = Literal[
+    "ours", "exported", "pytorch", "autocast", "compiled", "autotuned", "transformers", "onnxruntime", "openvino"
+]
 Dtype = Literal["float32", "bfloat16", "int8"]
-USUAL: tuple[System, ...] = tuple(system for system in get_args(System) if system != "autotuned")
+USUAL: tuple[System, ...] = tuple(each for each in get_args(System) if each not in ("autotuned", "transformers"))
 SHORT = Load(5.0)  # of compressed forms and of parts
-GROUPS = (("torch",), ("plain",), ("tuned", "int8"))  # of files, written by one process; the last two share a graph
+# Files that one process writes; the last two share a graph.
+GROUPS = (("torch",), ("huggingface",), ("plain",), ("tuned", "int8"))
 POINTS = {
     "model": "model",
     "dtype": "dtype",
@@ -76,7 +80,7 @@ class Config:
     rounds: Count[int] = 5
     """timed turns of each program"""
     minutes: Positive[float] = 25.0
-    """within which every measurement begins"""
+    """within which everything is measured; what takes longer is left out"""
     out: Path = Path("runs/bench")
     """folder of the report"""
 
@@ -187,7 +191,7 @@ def _write(name: str, arch: Arch, folder: Path, bench: Bench) -> None:
             what = " and ".join(forms)
             if bench.late(f"{name}: files of {what}"):
                 return
-            with turns.child("benchmarks.passes", "ours", "float32", str(folder)) as process:
+            with turns.child("benchmarks.passes", "ours", "float32", str(folder), until=bench.until) as process:
                 turns.ready({f"what reads {what}": process}, _lost(bench, name), do="write", forms=forms)
             tick()
 
@@ -201,7 +205,8 @@ def _grid(name: str, arch: Arch, dtype: str, folder: Path, bench: Bench) -> None
     left = [load for load in loads if not bench.late(f"{name}, {dtype}, {load}")]
     if not left:
         return
-    children = {key: turns.Child("benchmarks.passes", *each, str(folder)) for key, each in words.items()}
+    started = partial(turns.Child, "benchmarks.passes", until=bench.until)
+    children = {key: started(*each, str(folder)) for key, each in words.items()}
     try:
         with progress(f"{name}, {dtype}", len(loads) * (config.rounds + 2)) as tick:
             for load in loads:
@@ -241,7 +246,7 @@ def _own(system: str, what: str, name: str, dtype: str, folder: Path, bench: Ben
     """Let one system time all its `forms` or `parts` at once; nothing, where it cannot."""
     if bench.late(f"{name}, {dtype}, {what}"):
         return {}
-    with turns.child("benchmarks.passes", system, dtype, str(folder)) as process:
+    with turns.child("benchmarks.passes", system, dtype, str(folder), until=bench.until) as process:
         question = {"do": what, "seconds": SHORT.seconds, "batch": SHORT.batch, "rounds": bench.config.rounds + 2}
         told = turns.ready({system: process}, _lost(bench, f"{name}, {dtype}, {what}"), **question)
     return {form: Timing(SHORT, tuple(seconds)) for form, seconds in told.get(system, {}).items()}

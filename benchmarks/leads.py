@@ -18,6 +18,7 @@ NAMES = {  # in tables
     "compiled": "torch.compile",
     "autotuned": "torch.compile, max-autotune",
     "onnxruntime": "ONNX Runtime",
+    "transformers": "transformers",
     "openvino": "OpenVINO",
     "exported": "our export in ONNX Runtime",
     REFERENCE: "our float32",

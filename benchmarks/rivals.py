@@ -14,6 +14,7 @@ autocast                                    eager under autocast
 compiled     torch.compile, frozen; on a    the same
              GPU max-autotune
 autotuned    frozen, max-autotune           the same
+transformers its own model, fused attention its weights rounded
 onnxruntime  plain ONNX file                has no products of it on CPUs    our ONNX file, by its own quantiser
 openvino     the faster of both ONNX files  the same with that hint          what ONNX Runtime's quantiser wrote
 """
@@ -29,13 +30,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from compress.errors import InputError
 from jaxssl.convert.to_torch import state
 from jaxssl.inference.latency import Load, Program, compile_forward
 from jaxssl.inference.specialise import quantized
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import Params
-from tools.pytorch.formats import Given, export_onnx, onnx_int8, onnx_session
+from tools.pytorch.formats import Given, export_onnx, huggingface, onnx_int8, onnx_session
 from tools.pytorch.formats import torch as write_torch
 
 Start = Callable[[Load], Program]
@@ -49,6 +51,7 @@ FILES: dict[
     "autocast": {BFLOAT16: ("torch",)},
     "compiled": {FLOAT32: ("torch",), BFLOAT16: ("torch",)},
     "autotuned": {FLOAT32: ("torch",), BFLOAT16: ("torch",)},
+    "transformers": {FLOAT32: ("huggingface",), BFLOAT16: ("huggingface",)},
     "onnxruntime": {FLOAT32: ("plain",), INT8: ("int8",)},
     "openvino": {FLOAT32: ("plain", "tuned"), BFLOAT16: ("plain", "tuned"), INT8: ("int8",)},
 }
@@ -56,10 +59,11 @@ PRECISIONS = {FLOAT32: ("f32",), BFLOAT16: ("bf16",), INT8: ("f32", "bf16")}  # 
 
 
 def write(arch: Arch, params: Params, forms: Sequence[str], folder: Path) -> None:
-    """Write a model in some forms, each into a folder of its name: "torch", "plain", "tuned", "int8"."""
+    """Write a model in some forms, each into a folder of its name: "torch", "huggingface", "plain", "tuned", "int8"."""
     given = Given(arch, params, None)
     ways: dict[str, Callable[[Path], Any]] = {
         "torch": lambda place: write_torch(given, place),
+        "huggingface": lambda place: huggingface(given, place),
         "plain": lambda place: export_onnx(given, tuned=False).save(place / "model.onnx", external_data=True),
         "tuned": lambda place: given.graph.save(place / "model.onnx", external_data=True),
         "int8": lambda place: onnx_int8(given, place),
@@ -84,6 +88,8 @@ def start(system: str, dtype: str, folder: Path, *, logmel: bool) -> Start:
             from tools.pytorch.standalone.model import load as read
 
             return pytorch(read(folder / "torch"), system, dtype, logmel=logmel)
+        case "transformers":
+            return _transformers(folder / "huggingface", dtype)
         case "openvino":
             return _openvino([folder / form for form in FILES[system][dtype]], dtype)
     return _onnx(folder / FILES[system][dtype][0])
@@ -124,9 +130,7 @@ def pytorch(module: Any, system: str, dtype: str, *, logmel: bool) -> Start:
     """
     import torch
 
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    cuda = torch.cuda.is_available()
+    cuda = _cuda()
     module = module.eval().to("cuda" if cuda else "cpu")
     if dtype == INT8:
         with warnings.catch_warnings(action="ignore"):  # torchao is to follow it, on GPUs first
@@ -141,13 +145,35 @@ def pytorch(module: Any, system: str, dtype: str, *, logmel: bool) -> Start:
         torch._inductor.config.freezing = not cuda  # weights become constants, in the layout that their products like
         tuned = cuda or system == "autotuned"
         module = torch.compile(module, mode="max-autotune" if tuned else None, dynamic=False)
-    return lambda load: _torch_program(module, load, autocast=system == "autocast")
+    first = next(chain(module.front.parameters(), module.front.buffers()))
+    return lambda load: _torch_program(module, first, load, autocast=system == "autocast")
 
 
-def _torch_program(run: Any, load: Load, *, autocast: bool) -> Program:
+def _cuda() -> bool:
+    """Tell whether PyTorch has a GPU, set to its quickest convolutions and to TF32 products, as ours."""
     import torch
 
-    first = next(chain(run.front.parameters(), run.front.buffers()))
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    return torch.cuda.is_available()
+
+
+def _transformers(folder: Path, dtype: str) -> Start:
+    """Return what starts the class of transformers that a model is one of, with its fused attention."""
+    import torch
+    from transformers import AutoModel
+
+    if not (folder / "config.json").exists():
+        raise InputError("no class of transformers can be this model")
+    device = "cuda" if _cuda() else "cpu"
+    model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval().to(device)
+    return lambda load: _torch_program(model, next(model.parameters()), load)
+
+
+def _torch_program(run: Any, first: Any, load: Load, *, autocast: bool = False) -> Program:
+    """Return a pass over samples that are on the device of an array, and of its type."""
+    import torch
+
     fed = torch.tensor(samples(load), device=first.device, dtype=first.dtype)
 
     def once() -> None:

@@ -16,6 +16,7 @@ minutes on two cores. Writes training.json.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from jaxssl.models.arch_json import to_json
 from jaxssl.models.zoo import PRESETS
 from jaxssl.runtime import files, ranges
 from jaxssl.runtime.cli import console, follow, main, progress
-from jaxssl.runtime.ranges import Count, Stretch
+from jaxssl.runtime.ranges import Count, Positive, Stretch
 from jaxssl.training import speed
 from jaxssl.training.estimate import named
 
@@ -63,6 +64,8 @@ class Config:
     """of the computation (in PyTorch by autocast)"""
     rounds: Count[int] = 5
     """timed updates of each, in turns"""
+    minutes: Positive[float] = 25.0
+    """within which everything is measured; what takes longer is left out"""
     out: Path = Path("runs/bench-training")
     """folder of the report"""
 
@@ -70,7 +73,7 @@ class Config:
 def run(config: Config) -> None:
     """Carry out the benchmark."""
     ranges.check(config)
-    arch = named(config.arch, PRESETS, "model")()
+    arch, until = named(config.arch, PRESETS, "model")(), time.monotonic() + 60 * config.minutes
     load = Load(config.seconds, config.batch)
     files.claim(config.out)
     files.own(config.out, config)
@@ -85,7 +88,7 @@ def run(config: Config) -> None:
         console.print(line, markup=False)
     peak = about.peak(machine, config.dtype)
     systems = tuple(dict.fromkeys(("pytorch", *config.system)))
-    told = _race(systems, arch, config, lambda who, why: note(f"{who} is left out: {why}"))
+    told = _race(systems, arch, config, until, lambda who, why: note(f"{who} is left out: {why}"))
     rows = [_row(system, told, load, speed.macs(arch, load) / peak) for system in told]
     tables.show(f"pre-training updates, {config.arch}, {load}, {config.dtype}", rows, COLUMNS)
     values = {"about": machine, "notes": notes, "peak": peak, "model": config.arch, "load": str(load)}
@@ -94,14 +97,14 @@ def run(config: Config) -> None:
 
 
 def _race(
-    systems: Sequence[str], arch: Arch, config: Config, lost: Callable[[str, str], None]
+    systems: Sequence[str], arch: Arch, config: Config, until: float, lost: Callable[[str, str], None]
 ) -> dict[str, list[dict[str, float]]]:
     """Have every system's process make an update in its turn; return what each says of its updates."""
     given = (json.dumps(to_json(arch)), str(config.seconds), str(config.batch), config.dtype)
     with ExitStack() as stack:
         children: dict[str, turns.Child] = {}
         for system in follow(systems, "compiling", total=len(systems)):
-            started = {system: stack.enter_context(turns.child("benchmarks.updates", system, *given))}
+            started = {system: stack.enter_context(turns.child("benchmarks.updates", system, *given, until=until))}
             turns.ready(started, lost, do="compile")
             children |= started
         with progress("updates", config.rounds + 1) as tick:

@@ -32,11 +32,13 @@ class Child:
     Args:
         *words: a module and what it is told: `python -m MODULE …`.
         patience: seconds that an answer may take.
+        until: when the last one must be there, by `time.monotonic`. None may take more than half of what is left until
+            then, so that one that compiles for long leaves the others their turns.
     """
 
-    def __init__(self, *words: str, patience: float = PATIENCE):
+    def __init__(self, *words: str, patience: float = PATIENCE, until: float = float("inf")):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
-        self._patience = patience
+        self._patience, self._until = patience, until
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the processes share a device
         command = [sys.executable, "-m", *words]
         pipe = subprocess.PIPE
@@ -69,11 +71,13 @@ class Child:
 
     def _line(self) -> bytes:
         assert self._process.stdout is not None
-        number, line, until = self._process.stdout.fileno(), b"", time.monotonic() + self._patience
+        number, line = self._process.stdout.fileno(), b""
+        begin = time.monotonic()
+        patience = max(0.0, min(self._patience, (self._until - begin) / 2))
         while not line.endswith(b"\n"):
-            if not select.select([number], [], [], max(0.0, until - time.monotonic()))[0]:
+            if not select.select([number], [], [], max(0.0, begin + patience - time.monotonic()))[0]:
                 self._process.kill()
-                raise Ended(f"no answer in {self._patience:g} s")
+                raise Ended(f"no answer in {patience:.3g} s")
             some = os.read(number, 1 << 16)
             if not some:
                 raise Ended(self._end())
@@ -92,9 +96,9 @@ class Child:
 
 
 @contextmanager
-def child(*words: str, patience: float = PATIENCE) -> Iterator[Child]:
+def child(*words: str, patience: float = PATIENCE, until: float = float("inf")) -> Iterator[Child]:
     """Start a process for as long as the context lasts."""
-    started = Child(*words, patience=patience)
+    started = Child(*words, patience=patience, until=until)
     try:
         yield started
     finally:

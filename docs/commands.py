@@ -43,6 +43,7 @@ GROUPS = {
         "experiments.agreement",
         "benchmarks.forward",
         "benchmarks.training",
+        "benchmarks.accelerator",
         "benchmarks.bucket_reads",
     ),
     "Train": ("experiments.synthesise", "experiments.prepare", "experiments.pretrain", "experiments.teacher"),

@@ -126,10 +126,16 @@ def test_the_page_is_ready_for_the_results():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("system", "dtype"),
-    [("onnxruntime", "float32"), ("exported", "float32"), ("onnxruntime", "int8"), ("openvino", "bfloat16")],
+    [
+        ("onnxruntime", "float32"),
+        ("exported", "float32"),
+        ("onnxruntime", "int8"),
+        ("openvino", "bfloat16"),
+        ("transformers", "bfloat16"),
+    ],
 )
 def test_what_others_run_is_the_model(torch, tmp_path, system, dtype):
-    for need in ("onnx", "onnxscript", "onnxruntime", *["openvino"] * (system == "openvino")):
+    for need in ("onnx", "onnxscript", "onnxruntime", "transformers", *["openvino"] * (system == "openvino")):
         pytest.importorskip(need)
     arch = ARCHS["base"]
     rivals.write(arch, weights(arch), rivals.FILES[system][dtype], tmp_path)
@@ -191,7 +197,7 @@ def test_the_command_end_to_end(torch, tmp_path, monkeypatch, capsys):
 class Ending:
     """Stands for a process that cannot do what others can."""
 
-    def __init__(self, _, system, dtype, __):
+    def __init__(self, _, system, dtype, __, until=None):
         self.system = system
 
     def ask(self, **question):
@@ -221,7 +227,9 @@ def test_who_ends_badly_is_left_out_and_told_once(tmp_path, monkeypatch):
 
 
 def test_without_ours_there_are_times_but_no_ratios(tmp_path, monkeypatch):
-    monkeypatch.setattr(turns, "Child", lambda *words: Ending(words[0], words[1].replace("ours", "openvino"), "", ""))
+    monkeypatch.setattr(
+        turns, "Child", lambda *words, until: Ending(words[0], words[1].replace("ours", "openvino"), "", "")
+    )
     found = bench(tmp_path, system=("pytorch",))
     forward._grid("small", BIG, "float32", tmp_path, found)
     assert [(p["system"], p["ratio"]) for p in found.points] == [("pytorch", None)] * 2

@@ -1,6 +1,7 @@
 """Processes in turns: what they answer, and that whatever ends one badly is a line, and the others go on."""
 
 import os
+import time
 
 import pytest
 
@@ -44,6 +45,16 @@ def test_a_process_answers_whatever_its_libraries_print():
     with child("answering", "well") as process:
         assert process.ask(do="prepare") == {"seconds": 1.0, "asked": "prepare"}
         assert process.ask(do="run")["asked"] == "run"
+
+
+def test_no_answer_is_waited_for_beyond_the_end():
+    with child("answering", "hangs", until=time.monotonic() + 5) as process:
+        begin = time.monotonic()
+        with pytest.raises(Ended, match="no answer in"):
+            process.ask(do="run")
+        assert time.monotonic() - begin < 60
+    with child("answering", "well", until=0.0) as late, pytest.raises(Ended, match="no answer in 0 s"):
+        late.ask(do="prepare")
 
 
 ENDS = {
