@@ -74,7 +74,8 @@ def pytest_runtest_teardown(item, nextitem):
 
 def pytest_collection_modifyitems(items):
     """Begin with what takes longest, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith(("tests/experiments/", "tests/tools/")))
+    long = ("tests/storage/", "tests/experiments/", "tests/tools/")
+    items.sort(key=lambda item: next((i for i, place in enumerate(long) if item.nodeid.startswith(place)), len(long)))
 
 
 @pytest.fixture(scope="session")
