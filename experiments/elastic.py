@@ -188,11 +188,14 @@ def run(config: Config) -> None:
 
 
 def _check_stages(config: Config, depth: int) -> None:
-    """Refuse a first stage that is longer than all, and layers that are not there.
+    """Refuse a first stage that is longer than all, layers that are not there, and how to learn where nothing does.
 
     Raises:
         InputError: the message says which.
     """
+    for name in ("loss", "random") if not config.steps else ():
+        if (given := getattr(config, name)) != getattr(Config, name):
+            raise InputError(f"--{name} {given}: with --steps 0 nothing is trained; leave it out, or give more --steps")
     if config.largest_first > config.steps:
         raise InputError(
             f"--largest-first {config.largest_first} --steps {config.steps}: the first stage is part of the updates; "

@@ -390,8 +390,12 @@ def _check(config: Config) -> None:
     ranges.check(config)
     if not config.task or (unknown := [task for task in config.task if task not in TASKS]):
         raise InputError(f"--task {' '.join(unknown) if config.task else ''}: there are {', '.join(TASKS)}")
-    if config.lexicon is not None and PHONES not in config.task:
-        raise InputError(f"--lexicon {config.lexicon}: phones are not asked; add --task phones, or leave it out")
+    asked = {"lexicon": ("--task phones", PHONES in config.task), "stress": ("--lexicon", config.lexicon is not None)}
+    asked |= dict.fromkeys(("teacher", "clusters"), ("--measures", config.measures))
+    asked |= {"amount_updates": ("--amount learned", config.amount == "learned")}
+    for name, (flag, there) in asked.items():
+        if not there and (given := getattr(config, name)) != getattr(Config, name):
+            raise InputError(f"--{name.replace('_', '-')} {given}: it is for {flag}; add that, or leave it out")
     untrained.check_clusters(config.clusters)
 
 

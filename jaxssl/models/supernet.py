@@ -163,20 +163,18 @@ def check_subnet(arch: Arch, subnet: Subnet) -> None:
     """
     most, depth, groups = largest(arch), len(subnet.heads), groups_of(arch)
     least = len(most.heads) - len(dropped(len(most.heads)))
-    if len(subnet.units) != depth or not least <= depth <= len(most.heads):
-        raise InputError(
-            f"{depth} and {len(subnet.units)} layers have heads and units; subnets have {least} to {len(most.heads)}"
-        )
+    if len(subnet.units) != depth:
+        raise InputError(f"heads of {depth} layers and units of {len(subnet.units)}; a subnet has both in each layer")
+    if not least <= depth <= len(most.heads):
+        raise InputError(f"{depth} layers: subnets of this supernet have {least} to {len(most.heads)}")
+    if not 1 <= subnet.width <= most.width or subnet.width % groups:
+        raise InputError(f"width {subnet.width}: this supernet has multiples of {groups} up to {most.width}")
     kept = layers_kept(depth, len(most.heads))
-    units = [most.units[i] * subnet.width // most.width for i in kept]
-    fits = all(1 <= n <= most.heads[i] for n, i in zip(subnet.heads, kept, strict=True))
-    fits &= all(1 <= n <= limit for n, limit in zip(subnet.units, units, strict=True))
-    if not fits or not 1 <= subnet.width <= most.width or subnet.width % groups:
-        raise InputError(
-            f"width {subnet.width}, {min(subnet.heads)} to {max(subnet.heads)} heads, {min(subnet.units)} to "
-            f"{max(subnet.units)} units: the supernet has {most.width} (in {groups}s), 1 to {max(most.heads)} and, at "
-            f"that width, 1 to {max(units)}"
-        )
+    heads, units = [most.heads[i] for i in kept], [most.units[i] * subnet.width // most.width for i in kept]
+    for what, each, limits in (("heads", subnet.heads, heads), ("units", subnet.units, units)):
+        for i, (number, limit) in enumerate(zip(each, limits, strict=True)):
+            if not 1 <= number <= limit:
+                raise InputError(f"{number} {what} in layer {i}: at width {subnet.width} 1 to {limit} are there")
 
 
 def sliced(arch: Arch, params: Params, subnet: Subnet) -> tuple[Arch, Params]:

@@ -240,7 +240,7 @@ def test_frames_computed_anew_are_those_that_were_kept(corpus, folder):
 
 def config(folder, out, *names, **words):
     models = tuple(str(folder / name) for name in names)
-    quick = {"updates": 150, "batch": 8, "rate": 3e-2, "frames": 300, "lstm_size": 8, "clusters": 4}
+    quick = {"updates": 150, "batch": 8, "rate": 3e-2, "frames": 300, "lstm_size": 8}
     return probe.Config(models=models, out=out, **{**quick, **words})
 
 
@@ -249,7 +249,7 @@ def finished(folder, corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "probe"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(questions, "spoken", lambda: corpus)
-        probe.run(config(folder, out, "hears", "deaf", task=TASKS, measures=True, baselines=True))
+        probe.run(config(folder, out, "hears", "deaf", task=TASKS, measures=True, clusters=4, baselines=True))
     return json.loads((out / "report.json").read_text()), out
 
 
@@ -309,8 +309,12 @@ def test_a_model_that_gives_nan_is_one_line(folder, corpus, tmp_path, monkeypatc
     [
         ({"task": ()}, "--task : there are phones"),
         ({"updates": 0, "limit": -1}, "--limit -1: give 1 to"),
-        ({"clusters": 1}, "--clusters 1"),
-        ({"task": ("speakers",), "lexicon": questions.Path(__file__)}, "--lexicon .*: phones are not asked"),
+        ({"clusters": 1, "measures": True}, "--clusters 1"),
+        ({"task": ("speakers",), "lexicon": questions.Path(__file__)}, "--lexicon .*: it is for --task phones; add"),
+        ({"stress": True}, "--stress True: it is for --lexicon; add that, or leave it out"),
+        ({"teacher": "melhubert-tiny"}, "--teacher melhubert-tiny: it is for --measures"),
+        ({"clusters": 20}, "--clusters 20: it is for --measures"),
+        ({"amount_updates": 5}, "--amount-updates 5: it is for --amount learned"),
         ({"longest": 0.5}, "--longest 0.5: the shortest utterance that trains phones has .* s; give more"),
         ({"longest": 0.5, "task": ("speakers",), "amount": "learned"}, "--longest 0.5: .* trains speakers has"),
         ({"amount": "learned"}, "--amount learned: nothing fires in .*hears; leave it out"),
