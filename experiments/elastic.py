@@ -29,9 +29,8 @@ broken off goes on with the same command.
 
 An update of the default model's supernet takes as long as three of the model. Expected on 52 minutes of LibriSpeech
 after 100 updates, held-out loss above the dense model trained as long: 0.12 nats for the largest subnet, 0.22 for half
-the heads and units, 0.26 for four of six layers, 0.67 for three quarters of the width, 1.06 for the smallest. With
---model melhubert-mini 0.10, 0.14, 0.13, 0.43 and 0.78; trained alone 0.11, 0.10, 0.10, 0.23 and 0.72. It takes ten
-minutes on two CPU cores with --no-alone, forty without.
+the heads and units, 0.26 for four of six layers, 0.67 for three quarters of the width, 1.06 for the smallest. It takes
+ten minutes on two CPU cores with --no-alone, and longer without.
 """
 
 from collections.abc import Callable, Mapping
