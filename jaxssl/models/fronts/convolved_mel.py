@@ -9,10 +9,9 @@ from flax import nnx
 from jax import Array
 
 from compress.address import Axis
-from compress.errors import InputError
-from jaxssl.models.fronts.waveform import Conv, StridedConv, check_waveforms
+from jaxssl.models.fronts.samples import Whole
+from jaxssl.models.fronts.waveform import Conv, StridedConv
 from jaxssl.models.fronts.whisper_frames import SHIFT, mel_decades
-from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, LayerNorm, gelu
 from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
@@ -21,7 +20,7 @@ MEL_CONVS = (Conv(512, 3, 2), Conv(512, 3, 1))  # a frame each 20 ms
 
 
 @dataclass(frozen=True)
-class ConvolvedMel:
+class ConvolvedMel(Whole):
     """Log-Mel frames of 25 ms every 10 ms, and convolutions, each with a norm over channels and GELU behind it.
 
     So wav2vec 2.0 hears in SummaryMixing's recipe (arXiv 2407.13377), with convolutions that neither pad nor have a
@@ -41,6 +40,10 @@ class ConvolvedMel:
     most: ClassVar = None  # inputs that it takes at most; None: any number
     rate: ClassVar = 16_000  # inputs (samples) a second
     ahead: ClassVar = 0
+    because: ClassVar = (
+        "this log-Mel is normalised by the whole utterance; use a log-Mel model with a corpus's statistics, or a "
+        "waveform model, to stream"
+    )
     penalty: ClassVar = 0.0  # pre-training has no term of it
     spans: ClassVar = (0.65, 10)  # masked in pre-training: share of frames, frames of a span
     names: ClassVar[Names] = {"fairseq": (), "huggingface": ()}
@@ -132,43 +135,6 @@ class ConvolvedMel:
         check_counts("front", bins=self.bins, convs=len(self.convs))
         for i, conv in enumerate(self.convs):
             check_counts(f"front/convs/{i}", channels=conv.channels, kernel=conv.kernel, stride=conv.stride)
-
-    def check_form(self, inputs: Array) -> None:
-        """Refuse what is no batch of waveforms, however short.
-
-        Raises:
-            InputError: it is of another form.
-        """
-        check_waveforms(inputs)
-
-    def check_inputs(self, inputs: Array, reduction: int) -> None:
-        """Refuse what is no batch of waveforms; `reduction` frames become one later.
-
-        Raises:
-            InputError: the inputs are of another form, or too short for one frame.
-        """
-        self.check_form(inputs)
-        if self.frames(inputs.shape[1]) < reduction:
-            raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
-
-    def check_stream(self) -> None:
-        """Refuse a stream.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            "front: this log-Mel is normalised by the whole utterance; use a log-Mel model with a corpus's statistics, "
-            "or a waveform model, to stream"
-        )
-
-    def memory(self, batch: int) -> dict[str, Memory]:
-        """Return nothing: it cannot stream."""
-        return {}
-
-    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
-        """Return the arrays as given."""
-        return arrays
 
     def build(self, *, prepared: bool, rngs: Keys) -> "MelConvolutions":
         """Make the module."""

@@ -18,6 +18,7 @@ from compress.address import Axis
 from compress.errors import InputError
 from compress.quantize import float32
 from jaxssl.models import choice
+from jaxssl.models.fronts.samples import FromSamples
 from jaxssl.models.fronts.time_norm import TimeNorm
 from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
@@ -42,18 +43,8 @@ class Conv:
 HUBERT_CONVS = (Conv(512, 10, 5), *(Conv(512, 3, 2),) * 4, *(Conv(512, 2, 2),) * 2)
 
 
-def check_waveforms(inputs: Array) -> None:
-    """Refuse what is no batch of waveforms, however short.
-
-    Raises:
-        InputError: it is of another form.
-    """
-    if inputs.ndim != 2:
-        raise InputError(f"a waveform model takes (batch, samples), not an array of shape {inputs.shape}")
-
-
 @dataclass(frozen=True)
-class Waveform:
+class Waveform(FromSamples):
     """Strided convolutions over raw samples at 16 kHz.
 
     Attributes:
@@ -205,24 +196,6 @@ class Waveform:
             check_counts(f"front/convs/{i}", channels=conv.channels, kernel=conv.kernel, stride=conv.stride)
         if not 0 <= self.gradient_scale < math.inf:
             raise InputError(f"front: gradient_scale is {self.gradient_scale}; use 0 or more")
-
-    def check_form(self, inputs: Array) -> None:
-        """Refuse what is no batch of waveforms, however short.
-
-        Raises:
-            InputError: it is of another form.
-        """
-        check_waveforms(inputs)
-
-    def check_inputs(self, inputs: Array, reduction: int) -> None:
-        """Refuse what is no batch of waveforms; `reduction` frames become one later.
-
-        Raises:
-            InputError: the inputs are of another form, or too short for one frame.
-        """
-        self.check_form(inputs)
-        if self.frames(inputs.shape[1]) < reduction:
-            raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
 
     @property
     def strides(self) -> tuple[Stride, ...]:

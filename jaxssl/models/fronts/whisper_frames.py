@@ -13,8 +13,8 @@ from jax import Array
 
 from compress.address import Axis
 from compress.errors import InputError
-from jaxssl.models.fronts.waveform import Conv, StridedConv, check_waveforms
-from jaxssl.models.held import Memory
+from jaxssl.models.fronts.samples import Whole
+from jaxssl.models.fronts.waveform import Conv, StridedConv
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import frame_mask, gelu
 from jaxssl.models.names import CONV, dense_rules
@@ -30,7 +30,7 @@ NAMES = (
 
 
 @dataclass(frozen=True)
-class Whisper:
+class Whisper(Whole):
     """Log-Mel frames every 10 ms and two convolutions of three taps, the second of stride 2 (Radford et al. 2022).
 
     Attributes:
@@ -47,6 +47,9 @@ class Whisper:
     kind: Literal["whisper"] = "whisper"
 
     features: ClassVar = False  # whether inputs are features, normalised by a corpus's statistics
+    because: ClassVar = (
+        "Whisper's log-Mel is set against an utterance's loudest frame; use a log-Mel or waveform model to stream"
+    )
     pieces: ClassVar = 2  # numbered, with arrays of their own
     rate: ClassVar = 16_000  # inputs (samples) a second
     hop: ClassVar = 2 * SHIFT  # inputs from one frame to the next
@@ -115,49 +118,20 @@ class Whisper:
         """
         check_counts("front", width=self.width, hidden=self.hidden, bins=self.bins, longest=self.longest)
 
-    def check_form(self, inputs: Array) -> None:
-        """Refuse what is no batch of waveforms, however long.
-
-        Raises:
-            InputError: it is of another form.
-        """
-        check_waveforms(inputs)
-
     def check_inputs(self, inputs: Array, reduction: int) -> None:
         """Refuse what is no batch of waveforms of at most `longest` frames; `reduction` frames become one later.
 
         Raises:
             InputError: the inputs are of another form, too short for one frame, or too long.
         """
-        self.check_form(inputs)
+        super().check_inputs(inputs, reduction)
         frames = self.frames(inputs.shape[1])
-        if frames < reduction:
-            raise InputError(f"{inputs.shape[1]} samples are too few for one frame; pad them")
         if frames > self.longest:
             seconds = self.longest * self.hop / self.rate
             raise InputError(
                 f"{inputs.shape[1]} samples give {frames} frames, the model has {self.longest} positions; cut them to "
                 f"pieces of {seconds:g} s"
             )
-
-    def check_stream(self) -> None:
-        """Refuse a stream.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            "front: Whisper's log-Mel is set against an utterance's loudest frame; use a log-Mel or waveform model to "
-            "stream"
-        )
-
-    def memory(self, batch: int) -> dict[str, Memory]:
-        """Return nothing: it cannot stream."""
-        return {}
-
-    def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
-        """Return the arrays as given."""
-        return arrays
 
     def build(self, *, prepared: bool, rngs: Keys) -> "Listener":
         """Make the module."""
