@@ -86,10 +86,21 @@ class Config:
 def run(config: Config) -> None:
     """Train the stages, then the output layer, and pack."""
     ranges.check(config)
+    _check_heeded(config)
     encoder = _encoder(config)
     _prepare(config, f"{encoder}:{config.layer}", "own", config.second[1])
     _train(config, head := config.out / "head", "own", config.last, str(encoder))
     pack(head, config.out / "train", labels="own", layer=config.layer, out=config.pack)
+
+
+def _check_heeded(config: Config) -> None:
+    """Refuse settings of stages that are not asked for."""
+    whisper = config.targets == "whisper"
+    stages = {"unmasked": ("--targets whisper", whisper)}
+    stages |= {"third": ("--targets whisper or --start", whisper or config.start is not None)}
+    for name, (flags, there) in stages.items():
+        if not there and (given := getattr(config, name)) != getattr(Config, name):
+            raise InputError(f"--{name} {given}: it is for {flags}; add that, or leave it out")
 
 
 def _encoder(config: Config) -> Path:

@@ -72,3 +72,17 @@ def test_clusters_of_a_trained_model_train_what_is_packed(speech, tmp_path, monk
     assert corpora[0].labels(name).info["size"] == size
     monkeypatch.setattr(pretrained, "HERE", packed.parent)
     assert pretrained.read("mini").labeller.centres.shape == (12, 256)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"unmasked": 0.5}, "--unmasked 0.5: it is for --targets whisper"),
+        ({"unmasked": 0.5, "start": "melhubert-mini"}, "--unmasked 0.5: it is for --targets whisper"),
+        ({"third": (2, 20, 3)}, "--third .* it is for --targets whisper or --start"),
+    ],
+)
+def test_settings_of_other_stages_are_refused(speech, tmp_path, words, message):
+    with pytest.raises(InputError, match=message):
+        teacher.run(teacher.Config(**speech, **words, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """What front ends that take samples have in common, and those of them that must hear an utterance to its end."""
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from jax import Array
@@ -9,12 +10,12 @@ from jaxssl.models.held import Memory
 from jaxssl.models.part import Arrays
 
 
-class FromSamples:
+class FromSamples(ABC):
     """Takes waveforms, (batch, samples)."""
 
+    @abstractmethod
     def frames(self, count: int) -> int:
         """Return how many frames come of so many samples."""
-        raise NotImplementedError
 
     def check_form(self, inputs: Array) -> None:
         """Refuse what is no batch of waveforms, however short.
