@@ -48,7 +48,10 @@ class TimeNorm(nnx.Module):
         windows, kernels = windows.astype(x.dtype), kernel[None] * scale[:, None]
         if self.packed:
             return multiplied(windows, kernels, jnp.broadcast_to(self.bias[...], scale.shape), "gelu")
-        return gelu(jnp.matmul(windows, kernels.astype(x.dtype)) + self.bias[...].astype(x.dtype)[None, None])
+        # The bias as the weight of a one: its gradient comes out of the product, summed in float32.
+        bias = jnp.broadcast_to(self.bias[...], (x.shape[0], 1, scale.shape[1]))
+        windows = jnp.pad(windows, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+        return gelu(jnp.matmul(windows, jnp.concatenate([kernels, bias], 1).astype(x.dtype)))
 
 
 def _cosines(taps: int) -> Array:
