@@ -11,7 +11,7 @@ from functools import cache
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-NEVER = 2**31 - 1
+NEVER = -1  # any number would be a limit: 2^31 - 1, where an update of a full-size model takes more
 SPARE = 64 << 20  # bytes asked of the kernel at once beyond what is needed
 GROWN = 256 << 20  # bytes more of the heap after which what is free in it is given back
 
@@ -45,10 +45,8 @@ class _Heap(ctypes.Structure):
 def tidy() -> None:
     """Give back what lies free in the heap, where it has grown much since that was done; nothing where it is not kept.
 
-    The temporaries of a full-size model's update are one piece of gigabytes. Wherever anything else comes to lie in
-    what that piece left, the next one is taken anew beside it, and the old place is not used for long: updates of
-    MelHuBERT 20 ms, which take 2.7 GB by XLA's plan, held 5.4 to 7.1. To give the piece itself back after each one
-    would cost them up to a fifth of their time, which this does once for each new place.
+    So goes what the compiler took, and what was copied before the first update. The temporaries of updates, which are
+    gigabytes, have a place that is not given back (`runtime.room`): to take it anew costs up to a fifth of their time.
     """
     if not keep():
         return

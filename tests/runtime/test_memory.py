@@ -7,10 +7,10 @@ import sys
 import pytest
 
 SCRIPT = """
-import ctypes, resource, jaxssl
+import ctypes, resource, sys, jaxssl
 from jaxssl.runtime import memory
 kept = memory.keep()
-piece = 100 << 20
+piece = int(sys.argv[1]) << 20
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -59,18 +59,23 @@ def test_what_lies_free_goes_back_when_the_heap_has_grown():
     assert abs(again - tidied) < 1 << 20
 
 
-def faults(**settings):
+def faults(megabytes=100, **settings):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     told = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env={**clean, **settings}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SCRIPT, str(megabytes)],
+        env={**clean, **settings},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     kept, *counts = told.stdout.split()
     return kept == "True", [int(count) for count in counts]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
-def test_memory_is_asked_for_once():
-    kept, counts = faults()
+@pytest.mark.parametrize("megabytes", [100, 2200])  # the latter beyond what a C int counts
+def test_memory_is_asked_for_once(megabytes):
+    kept, counts = faults(megabytes)
     if not kept:
         pytest.skip("not glibc")
     assert counts[0] > 100 * max(counts[1:])
