@@ -24,6 +24,7 @@ from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import Params
 from jaxssl.models.stack import Stack
+from jaxssl.runtime import room
 from jaxssl.runtime.cli import Preempted, console, updates
 from jaxssl.training import distributed, images, rollback
 from jaxssl.training.corpus import Data, arrays, evaluate, hearing, held_out, loader, pretraining_loss, total
@@ -303,7 +304,8 @@ def _validate(run: Run, programs: Programs) -> Hook:
     def validate(number: int, state: State, sums: Sums) -> None:
         heard = hearing(programs.arch, run.data)
         batches = (heard(arrays(batch, run.mesh)) for batch in held_out(run.data, run.training))
-        found = means(total(programs.check(state.params, state.held, batch) for batch in batches))
+        with room.updates.lent():
+            found = means(total(programs.check(state.params, state.held, batch) for batch in batches))
         run.tell(number, f"held out: loss {found['loss']:.3f}, masked accuracy {found['masked_accuracy']:.1%}")
         if run.journal:
             run.journal.write(number, "valid", found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxssl.runtime import memory
+from jaxssl.runtime import memory, room
 from jaxssl.training.losses import Sums
 from jaxssl.training.step import Arrays, State, Step
 
@@ -29,13 +29,16 @@ def train(
             and may not keep it.
         stop: asked after each update.
     """
-    for number in range(int(state.step) + 1, steps + 1):
-        state, sums = step(state, next(batches))
-        memory.tidy()
-        for hook in hooks:
-            hook(number, state, sums)
-        if stop(number):
-            break
+    try:
+        for number in range(int(state.step) + 1, steps + 1):
+            state, sums = step(state, next(batches))
+            memory.tidy()
+            for hook in hooks:
+                hook(number, state, sums)
+            if stop(number):
+                break
+    finally:
+        room.updates.leave()
     return state
 
 

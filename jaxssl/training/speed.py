@@ -20,6 +20,7 @@ from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.model import Params
 from jaxssl.models.stack import Stack
 from jaxssl.runtime import memory
+from jaxssl.runtime.room import Room
 from jaxssl.training.losses import MaskedPrediction
 from jaxssl.training.optimizer import Optimizer
 from jaxssl.training.step import State, make_step, start
@@ -87,10 +88,10 @@ def compile_steps(
         tick: called after every program, for a progress bar.
     """
     optimizer, batch = Optimizer().build(), jax.device_put(example(arch, load, seed=seed))
-    state, programs = [start(params, optimizer, seed=seed)], dict[Stack, Program]()
+    state, place, programs = [start(params, optimizer, seed=seed)], Room(), dict[Stack, Program]()
     for stack in stacks:
         step = make_step(arch, objective(arch), optimizer, dtype=dtype, stack=stack)
-        programs[stack] = _compile(step.whole, state, batch, load)
+        programs[stack] = _compile(step.whole, state, batch, load, place)
         tick()
     return programs
 
@@ -100,14 +101,14 @@ def macs(arch: Arch, load: Load) -> float:
     return 3 * load.batch * cost.macs(arch, round(load.seconds * SAMPLE_RATE)).total
 
 
-def _compile(step: Any, state: list[State], batch: Any, load: Load) -> Program:
+def _compile(step: Any, state: list[State], batch: Any, load: Load, place: Room) -> Program:
     """Compile one update of the state that `state` holds and the updates replace."""
     begin = time.perf_counter()
     compiled = step.lower(state[0], batch).compile()
     compile_s = time.perf_counter() - begin
 
     def run() -> None:
-        state[0], sums = compiled(state[0], batch)
+        state[0], sums = place.run(step, state[0], batch)
         jax.block_until_ready((state[0], sums))
         memory.tidy()
 

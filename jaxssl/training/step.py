@@ -18,6 +18,7 @@ from compress.errors import InputError
 from jaxssl.models.arch import Arch
 from jaxssl.models.model import Output, Params, apply
 from jaxssl.models.stack import Stack
+from jaxssl.runtime import room
 from jaxssl.training.losses import Sums, ratio
 from jaxssl.training.optimizer import skipped
 from jaxssl.training.spikes import Policy, Spikes, begun_anew, none_yet, passed_over, step_size, watched
@@ -130,12 +131,12 @@ class Step:
         The memory of `state` is reused: it cannot be read afterwards.
         """
         if len(batches) == 1:
-            return self.whole(state, batches[0])
+            return room.updates.run(self.whole, state, batches[0])
         gradient: Any = jax.tree.map(jnp.zeros_like, state.params)
         total: Sums = {}
         for i, batch in enumerate(batches):
             seen = replace(state, batches=state.batches + i)
-            gradient, sums = self.gradient(seen, batch, gradient, 1 / len(batches))
+            gradient, sums = room.updates.run(self.gradient, seen, batch, gradient, 1 / len(batches))
             total = {name: _added(total.get(name), pair) for name, pair in sums.items()}
         state, more = self.update(state, gradient, ratio(*total["loss"]), len(batches))
         return state, total | more

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from jaxssl.runtime import memory
+from jaxssl.runtime import memory, room
 from jaxssl.training.loop import every, train
+from jaxssl.training.step import Step
 
 
 @dataclass
@@ -67,3 +68,24 @@ def test_it_stops_after_an_update_and_its_hooks():
     seen = []
     state, left = run(hooks=[lambda number, state, sums: seen.append(number)], stop=lambda number: number == 4)
     assert (state.step, left, seen) == (4, 4, [1, 2, 3, 4])
+
+
+def test_updates_run_in_one_place_that_is_left_however_training_ends(monkeypatch):
+    events = []
+
+    def through(program, *args):
+        events.append("run")
+        return program(*args)
+
+    def fails(number, state, sums):
+        if number == 2:
+            raise RuntimeError("full disk")
+
+    monkeypatch.setattr(room.updates, "run", through)
+    monkeypatch.setattr(room.updates, "leave", lambda: events.append("leave"))
+    whole = Step(whole=step, gradient=None, update=None)
+    train(whole, Count(), ([number] for number in itertools.count()), steps=1)
+    assert events == ["run", "leave"]
+    with pytest.raises(RuntimeError, match="full disk"):
+        train(whole, Count(), ([number] for number in itertools.count()), steps=5, hooks=[fails])
+    assert events == ["run", "leave", "run", "run", "leave"]
