@@ -9,8 +9,9 @@ channels    up to 64 taps; convolution
 scans       our kernel where the model is         loop over frames                     loop over
             prepared; loop over frames                                                 frames
 positions   Fourier transform (`fourier`) from    product with bands (`banded`)        convolution
-            1000 frames of a batch on, and where
-            weights are prepared; convolution
+            1000 frames of a batch on; our kernel
+            where weights are prepared and frames
+            few, else the transform; convolution
 attention   our kernel (`jaxssl.runtime.native`)  cuDNN's flash attention in bfloat16  all heads
             where weights are prepared; one head  and float16; all heads together      together; TPUs
             after another from 512 frames on;                                          see below
@@ -103,6 +104,7 @@ ROW = 1000  # frames of an utterance from which a batch goes row by row
 WORTH = 1000  # frames of a batch from which the transforms of a positional kernel are paid back
 HUGE = 1024  # frames of an utterance from which a TPU is spared its scores
 FEW = 64  # taps whose products are written out: a program grows by each
+SHORT = {"float32": 100, "bfloat16": 200}  # frames up to which positions are a product
 LONG = 512  # frames of an utterance from which one head at a time is faster
 
 
@@ -116,6 +118,11 @@ def positions(frames: int) -> Literal["fourier", "banded", "plain"]:
 def prepared_positions() -> Literal["fourier", "banded"] | None:
     """Choose the form in which a positional kernel is prepared once; None: it stays what it is."""
     return "fourier" if jax.default_backend() == "cpu" else "banded" if nvidia() else None
+
+
+def short(frames: int, dtype: Any) -> bool:
+    """Choose whether our kernel convolves so few frames of an utterance with a prepared positional kernel."""
+    return frames <= SHORT.get(jnp.dtype(dtype).name, 0)
 
 
 def kernels() -> Literal["native", "XLA"]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from compress.errors import InputError
 from compress.quantize import bfloat16
@@ -13,7 +14,9 @@ from jaxssl.inference.prepack import prepared
 from jaxssl.models import choice
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.describe import describe
+from jaxssl.models.layers import convolve, gelu
 from jaxssl.models.model import _layer_shapes, _outer_shapes, _skeleton, apply, shapes
+from jaxssl.models.positions.filters import Filters, forms
 from tests.archs import ARCHS, forward, noise, weights
 
 
@@ -82,12 +85,45 @@ def test_graphics_cards_take_the_kernel_as_bands(key, monkeypatch, dtype):
     forget()
     try:
         ready, arrays = prepared(arch, params, dtype=dtype)
-        assert arrays["position"]["filters"].dtype == dtype
+        assert arrays["position"]["filters"]["bands"].dtype == dtype
         atol = {"float32": 2e-5, "bfloat16": 0.05}[dtype]
         for found in (apply(arch, params, x, dtype=dtype).last, apply(ready, arrays, x, dtype=dtype).last):
             np.testing.assert_allclose(found.astype(jnp.float32), plain, atol=atol)
     finally:
         forget()
+
+
+@pytest.mark.skipif(not choice.packs(), reason="no compiler")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kernel", "groups", "width", "pads"), [(8, 4, 16, (4, 3)), (7, 2, 10, (6, 0)), (5, 3, 9, (0, 0))]
+)
+def test_positions_are_the_same_by_a_product_and_by_a_transform(kernel, groups, width, pads, dtype, monkeypatch):
+    draw = np.random.default_rng(0)
+    weight, bias = draw.normal(size=(kernel, width // groups, width)).astype(np.float32), jnp.arange(width) / width
+    x = draw.normal(size=(2, 30, width)).astype(np.float32)
+    wanted = gelu(convolve(jnp.pad(x, ((0, 0), pads, (0, 0))), weight, groups=groups) + bias[None, None])
+    filters = Filters(jnp.asarray(weight), groups=groups)
+    filters.packed = nnx.Param(forms(jnp.asarray(weight), groups=groups, dtype=dtype)["packed"])
+    asked = []
+    for short in (True, False):
+        monkeypatch.setattr(choice, "short", lambda *what, short=short: asked.append(what) or short)
+        found = filters(jnp.asarray(x, dtype), bias, pads)
+        assert (found.dtype, found.shape) == (dtype, wanted.shape)
+        atol = 1e-4 if dtype == "float32" else 0.1
+        np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=atol)
+    assert asked == [(wanted.shape[1], jnp.dtype(dtype))] * 2
+
+
+@pytest.mark.skipif(not choice.packs(), reason="no compiler")
+@pytest.mark.parametrize(
+    ("frames", "dtype", "product"), [(49, "float32", 1), (249, "float32", 0), (149, "bfloat16", 1)]
+)
+def test_few_frames_have_their_positions_by_our_kernel(frames, dtype, product):
+    arch = replace(ARCHS["mel"], layers=(), project=None, width=10)
+    ready, arrays = prepared(arch, weights(arch), dtype=dtype)
+    program = str(jax.make_jaxpr(lambda x: apply(ready, arrays, x, dtype=dtype).last)(noise(arch, 0, frames=frames)))
+    assert program.count("jaxssl_product") == product
 
 
 def forget():

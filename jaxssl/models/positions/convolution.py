@@ -1,6 +1,7 @@
 """Positions by a grouped convolution over frames, weight-normalised with one gain per tap."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
@@ -16,13 +17,14 @@ from jax.nn import initializers
 from compress.errors import InputError
 from compress.quantize import float32
 from jaxssl.models import choice
-from jaxssl.models.banded import banded, bands, by_bands
-from jaxssl.models.fourier import filtered, overlap_save, spectrum
+from jaxssl.models.banded import by_bands
+from jaxssl.models.fourier import overlap_save
 from jaxssl.models.held import Memory, joined, nothing
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import convolve, gelu
 from jaxssl.models.names import CONV, FLAT, TAPS, Rule
 from jaxssl.models.part import Arrays, Names
+from jaxssl.models.positions.filters import Filters, forms
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Position(nnx.Module):
         deviation = math.sqrt(4 / (self.taps * width))
         kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))
         if prepared and choice.prepared_positions() is not None:
-            self.filters = nnx.Param(filters(kernel, groups=self.groups))
+            self.filters = Filters(kernel, groups=self.groups)
         else:
             self.kernel, self.gain = nnx.Param(kernel), nnx.Param(jnp.sqrt((kernel**2).sum((1, 2))))
         self.bias = nnx.Param(jnp.zeros(width))
@@ -141,8 +143,8 @@ class Position(nnx.Module):
     def __call__(self, x: Array, valid: Array | None) -> Array:
         """Return what is added to `x: (batch, time, width)`, which is zero where frames are padding."""
         if hasattr(self, "filters"):
-            y = by_filters(x, self.filters[...], taps=self.taps, padding=self.pads)
-        elif hasattr(self, "channels"):
+            return self.filters(x, self.bias[...], self.pads)
+        if hasattr(self, "channels"):
             y = self.narrow(x, self.channels[...])
         else:
             y = convolved(x, self.weight, padding=self.pads, groups=self.groups)
@@ -211,28 +213,13 @@ def convolved(x: Array, weight: Array, *, padding: tuple[int, int], groups: int)
     return runs[choice.positions(frames)](x, weight)
 
 
-def by_filters(x: Array, ready: Array, *, taps: int, padding: tuple[int, int]) -> Array:
-    """Convolve `x: (batch, time, in)` with the kernel whose form `filters` made; padding as of `convolved`."""
-    run = banded if choice.prepared_positions() == "banded" else filtered
-    return run(x, ready, taps=taps, padding=padding)
-
-
 def stepped(position: Any, x: Array, memory: Memory) -> tuple[Array, Memory]:
     """Convolve a chunk of a stream, `x: (batch, frames, width)`, and what is held before it by a position's kernel."""
     whole, held = joined(memory, "frames", x)
     if hasattr(position, "filters"):
-        before = position.taps - 1
-        y = by_filters(whole, position.filters[...], taps=position.taps, padding=(before, 0))[:, before:]
-    else:
-        y = convolve(whole, position.weight, groups=position.groups)
+        return position.filters(whole, position.bias[...], (0, 0)), held
+    y = convolve(whole, position.weight, groups=position.groups)
     return gelu(y + position.bias[...].astype(x.dtype)[None, None]), held
-
-
-def filters(kernel: Array, *, groups: int, dtype: Any = jnp.float32) -> Array:
-    """Return a positional kernel in the form that a prepared model has here, for running in `dtype`."""
-    if choice.prepared_positions() == "banded":
-        return bands(kernel, groups=groups).astype(dtype)
-    return spectrum(kernel, groups=groups)  # which stays in float32
 
 
 def normalised(kernel: Array, gain: Array) -> Array:
@@ -241,8 +228,8 @@ def normalised(kernel: Array, gain: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames=("groups", "dtype"))
-def _ready(arrays: Arrays, groups: int, dtype: jnp.dtype) -> Array:
-    """Return the filters of a kernel, weight-normalised where it has gains."""
+def _ready(arrays: Arrays, groups: int, dtype: jnp.dtype) -> Mapping[str, Array]:
+    """Return the forms of a kernel, weight-normalised where it has gains."""
     wide = float32({name: arrays[name] for name in ("kernel", "gain") if name in arrays})  # may be stored in bfloat16
     kernel = normalised(wide["kernel"], wide["gain"]) if "gain" in wide else wide["kernel"]
-    return filters(kernel, groups=groups, dtype=dtype)
+    return forms(kernel, groups=groups, dtype=dtype)

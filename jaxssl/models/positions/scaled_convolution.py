@@ -15,7 +15,8 @@ from jaxssl.models.keys import Keys
 from jaxssl.models.layers import gelu
 from jaxssl.models.names import CONV, dense_rules, norm_rules
 from jaxssl.models.part import Names
-from jaxssl.models.positions.convolution import LongKernel, by_filters, convolved, filters, padding, stepped
+from jaxssl.models.positions.convolution import LongKernel, convolved, padding, stepped
+from jaxssl.models.positions.filters import Filters
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ScaledPosition(nnx.Module):
         deviation = math.sqrt(4 / (self.taps * width))
         kernel = initializers.normal(deviation)(rngs.params(), (self.taps, width // self.groups, width))
         if prepared and choice.prepared_positions() is not None:
-            self.filters = nnx.Param(filters(kernel, groups=self.groups))
+            self.filters = Filters(kernel, groups=self.groups)
         else:
             self.kernel = nnx.Param(kernel)
         self.bias, self.norm = nnx.Param(jnp.zeros(width)), Shift(width)
@@ -71,9 +72,8 @@ class ScaledPosition(nnx.Module):
         if valid is not None:
             x = jnp.where(valid[..., None], x, jnp.zeros_like(x))
         if hasattr(self, "filters"):
-            y = by_filters(x, self.filters[...], taps=self.taps, padding=self.pads)
-        else:
-            y = convolved(x, self.weight, padding=self.pads, groups=self.groups)
+            return self.filters(x, self.bias[...], self.pads)
+        y = convolved(x, self.weight, padding=self.pads, groups=self.groups)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
 
     @property
