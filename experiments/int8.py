@@ -6,11 +6,12 @@
 
 Three points: the model as it is, `bfloat16` (all its weights; they are computed with in --dtype) and `int8` (the dense
 maps of the layers: weights with a scale for each output channel, inputs quantised frame by frame, integer products;
-front end, projection, positions, norms and output layer stay float32). Each is saved as a model, evaluated on held-out
-speech, probed, counted and timed in turns with the dense one; bytes are those of the smallest encoding. The last lines
-say of each whether its held-out loss can be told from the dense model's, by a paired bootstrap over utterances, and
-whether it pays in time: whether three of four runs were faster. Any compressed model can be given; packed maps are
-unpacked, and what was zero stays zero.
+front end, projection, positions, norms and output layer stay float32). Where the front end convolves samples there is
+a fourth, `int8-convolutions`: its convolutions behind the first are int8, too, window by window. Each is saved as a
+model, evaluated on held-out speech, probed, counted and timed in turns with the dense one; bytes are those of the
+smallest encoding. The last lines say of each whether its held-out loss can be told from the dense model's, by a paired
+bootstrap over utterances, and whether it pays in time: whether three of four runs were faster. Any compressed model can
+be given; packed maps are unpacked, and what was zero stays zero.
 
 Expected: 20 to 40 seconds for the default model with --no-probes. Measured on two CPU cores with AVX-512 and VNNI: int8
 weighs 6.2 MB of 20.3 (of what stays float32 most is the positional convolution), its held-out loss cannot be told from
@@ -47,7 +48,8 @@ class Config(Curve):
 def run(config: Config) -> None:
     """Carry out the experiment."""
     model, subject = open_model(config)
-    schedule = Schedule(Calendar((), 0), (16.0, 8.0))
+    bits = (16.0, 8.0, 8.0) if model.arch.front.convolutions() else (16.0, 8.0)
+    schedule = Schedule(Calendar((), 0), bits)
     training = config.settings(0, paper=False, log_every=1)
     job = open_job(config, model, subject, schedule, training, out=config.out)
     dense, told = job.subject, list[str]()  # with its output layer, where one was fitted
@@ -55,6 +57,8 @@ def run(config: Config) -> None:
         "bfloat16": Subject(dense.arch, bfloat16(dense.seen), {}),
         "int8": Subject(*quantized(dense.arch, dense.seen), {}),
     }
+    if dense.arch.front.convolutions():
+        small["int8-convolutions"] = Subject(*quantized(dense.arch, dense.seen, convolutions=True), {})
 
     def points(bench: Bench) -> None:
         for (name, each), bits in zip(small.items(), schedule.levels, strict=True):

@@ -113,7 +113,7 @@ def in_float(model: Model) -> Model:
     arch, params = dequantized(model.arch, model.params)
     if model.arch == arch and all(x is y for x, y in zip(*map(jax.tree.leaves, (params, model.params)), strict=True)):
         return model
-    forms = ["int8"] * any(matrix.int8 for matrix in matrices(model.arch))
+    forms = ["int8"] * any(each.int8 for each in (*matrices(model.arch), *model.arch.front.convolutions()))
     forms += ["bfloat16"] * any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(model.params))
     note = f"weights that are {' and '.join(forms)} in {model.name} are float32 here, rounded as they were"
     return replace(model, arch=arch, params=params, notes=(*model.notes, note))

@@ -127,15 +127,20 @@ def unpacked(arch: Arch, params: Params) -> tuple[Arch, Params]:
     return describe(arch, params), params
 
 
-def quantized(arch: Arch, params: Params) -> tuple[Arch, Params]:
+def quantized(arch: Arch, params: Params, *, convolutions: bool = False) -> tuple[Arch, Params]:
     """Make all dense maps of all layers int8; front end, projection, positions and output layer stay as they are.
+
+    Args:
+        arch: what `params` is.
+        params: the model.
+        convolutions: whether those of a front end that takes samples become int8 too, all but the first.
 
     Raises:
         InputError: a map is packed or int8 already, or a weight is not finite.
     """
-    for matrix in matrices(arch):
-        if matrix.path.startswith("layers/"):
-            params = quantize(params, matrix)
+    dense = [matrix for matrix in matrices(arch) if matrix.path.startswith("layers/")]
+    for matrix in (*dense, *(arch.front.convolutions() if convolutions else ())):
+        params = quantize(params, matrix)
     return describe(arch, params), params
 
 
@@ -144,7 +149,7 @@ def dequantized(arch: Arch, params: Params) -> tuple[Arch, Params]:
 
     It can be pruned, factorised or trained then; one that is float32 already comes back as it is.
     """
-    for matrix in matrices(arch):
+    for matrix in (*matrices(arch), *arch.front.convolutions()):
         if matrix.int8:
             params = dequantize(params, matrix)
     params = float32(params)

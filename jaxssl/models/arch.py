@@ -16,7 +16,8 @@ from jaxssl.models.conformer import ConvolutionModule, Macaron
 from jaxssl.models.feed_forward import FeedForward, NoFeedForward
 from jaxssl.models.fronts.convolved_mel import MEL_CONVS, ConvolvedMel
 from jaxssl.models.fronts.mel_frames import LogMel
-from jaxssl.models.fronts.waveform import HUBERT_CONVS, Conv, Waveform
+from jaxssl.models.fronts.strided_conv import Conv
+from jaxssl.models.fronts.waveform import HUBERT_CONVS, Waveform
 from jaxssl.models.fronts.whisper_frames import Whisper
 from jaxssl.models.length_adapter import LengthAdapter
 from jaxssl.models.mixers.attention import Attention

@@ -32,23 +32,40 @@ def packed_map(arrays: Arrays, matrix: Matrix, dtype: Any) -> Arrays:
     return {**arrays, **{name: _pack(each, int8=matrix.int8, dtype=dtype) for name, each in weights.items()}}
 
 
-@partial(jax.jit, static_argnames="dtype")
 def packed_convolution(kernel: Array, *, dtype: Any) -> Array:
-    """Pack a kernel, (taps, in, out), for windows of taps × in numbers."""
-    taps, inputs, outputs = kernel.shape
-    return native.pack(kernel.reshape(taps * inputs, outputs), dtype)
+    """Pack a kernel, (taps, in, out), in int8 or not, for windows of taps × in numbers."""
+    return _pack(kernel.reshape(-1, kernel.shape[-1]), int8=kernel.dtype == jnp.int8, dtype=dtype)
 
 
 def convolved(
-    x: Array, packed: Array, bias: Array | None, *, taps: int, stride: int, outputs: int, activation: native.Activation
+    x: Array,
+    packed: Array,
+    scale: Array | None,
+    bias: Array,
+    *,
+    taps: int,
+    stride: int,
+    activation: native.Activation,
 ) -> Array:
-    """Convolve `x: (batch, time, in)` without padding, to (batch, fewer, outputs), and apply an activation."""
-    check_dtype(packed, x.dtype)
+    """Convolve `x: (batch, time, in)` without padding, to (batch, fewer, outputs), and apply an activation.
+
+    Args:
+        x: inputs.
+        packed: as `packed_convolution` lays a kernel out.
+        scale: (outputs,) of a kernel in int8; None: it is none.
+        bias: (outputs,).
+        taps: frames that a window has.
+        stride: frames from one window to the next.
+        activation: what comes last.
+    """
     batch, time, inputs = x.shape
-    added = jnp.zeros((1, outputs)) if bias is None else bias[None]
     rows = max((time - taps) // stride + 1, 0)
-    flat = x.reshape(batch, time * inputs)
-    return native.windows(flat, packed, added, rows=rows, stride=stride * inputs, activation=activation)
+    flat, step = x.reshape(batch, time * inputs), stride * inputs
+    if scale is None:
+        check_dtype(packed, x.dtype)
+        return native.windows(flat, packed, bias[None], rows=rows, stride=step, activation=activation)
+    given = flat, packed, scale, bias
+    return native.windows_int8(*given, inputs=taps * inputs, rows=rows, stride=step, activation=activation)
 
 
 def multiplied(x: Array, kernels: Array, bias: Array, activation: native.Activation) -> Array:

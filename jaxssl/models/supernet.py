@@ -137,10 +137,12 @@ def check_supernet(arch: Arch) -> None:
         InputError: the message says which part has none.
     """
     groups_of(arch)
-    odd = (arch.shortens, arch.upsampling, arch.relative, arch.length_adapter, arch.prepared)
+    int8 = any(each.int8 for each in arch.front.convolutions())
+    odd = (arch.shortens, arch.upsampling, arch.relative, arch.length_adapter, arch.prepared, int8)
     if any(odd) or arch.project != FULL or not arch.layers:
         raise InputError(
-            "subnets need a dense projection and layers of plain attention that hear all frames; use another model"
+            "subnets need a float32 front end, a dense projection and layers of plain attention that hear all frames; "
+            "use another model"
         )
     for i, layer in enumerate(arch.layers):
         plain = isinstance(layer.mixer, Attention) and not layer.mixer.reuse and isinstance(layer.ffn, FeedForward)

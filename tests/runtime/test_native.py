@@ -3,7 +3,7 @@
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxssl.inference.prepack import prepared
 from jaxssl.models.arch import Rank
 from jaxssl.models.attend import attend
 from jaxssl.models.describe import describe
+from jaxssl.models.fronts.strided_conv import Conv, windows_of
 from jaxssl.models.int8_product import int8_product
 from jaxssl.models.layers import convolve, frame_mask, gelu
 from jaxssl.models.model import apply
@@ -184,6 +185,22 @@ def test_windows_are_a_convolution(kernels, taps, stride, inputs, time, dtype):
     np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=ATOL[dtype])
 
 
+@pytest.mark.parametrize(
+    ("taps", "stride", "inputs", "time"), [(3, 2, 48, 400), (2, 2, 33, 40), (5, 4, 7, 61), (3, 1, 5, 3), (3, 2, 4, 2)]
+)
+def test_windows_in_int8_are_quantised_one_by_one(kernels, taps, stride, inputs, time):
+    """Of overlapping windows each has a scale of its own, also where a row's last one ends where the next begins."""
+    x, bias = normal(0, 2, time, inputs) * jnp.exp(normal(3, 2, time, 1)), normal(2, 72)
+    weights, scale = rounded(normal(1, taps, inputs, 72), (0, 1))
+    conv = Conv(72, taps, stride)
+    heard = jax.jit(windows_of, static_argnums=1)(x, conv)
+    wanted = gelu(int8_product(heard, weights, scale, 2) + bias[None, None])
+    packed = packed_convolution(weights, dtype=jnp.float32)
+    call = partial(native.windows_int8, inputs=taps * inputs, rows=wanted.shape[1], stride=stride * inputs)
+    found = call(x.reshape(2, -1), packed, scale, bias, activation="gelu", prefix=kernels)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6 * float(jnp.abs(wanted).max(initial=0)))
+
+
 def test_rows_have_weights_of_their_own(kernels):
     x, kernels_of_rows = normal(0, 3, 50, 12), normal(1, 3, 12, 20)
     flat, packed, bias = x.reshape(3, -1), native.pack(kernels_of_rows, jnp.float32), normal(2, 3, 20)
@@ -215,10 +232,10 @@ def test_rows_of_a_batch_stay_their_own():
 def calls(arch, params, x, dtype=jnp.float32):
     """Count the kernels in a forward pass."""
     program = str(jax.make_jaxpr(lambda params: apply(arch, params, x, dtype=dtype).last)(params))
-    return {name: program.count(f"jaxssl_{name}") for name in ("attention", "product", "factored", "int8")}
+    return {name: program.count(f"jaxssl_{name}") for name in ("attention", "product", "int8")}
 
 
-NONE = dict.fromkeys(("attention", "product", "factored", "int8"), 0)
+NONE = dict.fromkeys(("attention", "product", "int8"), 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -226,7 +243,8 @@ def test_prepared_models_run_them_and_others_do_not(key, dtype):
     params, x = weights(UNEVEN), noise(UNEVEN, key)
     ready, arrays = prepared(UNEVEN, params, dtype=dtype)
     assert calls(UNEVEN, params, x, dtype) == NONE
-    assert calls(ready, arrays, x, dtype) == NONE | {"attention": 2, "product": 5, "factored": 8}
+    products = 5 + 8 * 2 + 1  # maps, those of two, positions
+    assert calls(ready, arrays, x, dtype) == NONE | {"attention": 2, "product": products}
     lengths = jnp.array([17, 30])
     plain = forward(UNEVEN, params, x, lengths, dtype=dtype).hidden
     for one, two in zip(plain, forward(ready, arrays, x, lengths, dtype=dtype).hidden, strict=True):
@@ -253,7 +271,7 @@ def test_int8_maps_run_them_where_the_processor_has_instructions(key, monkeypatc
             monkeypatch.setattr(native, "fast_int8", lambda fast=fast: fast)
             forget()
             ready, arrays = prepared(arch, small)
-            assert calls(ready, arrays, x) == NONE | {"attention": 2, "product": 1, "int8": products}
+            assert calls(ready, arrays, x) == NONE | {"attention": 2, "product": 2, "int8": products}
             np.testing.assert_allclose(forward(ready, arrays, x).last, wanted, atol=2e-5)
     finally:
         forget()

@@ -10,7 +10,7 @@ from jax import Array
 
 from compress.address import Axis
 from jaxssl.models.fronts.samples import Whole
-from jaxssl.models.fronts.waveform import Conv, StridedConv
+from jaxssl.models.fronts.strided_conv import Conv, StridedConv
 from jaxssl.models.fronts.whisper_frames import SHIFT, mel_decades
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import NORM_EPSILON, LayerNorm, gelu

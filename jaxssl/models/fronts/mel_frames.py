@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from flax import nnx
 from jax import Array
 
-from compress.address import Axis
+from compress.address import Axis, Matrix
 from compress.errors import InputError
 from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
@@ -82,6 +82,10 @@ class LogMel:
 
     def channels(self, project: str | None) -> tuple[Axis, ...]:
         """List no channels: there are none."""
+        return ()
+
+    def convolutions(self) -> tuple[Matrix, ...]:
+        """Return nothing: there are none."""
         return ()
 
     def read(self, arrays: Arrays) -> "LogMel":

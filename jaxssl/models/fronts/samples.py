@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from jax import Array
 
+from compress.address import Matrix
 from compress.errors import InputError
 from jaxssl.models.held import Memory
 from jaxssl.models.part import Arrays
@@ -16,6 +17,10 @@ class FromSamples(ABC):
     @abstractmethod
     def frames(self, count: int) -> int:
         """Return how many frames come of so many samples."""
+
+    def convolutions(self) -> tuple[Matrix, ...]:
+        """Return nothing: no convolution can be int8."""
+        return ()
 
     def check_form(self, inputs: Array) -> None:
         """Refuse what is no batch of waveforms, however short.

@@ -12,33 +12,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.nn import initializers
 
-from compress.address import Axis
+from compress.address import Axis, Matrix
 from compress.errors import InputError
 from compress.quantize import float32
 from jaxssl.models import choice
 from jaxssl.models.fronts.samples import FromSamples
+from jaxssl.models.fronts.strided_conv import Conv, StridedConv
 from jaxssl.models.fronts.time_norm import TimeNorm
 from jaxssl.models.held import Memory
 from jaxssl.models.keys import Keys
-from jaxssl.models.layers import NORM_EPSILON, LayerNorm, convolve, frame_mask, gelu, uniform_init
+from jaxssl.models.layers import NORM_EPSILON, LayerNorm, frame_mask, gelu
 from jaxssl.models.names import CONV, FLAT, Rule, dense_rules, norm_rules
-from jaxssl.models.packed import convolved, packed_convolution
+from jaxssl.models.packed import packed_convolution
 from jaxssl.models.part import Arrays, Featured, Names, Padding, check_counts
 from jaxssl.models.strides import Stride
-from jaxssl.runtime import native
-from jaxssl.runtime.native import gradients
-
-
-@dataclass(frozen=True)
-class Conv:
-    """One convolution of the waveform extractor."""
-
-    channels: int
-    kernel: int
-    stride: int
-
 
 HUBERT_CONVS = (Conv(512, 10, 5), *(Conv(512, 3, 2),) * 4, *(Conv(512, 2, 2),) * 2)
 
@@ -60,6 +48,8 @@ class Waveform(FromSamples):
             it comes a norm over channels, before it a GELU, and neither can take the weights over.
         counts: by what fairseq's code of the model's family counts the frames of a padded row that are valid: by
             "samples", shared out among all frames (HuBERT), or as the "convolutions" give (wav2vec 2.0, data2vec).
+        int8: whether convolutions behind the first have int8 kernels, with scales beside them; the first one, whose
+            windows are a few samples, has never.
     """
 
     convs: tuple[Conv, ...] = HUBERT_CONVS
@@ -70,6 +60,7 @@ class Waveform(FromSamples):
     feature_norm: bool = True
     scaled: bool = False
     counts: Literal["samples", "convolutions"] = "samples"
+    int8: bool = False
     kind: Literal["waveform"] = "waveform"
 
     features: ClassVar = False  # whether inputs are features, normalised by a corpus's statistics
@@ -159,7 +150,15 @@ class Waveform(FromSamples):
 
         Args:
             project: path of the array that reads the features, its first axis; None: nothing does.
+
+        Raises:
+            InputError: convolutions are int8.
         """
+        if self.int8:
+            raise InputError(
+                "front: its convolutions are int8, and a cut would leave their scales; dequantize the model first "
+                "(jaxssl.inference.specialise.dequantized)"
+            )
         if self.norm == "layer":
             return ()
         last = () if self.feature_norm or project is None else ((project, 0),)
@@ -174,11 +173,20 @@ class Waveform(FromSamples):
         leaves = ((f"{at}/conv/kernel", 2), *bias, *scale, *after, reader)
         return Axis(f"{at}/channels", self.convs[index].channels, leaves, reader[0].rpartition("/")[0])
 
+    def convolutions(self) -> tuple[Matrix, ...]:
+        """List the convolutions that can be int8, as maps of windows, (taps, in, out)."""
+        pairs = enumerate(zip(self.convs, self.convs[1:], strict=False), 1)
+        shapes = {i: (conv.kernel, before.channels, conv.channels) for i, (before, conv) in pairs}
+        return tuple(
+            Matrix(f"front/convs/{i}/conv", 2, shape, int8=self.int8, bias=self.bias) for i, shape in shapes.items()
+        )
+
     def read(self, arrays: Arrays) -> "Waveform":
         """Return the front end that these arrays are; strides and the norm's kind are this one's."""
         kernels = [arrays["convs"][str(i)]["conv"]["kernel"] for i in range(len(self.convs))]
         convs = [replace(conv, channels=kernel.shape[2]) for conv, kernel in zip(self.convs, kernels, strict=True)]
-        return replace(self, convs=tuple(convs), feature_norm="norm" in arrays, scaled="scale" in arrays)
+        int8 = any("kernel_scale" in each["conv"] for each in arrays["convs"].values())
+        return replace(self, convs=tuple(convs), feature_norm="norm" in arrays, scaled="scale" in arrays, int8=int8)
 
     @property
     def pieces(self) -> int:
@@ -231,7 +239,7 @@ class Waveform(FromSamples):
 
     def packs(self, index: int) -> bool:
         """Tell whether a prepared model has the kernel of a convolution packed: norms over time do without it."""
-        return choice.packs() and not (self.norm == "group" and index == 0)
+        return choice.packs(int8=self.int8 and index > 0) and not (self.norm == "group" and index == 0)
 
     def prepare(self, arrays: Arrays, dtype: Any) -> Arrays:
         """Return the arrays in the form that `jaxssl.models.choice` says for this device, for running in `dtype`."""
@@ -266,38 +274,13 @@ def _scale_backward(scale: float, _: None, gradient: Array) -> tuple[Array]:
 scale_gradient.defvjp(_scale_forward, _scale_backward)
 
 
-class StridedConv(nnx.Module):
-    """A strided convolution without padding."""
-
-    def __init__(self, inputs: int, spec: Conv, *, bias: bool, packed: bool = False, rngs: Keys):
-        self.spec, self.packed, self.learning = spec, packed, False
-        kernel = initializers.he_normal()(rngs.params(), (spec.kernel, inputs, spec.channels), jnp.float32)
-        self.kernel = nnx.Param(packed_convolution(kernel, dtype=jnp.float32) if packed else kernel)
-        if bias:
-            init = uniform_init(inputs * spec.kernel)
-            self.bias = nnx.Param(init(rngs.params(), (spec.channels,)))
-
-    def __call__(self, x: Array, activation: native.Activation = "linear") -> Array:
-        """Map `x: (batch, time, in)` to (batch, fewer, channels), and apply an activation."""
-        bias = self.bias[...] if hasattr(self, "bias") else None
-        if self.packed:
-            sizes = {"taps": self.spec.kernel, "stride": self.spec.stride, "outputs": self.spec.channels}
-            return convolved(x, self.kernel[...], bias, activation=activation, **sizes)
-        if self.learning and gradients.has(x.dtype, x.shape[-1], self.spec.channels):
-            added = jnp.zeros(self.spec.channels) if bias is None else bias
-            y = gradients.convolution(x, self.kernel[...], added, stride=self.spec.stride)
-            return gelu(y) if activation == "gelu" else y
-        y = convolve(x, self.kernel[...], stride=self.spec.stride)
-        y = y if bias is None else y + bias.astype(x.dtype)[None, None]
-        return gelu(y) if activation == "gelu" else y
-
-
 class ConvLayer(nnx.Module):
     """One step of the extractor: convolution, norm where the model has one, GELU."""
 
     def __init__(self, front: Waveform, index: int, *, prepared: bool, rngs: Keys):
         spec, inputs = front.convs[index], front.convs[index - 1].channels if index else 1
-        self.conv = StridedConv(inputs, spec, bias=front.bias, packed=prepared and front.packs(index), rngs=rngs)
+        forms = {"int8": front.int8 and index > 0, "packed": prepared and front.packs(index)}
+        self.conv = StridedConv(inputs, spec, bias=front.bias, **forms, rngs=rngs)
         if front.norm == "layer":
             self.norm = LayerNorm(spec.channels, rngs=rngs)
         elif index == 0:

@@ -14,7 +14,7 @@ from jax import Array
 from compress.address import Axis
 from compress.errors import InputError
 from jaxssl.models.fronts.samples import Whole
-from jaxssl.models.fronts.waveform import Conv, StridedConv
+from jaxssl.models.fronts.strided_conv import Conv, StridedConv
 from jaxssl.models.keys import Keys
 from jaxssl.models.layers import frame_mask, gelu
 from jaxssl.models.names import CONV, dense_rules

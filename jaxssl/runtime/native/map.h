@@ -5,15 +5,15 @@
 
 enum Activation : int64_t { kLinear, kGelu };
 
-// Write sums of (rows, kPanel) plus a bias, of which `columns` count, through an activation.
-template <class Number>
-void finish(float* sums, int64_t rows, int64_t columns, const float* bias, int64_t activation, Number* to,
+// Write the sums of a panel, `value(row, column)`, plus a bias, of which `columns` count, through an activation.
+template <class Value, class Number>
+void finish(Value value, int64_t rows, int64_t columns, const float* bias, int64_t activation, Number* to,
             int64_t stride) {
   float shift[kPanel] = {};
   std::copy_n(bias, columns, shift);
-  for (int64_t i = 0; i < rows; ++i, sums += kPanel, to += stride) {
+  for (int64_t i = 0; i < rows; ++i, to += stride) {
     for (int64_t j = 0; j < columns; j += kLanes) {
-      const Vector sum = load(sums + j) + load(shift + j);
+      const Vector sum = value(i, j) + load(shift + j);
       write(to + j, activation == kGelu ? gelu(sum) : sum, columns - j);
     }
   }
@@ -24,10 +24,11 @@ template <class Kind, class Number>
 void map(Rows<Kind> a, const typename Kind::Number* packed, int64_t groups, int64_t rows, int64_t columns,
          const float* bias, int64_t activation, Number* to, int64_t stride, const typename Kind::Number* after) {
   float* sums = scratch<float>(3, kTall * kPanel);
+  const auto value = [sums](int64_t i, int64_t j) { return load(sums + i * kPanel + j); };
   for (int64_t j = 0; j < columns; j += kPanel, packed += groups * Panel<Kind>::kStride) {
     const int64_t wide = std::min(kPanel, columns - j);
     const auto* next = j + kPanel < columns ? packed + groups * Panel<Kind>::kStride : after;
     multiply<Kind>(a, {packed, groups}, sums, rows, wide, false, next);
-    finish(sums, rows, wide, bias + j, activation, to + j, stride);
+    finish(value, rows, wide, bias + j, activation, to + j, stride);
   }
 }

@@ -14,6 +14,14 @@ constexpr int64_t kWide = kVectors * kLanes;  // columns of a tile
 constexpr int64_t kBytes = 96 * 1024;         // of a panel that are multiplied before the next tile's turn
 constexpr int64_t kTall = 126;                // rows whose sums stay in the cache
 
+// How many pieces rows come in when each is multiplied by so many panels, a task each. Pieces have rows that are worth
+// reading a panel for, and enough for a tile where there are tiles.
+template <class Kind>
+int64_t pieces_of_rows(int64_t rows, int64_t panels, int64_t threads) {
+  constexpr int64_t kShort = Kind::kTiles ? 32 : 12;
+  return pieces_of((rows + kTall - 1) / kTall, rows / kShort, panels, threads);
+}
+
 template <class Kind>
 struct Panel {
   const typename Kind::Number* data;

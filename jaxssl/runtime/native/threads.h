@@ -19,6 +19,19 @@ void evenly(int64_t count, int64_t most, Work work) {
 
 inline int64_t upto(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
+// The fewest pieces, from `least` to `most`, that leave no thread long without work when each is so many tasks of one
+// size: nine of ten are busy to the end, or else as many as can be.
+inline int64_t pieces_of(int64_t least, int64_t most, int64_t tasks, int64_t threads) {
+  int64_t best = least;
+  double busiest = 0;
+  for (int64_t pieces = least; pieces <= std::max(least, most) && busiest < 0.9; ++pieces) {
+    const int64_t all = pieces * tasks;
+    const double busy = double(all) / upto(all, threads);
+    if (busy > busiest) busiest = busy, best = pieces;
+  }
+  return best;
+}
+
 // This thread's memory for intermediate results, at the beginning of a cache line; each `use` has its own.
 template <class Number>
 Number* scratch(int use, int64_t size) {
