@@ -5,16 +5,17 @@
     python -m benchmarks.forward --arch hubert-base --dtype bfloat16 --seconds 15 --batch 16 --no-compressed
 
 At the head stands what it ran on: processor, instruction sets, how fast memory is read, the peak of each dtype. Then,
-each with the median of the paired ratios and their quartiles: every length × batch in every dtype, ours, our export for
-ONNX Runtime ("exported") and the others (`benchmarks.rivals` has what each does); compressed forms at 5 s × 1 in every
-dtype with what their MACs promise; and where the time goes, part by part (from the times of models without it).
+each with the median of the paired ratios and their quartiles: every length × batch in every dtype, ours, ours with int8
+convolutions ("convolutions"), our export for ONNX Runtime ("exported") and the others (`benchmarks.rivals` has what
+each does); compressed forms at 5 s × 1 in every dtype with what their MACs promise; and where the time goes, part by
+part (from the times of models without it).
 
 Every program runs in a process of its own. What cannot run (a library that is not there, a dtype that it has not, a
 process that is killed) is left out with a line, and the others go on. torch.compile's max-autotune is "autotuned",
 which has to be named, for it compiles for minutes, as has "transformers", whose models are few. Random weights: times
 do not depend on them. Needs `make torch`, and OpenVINO `pip install '.[bench]'`; what is not measured within --minutes
-is left out. For GPUs there is `benchmarks.accelerator`. Writes forward.json, .csv, .png and .md, whose
-tables are those of docs/results.md.
+is left out. For GPUs there is `benchmarks.accelerator`. Writes forward.json, .csv, .png and .md, whose tables are those
+of docs/results.md.
 """
 
 import json
@@ -40,7 +41,16 @@ from jaxssl.runtime.ranges import Count, Positive, Stretch
 from jaxssl.training.estimate import named
 
 System = Literal[
-    "ours", "exported", "pytorch", "autocast", "compiled", "autotuned", "transformers", "onnxruntime", "openvino"
+    "ours",
+    "convolutions",
+    "exported",
+    "pytorch",
+    "autocast",
+    "compiled",
+    "autotuned",
+    "transformers",
+    "onnxruntime",
+    "openvino",
 ]
 Dtype = Literal["float32", "bfloat16", "int8"]
 USUAL: tuple[System, ...] = tuple(each for each in get_args(System) if each not in ("autotuned", "transformers"))
@@ -76,7 +86,8 @@ class Config:
     compressed: On = True
     """also compressed forms, and the parts, at 5 s × 1"""
     dtype: tuple[Dtype, ...] = ("float32", "bfloat16", "int8")
-    """of the computation; int8 is of the dense maps. A program that has none is left out there"""
+    """of the computation; int8 is of the dense maps, the rest in what is quickest here. A program that has none is left
+    out there"""
     rounds: Count[int] = 5
     """timed turns of each program"""
     minutes: Positive[float] = 25.0

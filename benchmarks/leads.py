@@ -10,7 +10,7 @@ from benchmarks import about
 from experiments.reports import canvas
 
 Rows = Sequence[Mapping[str, Any]]
-OURS = ("ours", "exported")
+OURS = ("ours", "exported", "convolutions")
 REFERENCE = "ours, float32"  # in turns with those of another dtype
 NAMES = {  # in tables
     "pytorch": "PyTorch",
@@ -21,6 +21,7 @@ NAMES = {  # in tables
     "transformers": "transformers",
     "openvino": "OpenVINO",
     "exported": "our export in ONNX Runtime",
+    "convolutions": "ours with int8 convolutions",
     REFERENCE: "our float32",
 }
 RIVALS = tuple(name for name in NAMES if name not in (*OURS, REFERENCE))
@@ -32,6 +33,7 @@ LEADS = {
     "milliseconds:.1f": "ms",
     "ours:.2f": "ours is faster by",
     "exported:.2f": "our export by",
+    "convolutions:.2f": "ours with int8 convolutions by",
 }
 FORMS = {
     "model": "model",

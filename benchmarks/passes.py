@@ -75,7 +75,7 @@ class Passes:
             logmel = isinstance(self.arch.front, LogMel)
             self._start = (
                 self._fresh(self.arch)
-                if self.system == "ours"
+                if self.system in ("ours", "convolutions")
                 else rivals.start(self.system, self.dtype, self.folder, logmel=logmel)
             )
         return self._start
@@ -83,8 +83,8 @@ class Passes:
     def _fresh(self, arch: Arch) -> rivals.Start:
         """Start a model whose weights are made here."""
         params = _weights(arch)
-        if self.system == "ours":
-            return rivals.ours(arch, params, self.dtype)
+        if self.system in ("ours", "convolutions"):
+            return rivals.ours(arch, params, self.dtype, convolutions=self.system == "convolutions")
         logmel = isinstance(arch.front, LogMel)
         return rivals.pytorch(rivals.module(arch, params), self.system, self.dtype, logmel=logmel)
 

@@ -7,7 +7,9 @@ exporter writes for ONNX Runtime instead.
 
 system       float32                        bfloat16                         int8
 -----------  -----------------------------  -------------------------------  ---------------------------------------
-ours         prepared                       prepared                         dense maps
+ours         prepared                       prepared                         dense maps, the rest in bfloat16 where
+                                                                             the processor has it (`choice`)
+convolutions                                                                 the same, and the convolutions of samples
 exported     our ONNX file
 pytorch      eager                          its weights rounded              its linear maps, quantised as they run
 autocast                                    eager under autocast
@@ -34,6 +36,7 @@ from compress.errors import InputError
 from jaxssl.convert.to_torch import state
 from jaxssl.inference.latency import Load, Program, compile_forward
 from jaxssl.inference.specialise import quantized
+from jaxssl.models import choice
 from jaxssl.models.arch import SAMPLE_RATE, Arch
 from jaxssl.models.arch_json import to_json
 from jaxssl.models.model import Params
@@ -46,6 +49,7 @@ FILES: dict[
     str, dict[str, tuple[str, ...]]
 ] = {  # of each system in each dtype that it knows: what it reads; ours makes its own weights
     "ours": {FLOAT32: (), BFLOAT16: (), INT8: ()},
+    "convolutions": {INT8: ()},
     "exported": {FLOAT32: ("tuned",)},
     "pytorch": {FLOAT32: ("torch",), BFLOAT16: ("torch",), INT8: ("torch",)},
     "autocast": {BFLOAT16: ("torch",)},
@@ -101,10 +105,16 @@ def samples(load: Load) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).normal(size=size)).astype(np.float32)
 
 
-def ours(arch: Arch, params: Params, dtype: str) -> Start:
-    """Return what starts ours; "int8" is of the dense maps, with the rest in float32."""
+def ours(arch: Arch, params: Params, dtype: str, *, convolutions: bool = False) -> Start:
+    """Return what starts ours; "int8" is of the dense maps, and of the convolutions if asked, the rest is `quickest`.
+
+    Raises:
+        InputError: there are no convolutions that can be int8.
+    """
+    if convolutions and not arch.front.convolutions():
+        raise InputError("its front end has no convolutions of samples")
     if dtype == INT8:
-        arch, params, dtype = *quantized(arch, params), FLOAT32
+        arch, params, dtype = *quantized(arch, params, convolutions=convolutions), choice.quickest()[0]
     return lambda load: compile_forward(arch, params, load, dtype=jnp.dtype(dtype))
 
 

@@ -34,15 +34,22 @@ class Child:
         patience: seconds that an answer may take.
         until: when the last one must be there, by `time.monotonic`. None may take more than half of what is left until
             then, so that one that compiles for long leaves the others their turns.
+        threads: as how many cores XLA's pool of threads takes the machine; they have as many cores of it, if there are.
+            None: as many as there are.
     """
 
-    def __init__(self, *words: str, patience: float = PATIENCE, until: float = float("inf")):
+    def __init__(
+        self, *words: str, patience: float = PATIENCE, until: float = float("inf"), threads: int | None = None
+    ):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
         self._patience, self._until = patience, until
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the processes share a device
+        environment |= {} if threads is None else {"NPROC": str(threads)}
         command = [sys.executable, "-m", *words]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, env=environment)
+        if threads is not None:
+            os.sched_setaffinity(self._process.pid, sorted(os.sched_getaffinity(0))[:threads])
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """Ask and wait for the answer.

@@ -43,6 +43,7 @@ GROUPS = {
         "experiments.agreement",
         "benchmarks.forward",
         "benchmarks.training",
+        "benchmarks.scaling",
         "benchmarks.accelerator",
         "benchmarks.bucket_reads",
     ),

@@ -93,7 +93,7 @@ def test_systems_run_in_the_dtypes_that_they_know():
     config = forward.Config()
     assert forward.systems(config, "float32") == ["ours", "exported", "pytorch", "compiled", "onnxruntime", "openvino"]
     assert forward.systems(config, "bfloat16") == ["ours", "pytorch", "autocast", "compiled", "openvino"]
-    assert forward.systems(config, "int8") == ["ours", "pytorch", "onnxruntime", "openvino"]
+    assert forward.systems(config, "int8") == ["ours", "convolutions", "pytorch", "onnxruntime", "openvino"]
     assert forward.systems(replace(config, system=("autotuned",)), "bfloat16") == ["ours", "autotuned"]
     assert set(leads.NAMES) - {leads.REFERENCE} == set(rivals.FILES) - {"ours"}
 

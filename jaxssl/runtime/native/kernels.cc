@@ -14,7 +14,7 @@ namespace {
 // Into how many pieces the frames of so many heads are cut.
 int64_t pieces_of_heads(int64_t heads, int64_t threads) {
   const int64_t least = threads == 1 ? 1 : (2 * threads + heads - 1) / heads;
-  return pieces_of(least, 2 * least, heads, threads);
+  return pieces_of(least, least + 8, heads, threads);
 }
 
 // q, k, v and the context are (batch, time, heads, size); keys from lengths[batch] on are padding.
