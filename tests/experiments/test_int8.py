@@ -1,6 +1,7 @@
 """A model in fewer bits: measured without training, saved, and taken up again in float by whatever changes it."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from experiments.curves.job import open_model
 from jaxssl.inference.source import in_float, load_model
 from jaxssl.inference.specialise import dequantized, quantized
 from jaxssl.models import checkpoint, cost
+from jaxssl.models.arch import Conv, Waveform
 from jaxssl.models.sites import entries, matrices
 from jaxssl.training.corpus import HeldOut
+from tests.archs import weights
 from tests.experiments import small
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -80,6 +83,23 @@ def test_a_finished_run_is_only_told_again(finished, place, capsys):
     int8.run(config(int8, place.model, place, finished))
     assert report(finished) == before
     assert "measuring" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_convolutions_of_samples_are_a_fourth_point(place, tmp_path):
+    front = Waveform((Conv(12, 10, 5), Conv(12, 8, 8), Conv(12, 8, 8)), norm="layer")
+    arch = replace(checkpoint.load(place.model)[0], front=front)
+    checkpoint.save(tmp_path / "model", arch, weights(arch))
+    int8.run(config(int8, tmp_path / "model", place, tmp_path / "out"))
+    found = report(tmp_path / "out")
+    *_, maps, both = found["points"]
+    assert [row["name"] for row in found["points"]] == ["dense", "bfloat16", "int8", "int8-convolutions"]
+    assert both["parameters"] == maps["parameters"] + 2 * 12
+    assert maps["bytes"] - both["bytes"] == pytest.approx(3 * 2 * 8 * 12 * 12 - 4 * 2 * 12, abs=300)  # two names more
+    assert both["valid_loss"] == pytest.approx(maps["valid_loss"], abs=0.1)
+    assert both["valid_loss"] != maps["valid_loss"]
+    assert checkpoint.load(tmp_path / "out/models/int8-convolutions")[0].front == replace(front, int8=True)
+    assert any(note.startswith("int8-convolutions: ") and "nats of held-out loss" in note for note in found["notes"])
 
 
 def told(name, losses, speeds):
