@@ -232,10 +232,10 @@ def test_rows_of_a_batch_stay_their_own():
 def calls(arch, params, x, dtype=jnp.float32):
     """Count the kernels in a forward pass."""
     program = str(jax.make_jaxpr(lambda params: apply(arch, params, x, dtype=dtype).last)(params))
-    return {name: program.count(f"jaxssl_{name}") for name in ("attention", "product", "int8")}
+    return {name: program.count(f"jaxssl_{name}") for name in ("attention", "product", "factored", "int8")}
 
 
-NONE = dict.fromkeys(("attention", "product", "int8"), 0)
+NONE = dict.fromkeys(("attention", "product", "factored", "int8"), 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -243,8 +243,8 @@ def test_prepared_models_run_them_and_others_do_not(key, dtype):
     params, x = weights(UNEVEN), noise(UNEVEN, key)
     ready, arrays = prepared(UNEVEN, params, dtype=dtype)
     assert calls(UNEVEN, params, x, dtype) == NONE
-    products = 5 + 8 * 2 + 1  # maps, those of two, positions
-    assert calls(ready, arrays, x, dtype) == NONE | {"attention": 2, "product": products}
+    products = 5 + 1  # maps and positions
+    assert calls(ready, arrays, x, dtype) == NONE | {"attention": 2, "product": products, "factored": 8}
     lengths = jnp.array([17, 30])
     plain = forward(UNEVEN, params, x, lengths, dtype=dtype).hidden
     for one, two in zip(plain, forward(ready, arrays, x, lengths, dtype=dtype).hidden, strict=True):

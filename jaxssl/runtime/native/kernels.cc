@@ -67,6 +67,33 @@ ffi::Error Product(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> weights, f
   return ffi::Error::Success();
 }
 
+// y (rows, outputs) = activation(x · down · up + bias), the middle of a few rows staying in the cache.
+template <class Kind>
+ffi::Error Factored(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> down, Packed<Kind> up,
+                    ffi::Buffer<ffi::F32> bias, Result<Kind> y, int64_t activation) {
+  constexpr int64_t kShare = 24;  // rows that are worth another thread
+  const int64_t outputs = bias.element_count();
+  if (y->element_count() == 0) return ffi::Error::Success();
+  const int64_t rows = y->element_count() / outputs, inputs = x.element_count() / rows;
+  const int64_t wide = up.dimensions()[2], first = down.dimensions()[2] / Kind::kGroup, second = wide / Kind::kGroup;
+  const int64_t tasks = std::min(threads(pool), (rows + kShare - 1) / kShare);
+  const auto *in = x.typed_data(), *before = down.typed_data(), *behind = up.typed_data();
+  const float* shift = bias.typed_data();
+  auto* out = y->typed_data();
+  share(pool, tasks, [=](int64_t task) {
+    const int64_t begin = rows * task / tasks, end = rows * (task + 1) / tasks;
+    auto* middle = scratch<typename Kind::Number>(0, kTall * wide);
+    const std::vector<float> nothing(wide);
+    evenly(end - begin, kTall, [&](int64_t offset, int64_t count) {
+      const int64_t row = begin + offset;
+      map<Kind>({in + row * inputs, inputs}, before, first, count, wide, nothing.data(), kLinear, middle, wide, behind);
+      map<Kind>({middle, wide}, behind, second, count, outputs, shift, activation, out + row * outputs, outputs,
+                before);
+    });
+  });
+  return ffi::Error::Success();
+}
+
 // Turn windows of `inputs` floats, `stride` apart, into whole numbers from -127 to 127, 128 added, and tell each one's
 // scale.
 template <class Number>
@@ -172,6 +199,18 @@ auto product_of() {
 }
 
 template <class Kind>
+auto factored_of() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .template Arg<Buffer<Kind>>()
+      .template Arg<Packed<Kind>>()
+      .template Arg<Packed<Kind>>()
+      .template Arg<ffi::Buffer<ffi::F32>>()
+      .template Ret<Buffer<Kind>>()
+      .template Attr<int64_t>("activation");
+}
+
+template <class Kind>
 auto int8_of() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -207,6 +246,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_float32, Attention<Float32>, attention_o
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_bfloat16, Attention<BFloat16>, attention_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_float32, Product<Float32>, product_of<Float32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_bfloat16, Product<BFloat16>, product_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_float32, Factored<Float32>, factored_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_bfloat16, Factored<BFloat16>, factored_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_float32, ProductInt8<Float32>, int8_of<Float32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_bfloat16, ProductInt8<BFloat16>, int8_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_gradient_float32, AttentionGradient<Float32>, attention_gradient_of<Float32>());
