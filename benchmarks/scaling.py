@@ -130,7 +130,8 @@ def busy(arch: Arch, load: Load, threads: int) -> float | None:
     """Return the share of threads that our kernels keep busy, by the tasks that they cut their work into.
 
     A mean over the multiplications of dense maps, convolutions and attention, tasks of one call being equal: of n tasks
-    on t threads n / (t ⌈n / t⌉) of them are busy. None where there are no kernels.
+    on t threads n / (t ⌈n / t⌉) of them are busy. Pieces are those of float32; with AMX others' are larger. None
+    where there are no kernels.
     """
     path = build.shared_object()
     if path is None:
@@ -148,7 +149,8 @@ def _calls(arch: Arch, load: Load) -> Iterator[tuple[float, str, tuple[int, ...]
     samples = round(load.seconds * SAMPLE_RATE)
     frames = arch.front.frames(samples)
     for matrix in matrices(arch):
-        rows = load.batch * frames
+        number = int(matrix.path.split("/")[1]) if matrix.path.startswith("layers/") else None
+        rows = load.batch * (frames if number is None else arch.reduced(frames, layer=number))
         yield rows * matrix.size, "tasks_of_product", (rows, -(-matrix.fan_out // native.PANEL))
     if isinstance(arch.front, Waveform):
         shapes = {matrix.path: matrix for matrix in arch.front.convolutions()}
@@ -157,13 +159,10 @@ def _calls(arch: Arch, load: Load) -> Iterator[tuple[float, str, tuple[int, ...]
             if matrix := shapes.get(f"front/convs/{i}/conv"):  # type: ignore[assignment]
                 panels = load.batch * -(-matrix.fan_out // native.PANEL)
                 yield load.batch * samples * matrix.size, "tasks_of_product", (samples, panels)
-    for layer in arch.layers:
+    for i, layer in enumerate(arch.layers):
         if layer.heads:
-            yield (
-                load.batch * layer.mixer.core_macs(frames, arch.width),
-                "tasks_of_attention",
-                (load.batch * layer.heads,),
-            )
+            macs = load.batch * layer.mixer.core_macs(arch.reduced(frames, layer=i), arch.width)
+            yield macs, "tasks_of_attention", (load.batch * layer.heads,)
 
 
 if __name__ == "__main__":

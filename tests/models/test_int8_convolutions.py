@@ -15,7 +15,7 @@ from jaxssl.inference import streaming
 from jaxssl.inference.prepack import prepared
 from jaxssl.inference.source import Model, in_float
 from jaxssl.inference.specialise import dequantized, quantized
-from jaxssl.models import checkpoint, cost, supernet
+from jaxssl.models import checkpoint, choice, cost, supernet
 from jaxssl.models.arch import Waveform
 from jaxssl.models.arch_json import from_json, to_json
 from jaxssl.models.describe import describe
@@ -109,7 +109,11 @@ def test_prepared_it_computes_the_same(arch, key, dtype):
     wide, params = in_int8(arch, fresh(arch))
     inputs = noise(arch, key)
     plain = forward(wide, params, inputs, dtype=dtype).last.astype(jnp.float32)
-    found = forward(*prepared(wide, params, dtype=dtype), inputs, dtype=dtype).last.astype(jnp.float32)
+    ready = prepared(wide, params, dtype=dtype)
+    program = str(jax.make_jaxpr(lambda x: apply(*ready, x, dtype=dtype).last)(inputs))
+    kernels = len(wide.front.convolutions()) if choice.packs(int8=True) else 0
+    assert program.count("jaxssl_int8") == kernels
+    found = forward(*ready, inputs, dtype=dtype).last.astype(jnp.float32)
     far = float(jnp.linalg.norm(found - plain) / jnp.linalg.norm(plain))
     # A sum in another order may round an input to the next step.
     assert far < (2e-3 if dtype == "float32" else 0.03)

@@ -46,12 +46,15 @@ class Filters(nnx.Module):
             setattr(self, name, nnx.Param(array))
 
     def __call__(self, x: Array, bias: Array, padding: tuple[int, int]) -> Array:
-        """Convolve `x: (batch, time, in)`, to (batch, fewer, out); of zeros before and after are fewer than taps - 1.
+        """Convolve, add the bias and apply a GELU.
 
         Args:
-            x: inputs.
+            x: (batch, time, in).
             bias: (out,).
-            padding: zeros before and after.
+            padding: zeros before and after: taps - 1 in all, so that time stays, or none, of a stream.
+
+        Returns:
+            (batch, time + padding - taps + 1, out).
         """
         if hasattr(self, "packed") and choice.short(x.shape[1] + sum(padding) - self.taps + 1, x.dtype):
             return self._product(jnp.pad(x, ((0, 0), padding, (0, 0))), bias)
