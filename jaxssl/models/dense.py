@@ -124,15 +124,13 @@ class Dense(nnx.Module):
 
     def _by_kernels(self, x: Array, activation: native.Activation, bias: Array) -> Array:
         """Map `x` by our kernels."""
-        if not self.int8:
-            weights = [getattr(self, name)[...] for name in ("kernel", "down", "up") if hasattr(self, name)]
-            check_dtype(weights[0], x.dtype)
-            return native.dense(x, *weights, bias, activation=activation)
-        if hasattr(self, "kernel"):
-            return native.dense_int8(x, self.kernel[...], self.kernel_scale[...], bias, activation=activation)
-        scale = self.down_scale[...]
-        x = native.dense_int8(x, self.down[...], scale, jnp.zeros_like(scale))
-        return native.dense_int8(x, self.up[...], self.up_scale[...], bias, activation=activation)
+        weights = [name for name in ("kernel", "down", "up") if hasattr(self, name)]
+        if self.int8:
+            named = [each for name in weights for each in (name, f"{name}_scale")]
+            return native.dense_int8(x, *(getattr(self, name)[...] for name in named), bias, activation=activation)
+        packed = [getattr(self, name)[...] for name in weights]
+        check_dtype(packed[0], x.dtype)
+        return native.dense(x, *packed, bias, activation=activation)
 
     def _hold(self, name: str, array: Array, inputs: int, int8: bool) -> None:
         """Take an array of weights, of which the first `inputs` axes are inputs, as it is, in int8 or packed."""

@@ -100,6 +100,9 @@ def test_no_rows_give_none(kernels):
     assert native.dense(jnp.zeros((0, 9, 32)), *packed, weights[2], prefix=kernels).shape == (0, 9, 48)
     rounded_to = native.pack_int8(jnp.ones((32, 48), jnp.int8)), jnp.ones(48), weights[2]
     assert native.dense_int8(jnp.zeros((0, 9, 32)), *rounded_to, prefix=kernels).shape == (0, 9, 48)
+    thin = native.pack_int8(jnp.ones((32, 8), jnp.int8)), jnp.ones(8), native.pack_int8(jnp.ones((8, 48), jnp.int8))
+    thin = *thin, *rounded_to[1:]
+    assert native.dense_int8(jnp.zeros((0, 9, 32)), *thin, prefix=kernels).shape == (0, 9, 48)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
@@ -160,6 +163,23 @@ def test_dense_in_int8(kernels, rows, inputs, outputs):
     assert found.dtype == jnp.bfloat16
     error = found.astype(jnp.float32) - wanted  # a number that lies between two may be rounded either way
     assert float(jnp.square(error).mean()) < 1e-4 * float(jnp.square(wanted).mean())
+
+
+@pytest.mark.parametrize("dtype", ATOL)
+@pytest.mark.parametrize("rank", [1, 5, 80, 128])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [((1, 1), 1, 3), ((1, 270), 768, 768), ((2, 61), 515, 80)])
+def test_thin_maps_in_int8_are_two_that_follow_each_other(kernels, rows, inputs, rank, outputs, dtype):
+    """What lies between is rounded as if it had been written down, so that both ways agree to the bit."""
+    x, bias = normal(0, *rows, inputs).astype(dtype), normal(2, outputs)
+    down, up = (rounded(normal(i, *shape), (0,)) for i, shape in enumerate([(inputs, rank), (rank, outputs)]))
+    down, up = ((native.pack_int8(each), scale) for each, scale in (down, up))
+    middle = native.dense_int8(x, *down, jnp.zeros(rank), prefix=kernels)
+    for activation in native.ACTIVATIONS:
+        wanted = native.dense_int8(middle, *up, bias, activation=activation, prefix=kernels)
+        found = native.dense_int8(x, *down, *up, bias, activation=activation, prefix=kernels)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, wanted)
+    assert jnp.abs(wanted.astype(jnp.float32)).max() > 0
 
 
 def test_frames_of_zeros_and_of_no_numbers_in_int8(kernels):
@@ -267,11 +287,11 @@ def test_int8_maps_run_them_where_the_processor_has_instructions(key, monkeypatc
     arch = describe(UNEVEN, small)
     wanted = forward(arch, small, x).last
     try:
-        for fast, products in ((True, 20), (False, 0)):  # 4 maps and 8 factorised ones
+        for fast, whole, thin in ((True, 4, 8), (False, 0, 0)):
             monkeypatch.setattr(native, "fast_int8", lambda fast=fast: fast)
             forget()
             ready, arrays = prepared(arch, small)
-            assert calls(ready, arrays, x) == NONE | {"attention": 2, "product": 2, "int8": products}
+            assert calls(ready, arrays, x) == NONE | {"attention": 2, "product": 2, "int8": whole, "factored": thin}
             np.testing.assert_allclose(forward(ready, arrays, x).last, wanted, atol=2e-5)
     finally:
         forget()

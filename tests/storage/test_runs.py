@@ -1,5 +1,6 @@
 """Whole commands on a bucket that fails, killed and gone on with, end in what they end in on a disk, to the bit."""
 
+import shutil
 import signal
 import socket
 import time
@@ -10,12 +11,27 @@ import pytest
 import soundfile
 
 from jaxssl.models import checkpoint
+from jaxssl.runtime.native import build
 from jaxssl.storage import asking, fetching, places
 from tests.processes import finish, start
 
 PREPARE = ("-m", "experiments.prepare", "--clusters", 8, "--restarts", 1, "--valid", 0.3, "--shard", 0.15)
 PRETRAIN = ("-m", "experiments.pretrain", "--arch", "melhubert-tiny", "--steps", 90, "--batch", 4, "--crop", 1)
 OFTEN = ("--save-every", 10, "--valid-every", 30, "--log-every", 10, "--shortest", 0.5)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    """The folder of the kernels in this user's cache, which a test's own disks get: building takes a minute of each."""
+    found = build.shared_object()
+    return None if found is None else found.parent
+
+
+def disk(folder, kernels):
+    """Make a disk of a machine that has the kernels."""
+    if kernels is not None:
+        shutil.copytree(kernels, folder / "jaxssl" / kernels.name, dirs_exist_ok=True)
+    return folder
 
 
 def speech(folder):
@@ -78,20 +94,21 @@ def newest(url):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["s3"], indirect=True)  # what differs between stores, test_objects tries of both
-def test_two_processes_with_two_disks_on_a_bucket_that_fails(store, tmp_path):
+def test_two_processes_with_two_disks_on_a_bucket_that_fails(kernels, store, tmp_path):
     url, faults = store
+    a, b, c, d, e, f, g, home = (disk(tmp_path / name, kernels) for name in [*"abcdefg", "home"])
     speech(tmp_path / "speech")
     upload(tmp_path / "speech", f"{url}/speech")
     finish(*PREPARE, "--audio", tmp_path / "speech", "--out", tmp_path / "prepared")
-    local = pair(*PRETRAIN, *OFTEN, "--corpus", tmp_path / "prepared", "--out", tmp_path / "run", caches=[tmp_path] * 2)
+    local = pair(*PRETRAIN, *OFTEN, "--corpus", tmp_path / "prepared", "--out", tmp_path / "run", caches=[home] * 2)
     ended(local, 0, 0)
 
     faults.busy, faults.cut, faults.before, faults.slow, faults.slow_s = 0.05, 0.05, 0.03, 0.05, 0.2
     words = (*PREPARE, "--audio", f"{url}/speech", "--out", f"{url}/prepared")
-    began = pair(*words, caches=[tmp_path / "a", tmp_path / "b"])
+    began = pair(*words, caches=[a, b])
     until(lambda: "features/00001.npy" in objects_of(f"{url}/prepared"), *began)
     kill(began)
-    ended(pair(*words, caches=[tmp_path / "b", tmp_path / "g"]), 0, 0)  # one of them is another machine
+    ended(pair(*words, caches=[b, g]), 0, 0)  # one of them is another machine
     made = {path.relative_to(tmp_path / "prepared").as_posix(): path for path in (tmp_path / "prepared").rglob("*.npy")}
     assert len([name for name in made if name.startswith("features/")]) > 2
     assert {name for name in objects_of(f"{url}/prepared") if name.endswith(".npy")} == set(made)
@@ -100,17 +117,17 @@ def test_two_processes_with_two_disks_on_a_bucket_that_fails(store, tmp_path):
         assert bucket.read(key, 0, 10**9) == path.read_bytes(), name
 
     words = (*PRETRAIN, *OFTEN, "--corpus", f"{url}/prepared", "--out", f"{url}/run")
-    started = pair(*words, caches=[tmp_path / "c", tmp_path / "d"])
+    started = pair(*words, caches=[c, d])
     until(lambda: newest(f"{url}/run"), *started)
     kill(started)
     # Also what is sent as soon as they go on: a signal that comes before they train just ends them.
     here = (int(path.name) for path in tmp_path.glob("[cd]/**/run/checkpoints/*") if path.name.isdecimal())
     before = max(newest(f"{url}/run"), *here, 0)
-    started = pair(*words, caches=[tmp_path / "c", tmp_path / "d"])
+    started = pair(*words, caches=[c, d])
     until(lambda: newest(f"{url}/run") > before, *started)
     started[1].send_signal(signal.SIGTERM)
     ended(started, 75, 75)
-    started = pair(*words, caches=[tmp_path / "e", tmp_path / "f"])  # two other machines
+    started = pair(*words, caches=[e, f])  # two other machines
     told = ended(started, 0, 0)
     assert "resuming after update" in told[0]
     assert "requests were tried again" in told[0]

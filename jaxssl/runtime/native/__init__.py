@@ -171,26 +171,33 @@ def dense(x: Array, *weights: Array, activation: Activation = "linear", prefix: 
     return y.reshape(shape)
 
 
-def dense_int8(
-    x: Array, packed: Array, scale: Array, bias: Array, *, activation: Activation = "linear", prefix: str = "jaxssl"
-) -> Array:
-    """Return activation(x · kernel + bias) of an int8 kernel, each frame quantised as it comes (`models.int8_product`).
+def dense_int8(x: Array, *weights: Array, activation: Activation = "linear", prefix: str = "jaxssl") -> Array:
+    """Return activation(x · kernel + bias), or activation(x · down · up + bias), of int8 weights.
+
+    Each frame is quantised as it comes (`models.int8_product`), and so is what lies between two products, which never
+    leaves the cache.
 
     Args:
         x: (batch, time, *inputs), float32 or bfloat16.
-        packed: as `pack_int8` lays it out.
-        scale: (*outputs,) float32, of each column.
-        bias: (*outputs,).
+        *weights: one or two as `pack_int8` lays them out, each with its columns' scales, (*outputs,) float32, behind
+            it; then the bias, (*outputs,).
         activation: what comes last.
         prefix: of the library's kernels.
 
     Returns:
         (batch, time, *outputs) in the dtype of `x`.
     """
-    rows, inputs = math.prod(x.shape[:2]), math.prod(x.shape[2:])
+    packed, scale, *second, bias = weights
+    shape, rows, inputs = (*x.shape[:2], *bias.shape), math.prod(x.shape[:2]), math.prod(x.shape[2:])
+    if second:
+        call = _call(f"{prefix}_factored_int8_{x.dtype}", (rows, bias.size), x.dtype)
+        up, gain = second
+        added = bias.astype(jnp.float32).reshape(-1)
+        y = call(x.reshape(rows, inputs), packed, scale, up, gain.reshape(-1), added, activation=_number(activation))
+        return y.reshape(shape)
     sizes = {"inputs": inputs, "rows": rows, "stride": inputs}
     y = windows_int8(x.reshape(1, rows * inputs), packed, scale, bias, **sizes, activation=activation, prefix=prefix)
-    return y.reshape(*x.shape[:2], *bias.shape)
+    return y.reshape(shape)
 
 
 def windows_int8(

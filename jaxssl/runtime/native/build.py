@@ -24,7 +24,7 @@ FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 PATIENCE = 120.0  # seconds
 FORWARD, LEARNING = (
-    ("attention", "product", "factored", "int8"),
+    ("attention", "product", "factored", "int8", "factored_int8"),
     ("attention_gradient", "convolution", "kernel_gradient", "frames_gradient"),
 )
 SCANNING = ("scan_float32", "scan_gradient_float32")  # of a state, which bfloat16 would lose

@@ -5,6 +5,7 @@
 #include "attention.h"
 #include "backward.h"
 #include "buffers.h"
+#include "int8.h"
 #include "later.h"
 #include "map.h"
 #include "scan.h"
@@ -94,83 +95,6 @@ ffi::Error Factored(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> down, Pac
   return ffi::Error::Success();
 }
 
-// Turn windows of `inputs` floats, `stride` apart, into whole numbers from -127 to 127, 128 added, and tell each one's
-// scale.
-template <class Number>
-void quantise(const Number* x, int64_t stride, int64_t rows, int64_t inputs, int64_t wide, uint8_t* to, float* scales) {
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-  const int64_t whole = inputs / kLanes * kLanes;
-  for (int64_t i = 0; i < rows; ++i, x += stride, to += wide) {
-    Number left[kLanes] = {};  // what is no whole vector
-    std::copy(x + whole, x + inputs, left);
-    Vector top{}, wrong{};
-    for (int64_t k = 0; k < inputs; k += kLanes) {
-      const Vector some = read(k < whole ? x + k : left);
-      top = larger(top, some < 0 ? -some : some);
-      wrong += some * 0.0f;  // no number, where some is none
-    }
-    float largest = 0, lost = 0;
-    for (int l = 0; l < kLanes; ++l) largest = std::max(largest, top[l]), lost += wrong[l];
-    const float scale = largest / 127.0f;
-    scales[i] = scale + lost;
-    const Vector divisor = splat(largest > 0 ? scale : 1.0f);
-    for (int64_t k = 0; k < inputs; k += kLanes) {
-      // 1.5 × 2^23 brings a whole number into the low bits, rounded to even.
-      const Ints bits = (Ints)(read(k < whole ? x + k : left) / divisor + 12582912.0f) + splat(int32_t(128));
-      const Bytes bytes = __builtin_convertvector(bits, Bytes);
-      std::memcpy(to + k, &bytes, std::min<int64_t>(kLanes, wide - k));
-    }
-  }
-}
-
-// y (batch, rows, outputs) = activation(windows of x · weights + bias) for x of (batch, numbers), whose windows of
-// `inputs` numbers begin `stride` apart, and weights in int8 with a scale each column; windows are quantised as they
-// come, each with a scale of its own. The first group of a panel holds -128 times the sum of each column, in 32 bits:
-// what the 128 too much of the factors adds.
-template <class Kind>
-ffi::Error ProductInt8(ffi::ThreadPool pool, Buffer<Kind> x, ffi::Buffer<ffi::S8> weights, ffi::Buffer<ffi::F32> scale,
-                       ffi::Buffer<ffi::F32> bias, Result<Kind> y, int64_t inputs, int64_t stride, int64_t activation) {
-  const auto shape = y->dimensions();
-  const int64_t batch = shape[0], each = shape[1], outputs = shape[2], rows = batch * each;
-  if (rows * outputs == 0) return ffi::Error::Success();
-  const int64_t length = x.element_count() / batch;
-  const int64_t groups = weights.dimensions()[2] / Int8::kGroup, wide = (groups - 1) * Int8::kGroup;
-  const int64_t panels = weights.dimensions()[1], ahead = threads(pool);
-  const int64_t pieces = pieces_of_rows<Int8>(rows, panels, ahead);
-  const auto* in = x.typed_data();
-  const float *shift = bias.typed_data(), *columns = scale.typed_data();
-  const auto* packed = reinterpret_cast<const uint8_t*>(weights.typed_data());
-  auto* out = y->typed_data();
-  const auto bytes = memory<uint8_t>(rows * wide);
-  const auto gains = memory<float>(rows);
-  uint8_t* numbers = bytes.get();
-  float* scales = gains.get();
-  constexpr int64_t kShare = 8;  // rows that are worth another thread
-  const int64_t parts = std::min(4 * threads(pool), (each + kShare - 1) / kShare);
-  share(pool, batch * parts, [=](int64_t task) {
-    const int64_t part = task % parts, row = task / parts, begin = each * part / parts, at = row * each + begin;
-    quantise(in + row * length + begin * stride, stride, each * (part + 1) / parts - begin, inputs, wide,
-             numbers + at * wide, scales + at);
-  });
-  share(pool, pieces * panels, [=](int64_t task) {
-    const int64_t j = task % panels * kPanel, piece = task / panels;
-    const int64_t begin = rows * piece / pieces, count = rows * (piece + 1) / pieces - begin;
-    const int64_t here = std::min(kPanel, outputs - j);
-    const uint8_t* panel = packed + task % panels * groups * Panel<Int8>::kStride;
-    int32_t* sums = scratch<int32_t>(2, kTall * kPanel);
-    float gains[kPanel] = {};
-    std::copy_n(columns + j, here, gains);
-    for (int64_t i = 0; i < count; ++i) std::memcpy(sums + i * kPanel, panel, kPanel * sizeof(int32_t));
-    multiply<Int8>({numbers + begin * wide, wide}, {panel + Panel<Int8>::kStride, groups - 1}, sums, count, here, true,
-                   task % panels + ahead < panels ? panel + ahead * groups * Panel<Int8>::kStride : panel);
-    const auto value = [&](int64_t i, int64_t c) {
-      return __builtin_convertvector(load(sums + i * kPanel + c), Vector) * splat(scales[begin + i]) * load(gains + c);
-    };
-    finish(value, count, here, shift + j, activation, out + begin * outputs + j, outputs);
-  });
-  return ffi::Error::Success();
-}
-
 template <class Kind>
 auto attention_of() {
   return ffi::Ffi::Bind()
@@ -210,20 +134,6 @@ auto factored_of() {
       .template Attr<int64_t>("activation");
 }
 
-template <class Kind>
-auto int8_of() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<Buffer<Kind>>()
-      .template Arg<ffi::Buffer<ffi::S8>>()
-      .template Arg<ffi::Buffer<ffi::F32>>()
-      .template Arg<ffi::Buffer<ffi::F32>>()
-      .template Ret<Buffer<Kind>>()
-      .template Attr<int64_t>("inputs")
-      .template Attr<int64_t>("stride")
-      .template Attr<int64_t>("activation");
-}
-
 }  // namespace
 
 // What multiplies bfloat16 and int8 here and now (`Tier`).
@@ -250,6 +160,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_float32, Factored<Float32>, factored_of<F
 XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_bfloat16, Factored<BFloat16>, factored_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_float32, ProductInt8<Float32>, int8_of<Float32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_bfloat16, ProductInt8<BFloat16>, int8_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_int8_float32, FactoredInt8<Float32>, factored_int8_of<Float32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_int8_bfloat16, FactoredInt8<BFloat16>, factored_int8_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_gradient_float32, AttentionGradient<Float32>, attention_gradient_of<Float32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(attention_gradient_bfloat16, AttentionGradient<BFloat16>,
                               attention_gradient_of<BFloat16>());
