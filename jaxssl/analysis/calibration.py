@@ -106,7 +106,7 @@ def moments_to_decompose(
     wide = {matrix.path for matrix in maps if matrix.fan_in > matrix.fan_out}
     total = _listened(arch, params, batches, sizes, products=wide, stats=stats, tick=tick)
     found = _means(total)
-    powers = {path: float(total[path][2]) / float(total[path][1]) / sizes[path] for path in found}
+    powers = {path: float(total[path][2]) / float(total[path][1]) / sizes[path] for path in wide & found.keys()}
     return {path: Heard(each, powers[path]) if path in wide else each for path, each in found.items()}
 
 
@@ -121,7 +121,7 @@ def _listened(
     stats: Stats | None,
     tick: Callable[[], Any],
 ) -> Sums:
-    """Sum over valid frames x xᵀ of every map's input x, of some what they make of it or within its units, and ‖x‖²."""
+    """Sum over valid frames x xᵀ of every map's input x, of some what they make of it, with ‖x‖², or within units."""
     arch, params = prepared(arch, params)
     sharing: dict[str, str] = {}  # by path, the first map that hears the same, as values hear what queries do
 
@@ -136,7 +136,8 @@ def _listened(
         outer = {path: _valid(made[path], frames[path]) if path in made else x for path, x in valid.items()}
         parts = {path: (*outer[path].shape[:2], size, -1) for path, size in units.items() if path in outer}
         outer |= {path: outer[path].reshape(shape) for path, shape in parts.items()}
-        return {path: (outer[path], frames[path].sum(), jnp.square(x).sum()) for path, x in valid.items()}
+        power = {path: jnp.square(x).sum() if path in made else jnp.zeros(()) for path, x in valid.items()}
+        return {path: (outer[path], frames[path].sum(), power[path]) for path in valid}
 
     total: Sums = {}
     for samples, lengths in batches:

@@ -47,7 +47,7 @@ class Dense(nnx.Module):
         form, inputs, outputs = spec.form, spec.inputs, spec.outputs
         self.contracted, self.outputs, self.fan_in = len(inputs), outputs, math.prod(inputs)
         self.int8, self.packed = form.int8, prepared and packs(spec.matrix(spec.name))
-        self.listening = self.learning = False
+        self.listening = self.telling = self.learning = False
         match form:
             case Blocks(size, _):
                 index = _spread(math.prod(inputs), math.prod(outputs), form)
@@ -73,7 +73,7 @@ class Dense(nnx.Module):
         x = self._gated(x)
         if self.listening:
             self.heard = nnx.Intermediate(x)
-        if self.packed:
+        if self.packed and not self.telling:
             last: native.Activation = "gelu" if activation == "gelu" else "linear"
             y = self._by_kernels(x, last, self.added(jnp.float32))
             return y if activation == last else FUNCTIONS[activation](y)
@@ -83,6 +83,8 @@ class Dense(nnx.Module):
             y = checkpoint_name(y.reshape(*x.shape[:2], *self.outputs), KEPT)
             return FUNCTIONS[activation](y)
         y = self.product(x)
+        if self.telling:
+            self.made = nnx.Intermediate(y)
         y = checkpoint_name(y + jnp.expand_dims(self.added(x.dtype), (0, 1)) if hasattr(self, "bias") else y, KEPT)
         return FUNCTIONS[activation](y)
 

@@ -39,11 +39,11 @@ def map_products(
     inputs = checked(arch, inputs)
     model = restored(arch, params)
     maps = _maps(model)
-    for dense in maps.values():
-        dense.listening = True
+    for path, dense in maps.items():
+        dense.listening, dense.telling = True, path in of
     out = model(inputs, lengths)
     heard = {path: dense.heard[...] for path, dense in maps.items() if hasattr(dense, "heard")}
-    products = {path: maps[path].product(heard[path]) for path in of if path in heard}
+    products = {path: maps[path].made[...] for path in of if path in heard}
     return heard, {path: _frames_of(path, out) for path in heard}, products
 
 
