@@ -225,8 +225,10 @@ def _grid(name: str, arch: Arch, dtype: str, folder: Path, bench: Bench) -> None
                     break
                 turns.ready(children, lost, do="prepare", seconds=load.seconds, batch=load.batch)
                 tick()
-                told = turns.race(children, lost, rounds=config.rounds, tick=tick)
+                told = turns.race(children, lost, rounds=config.rounds, until=bench.until, tick=tick)
                 timings = {key: Timing(load, tuple(row["seconds"] for row in rows)) for key, rows in told.items()}
+                if 0 < (taken := max(map(len, told.values()), default=0)) < config.rounds:
+                    bench.note(f"{name}, {dtype}, {load}: {taken} of {config.rounds} rounds, for --minutes are over")
                 bench.points += [_point(name, arch, dtype, load, key, timings, bench) for key in timings]
     finally:
         for process in children.values():

@@ -108,7 +108,7 @@ def _race(
             turns.ready(started, lost, do="compile")
             children |= started
         with progress("updates", config.rounds + 1) as tick:
-            return turns.race(children, lost, rounds=config.rounds, tick=tick)
+            return turns.race(children, lost, rounds=config.rounds, until=until, tick=tick)
 
 
 def _row(system: str, told: dict[str, list[dict[str, float]]], load: Load, ideal: float) -> dict[str, Any]:

@@ -130,15 +130,23 @@ def race(
     *,
     rounds: int,
     warmup: int = 1,
+    until: float = float("inf"),
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Let each process run once, in turns; return what each said of its runs, of those that were there to the end."""
+    """Let each process run once, in turns; return what each said of its runs, of those that were there to the end.
+
+    After one round that counts none begins that might not end before `until`, by `time.monotonic`.
+    """
     told: dict[str, list[dict[str, Any]]] = {name: [] for name in children}
     for turn in range(-warmup, rounds):
+        begin = time.monotonic()
         for name, answer in ready(children, lost, do="run").items():
             if turn >= 0:
                 told[name].append(answer)
         tick()
+        end = time.monotonic()
+        if turn >= 0 and until - end < 3 * (end - begin):  # an answer may take half of what is left
+            break
     return {name: told[name] for name in children}
 
 

@@ -29,6 +29,8 @@ def answer(question):
             raise InputError("a batch of 0: give 1 or more")
         case "hangs", "run":
             time.sleep(1000)
+        case "slow", "run":
+            time.sleep(0.2)
     return {"seconds": 1.0, "asked": question["do"]}
 
 serve(answer)
@@ -78,6 +80,19 @@ def test_a_bad_end_is_one_line_and_the_others_go_on():
         assert list(children) == ["well", "too"]
         assert lost == ENDS
         assert ready(children, pytest.fail, do="prepare").keys() == {"well", "too"}
+    finally:
+        for each in children.values():
+            each.close()
+
+
+def test_rounds_that_were_run_count_when_the_time_is_over():
+    children = {name: Child("answering", "slow") for name in ("one", "two")}
+    try:
+        ready(children, pytest.fail, do="prepare")
+        for until, rounds in ((time.monotonic() + 4, range(1, 10)), (0.0, [1])):
+            told = race(children, pytest.fail, rounds=100, until=until)
+            assert len(told["one"]) == len(told["two"])
+            assert len(told["one"]) in rounds
     finally:
         for each in children.values():
             each.close()
