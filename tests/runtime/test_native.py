@@ -17,6 +17,7 @@ from jaxssl.models.arch import Rank
 from jaxssl.models.attend import attend
 from jaxssl.models.describe import describe
 from jaxssl.models.fronts.strided_conv import Conv, windows_of
+from jaxssl.models.inner_maps import map_products
 from jaxssl.models.int8_product import int8_product
 from jaxssl.models.layers import convolve, frame_mask, gelu
 from jaxssl.models.model import apply
@@ -191,6 +192,16 @@ def test_frames_of_zeros_and_of_no_numbers_in_int8(kernels):
     assert jnp.isfinite(found[jnp.array([0, 1, 3])]).all()
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-37, 1e-40])
+def test_frames_of_tiny_numbers_in_int8_are_those_of_the_plain_product(kernels, size):
+    """Scales that many processors take for zero count as none; a quotient by its inverse must not overflow before."""
+    x = size * normal(0, 1, 4, 32)
+    weights, scale = rounded(normal(1, 32, 16), (0,))
+    found = native.dense_int8(x, native.pack_int8(weights), scale, jnp.zeros(16), prefix=kernels)
+    wanted = int8_product(x, weights, scale, 1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6 * float(np.abs(wanted).max()))
+
+
 @pytest.mark.parametrize("dtype", ATOL)
 @pytest.mark.parametrize(
     ("taps", "stride", "inputs", "time"), [(3, 2, 48, 131), (2, 2, 33, 40), (10, 5, 1, 1203), (3, 1, 5, 3)]
@@ -271,6 +282,18 @@ def test_prepared_models_run_them_and_others_do_not(key, dtype):
         for row, length in enumerate(lengths):
             found, wanted = (each[row, :length].astype(jnp.float32) for each in (two, one))
             np.testing.assert_allclose(found, wanted, atol=2e-5 if dtype == jnp.float32 else 0.05)
+
+
+def test_what_a_map_makes_is_told_without_multiplying_again(key):
+    ready, arrays = prepared(UNEVEN, weights(UNEVEN))
+    x = noise(UNEVEN, key)
+    listened = {
+        of: str(jax.make_jaxpr(lambda params, of=of: map_products(ready, params, x, of=of))(arrays))
+        for of in ((), tuple(each.path for each in matrices(UNEVEN)))
+    }
+    plain, told = ([program.count(f"jaxssl_{name}") for name in NONE] for program in listened.values())
+    assert plain == told
+    assert sum(plain) > 0
 
 
 @pytest.mark.parametrize("made", ["float32", "bfloat16"])

@@ -131,16 +131,16 @@ ffi::Error FactoredInt8(ffi::ThreadPool pool, Buffer<Kind> x, ffi::Buffer<ffi::S
     const std::vector<float> nothing(rank);
     float scales[kTall];
     evenly(end - begin, kTall, [&](int64_t offset, int64_t count) {
-      const auto mapped = [&](const Number* from, const Weights& weights, int64_t stride, int64_t fan_in,
-                              const float* bias, int64_t last, Number* to, const uint8_t* after) {
-        quantise(from, stride, count, fan_in, weights.wide(), numbers, scales);
+      const auto mapped = [&](const Number* from, int64_t fan_in, const Weights& weights, const float* added,
+                              int64_t last, Number* to, const uint8_t* after) {
+        quantise(from, fan_in, count, fan_in, weights.wide(), numbers, scales);
         for (int64_t j = 0, panels = weights.panels(); j < panels; ++j)
-          map_panel(numbers, scales, count, weights, j, bias, last, to, weights.columns,
+          map_panel(numbers, scales, count, weights, j, added, last, to, weights.columns,
                     j + 1 < panels ? weights.panel(j + 1) : after);
       };
       const int64_t row = begin + offset;
-      mapped(in + row * inputs, first, inputs, inputs, nothing.data(), kLinear, middle, second.packed);
-      mapped(middle, second, rank, rank, shift, activation, out + row * outputs, first.packed);
+      mapped(in + row * inputs, inputs, first, nothing.data(), kLinear, middle, second.packed);
+      mapped(middle, rank, second, shift, activation, out + row * outputs, first.packed);
     });
   });
   return ffi::Error::Success();
