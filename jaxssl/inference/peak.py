@@ -55,7 +55,8 @@ def _by_kernels(dtype: str, size: int) -> Callable[[], Any] | None:
         x, packed = jnp.ones((1, size, size)), native.pack_int8(weights)
         quick = jax.jit(native.dense_int8)
         return lambda: quick(x, packed, bias, bias)
-    frames, kernel = jnp.ones((1, size, size), dtype), native.pack(weights, dtype)
+    frames = jnp.ones((1, size, size), dtype)
+    kernel = native.pack_int16(weights) if choice.whole(dtype) else native.pack(weights, dtype)
     product = jax.jit(native.dense)
     return lambda: product(frames, kernel, bias)
 

@@ -137,6 +137,11 @@ def packs(*, int8: bool = False) -> bool:
     return kernels() == "native" and (native.fast_int8() if int8 else True)
 
 
+def whole(dtype: Any) -> bool:
+    """Choose whether our kernels multiply in whole numbers by weights that were prepared to run in a dtype."""
+    return jnp.dtype(dtype) == jnp.bfloat16 and native.whole_bfloat16()
+
+
 def learns() -> bool:
     """Choose whether models that are trained run on our kernels: on one device, for XLA would not spread their work."""
     return kernels() == "native" and jax.device_count() == 1
@@ -164,7 +169,7 @@ def quickest() -> tuple[Literal["float32", "bfloat16"], str]:
         return "float32", "float32: our kernels, which bfloat16 needs, are not there (a C++ compiler builds them)"
     if native.fast_bfloat16():
         return "bfloat16", f"bfloat16: this processor has {native.tiers()['bfloat16']}"
-    return "float32", "float32: this processor has neither AMX nor AVX512-BF16"
+    return "float32", "float32: this processor has neither AMX nor AVX512-BF16 nor AVX512-VNNI"
 
 
 def resolved(dtype: Any) -> jnp.dtype:

@@ -81,11 +81,15 @@ def check_dtype(packed: Array, dtype: Any) -> None:
     Raises:
         InputError: they are.
     """
-    made = {jnp.dtype(jnp.uint16): "bfloat16", jnp.dtype(jnp.float32): "float32"}.get(packed.dtype)
+    kinds = {"uint16": "bfloat16", "int16": "bfloat16", "float32": "float32"}
+    made = kinds.get(packed.dtype.name)
     if made is not None and made != jnp.dtype(dtype).name:
         raise InputError(f"a model prepared for {made} runs in {jnp.dtype(dtype).name}; prepare it with that dtype")
 
 
 @partial(jax.jit, static_argnames=("int8", "dtype"))
 def _pack(kernel: Array, *, int8: bool, dtype: Any) -> Array:
-    return native.pack_int8(kernel) if int8 else native.pack(kernel.astype(jnp.float32), dtype)
+    if int8:
+        return native.pack_int8(kernel)
+    kernel = kernel.astype(jnp.float32)
+    return native.pack_int16(kernel) if choice.whole(dtype) else native.pack(kernel, dtype)

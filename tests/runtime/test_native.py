@@ -126,13 +126,21 @@ def test_what_is_no_number_stays_so(kernels):
         np.testing.assert_array_equal(jnp.isnan(native.attention(*wrong, None, prefix=kernels)), jnp.isnan(wanted))
 
 
-@pytest.mark.parametrize("dtype", ATOL)
+LAYOUTS = {  # how weights are packed, by the dtype that they are for
+    "float32": ("float32", partial(native.pack, dtype="float32")),
+    "bfloat16": ("bfloat16", partial(native.pack, dtype="bfloat16")),
+    "int16": ("bfloat16", native.pack_int16),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("rank", [None, 5, 80, 128])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
     [((1, 1), (1,), (3,)), ((1, 250), (768,), (12, 64)), ((3, 61), (12, 64), (80,)), ((2, 5), (515,), (3, 112))],
 )
-def test_dense(kernels, rows, inputs, rank, outputs, dtype):
+def test_dense(kernels, rows, inputs, rank, outputs, layout):
+    dtype, pack = LAYOUTS[layout]
     x, bias = normal(0, *rows, *inputs), normal(3, *outputs)
     fan_in, fan_out = np.prod(inputs), np.prod(outputs)
     shapes = [(fan_in, fan_out)] if rank is None else [(fan_in, rank), (rank, fan_out)]
@@ -140,11 +148,46 @@ def test_dense(kernels, rows, inputs, rank, outputs, dtype):
     wanted = reduce(np.matmul, weights, np.asarray(x).reshape(*rows, fan_in)).reshape(*rows, *outputs) + np.asarray(
         bias
     )
-    packed = [native.pack(each, dtype) for each in weights]
+    packed = [pack(each) for each in weights]
     for activation, function in (("linear", lambda y: y), ("gelu", gelu)):
         found = native.dense(x.astype(dtype), *packed, bias, activation=activation, prefix=kernels)
         assert found.dtype == dtype
         np.testing.assert_allclose(found.astype(jnp.float32), function(wanted), atol=ATOL[dtype])
+
+
+@pytest.mark.parametrize(("spread", "most"), [(0, 0.9), (1, 1.2), (2, 3)])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 3), (250, 768, 768), (61, 515, 80), (40, 3072, 64)])
+def test_products_in_int16_have_no_more_error_than_in_bfloat16(kernels, rows, inputs, outputs, spread, most):
+    """Frames and columns may differ in size as they like; of numbers of a frame that do, the small ones suffer."""
+    sizes = jnp.exp(2 * normal(3, 1, rows, 1)) * jnp.exp(spread * normal(4, 1, 1, inputs))
+    x = (sizes * normal(0, 1, rows, inputs)).astype(jnp.bfloat16)
+    weights = normal(1, inputs, outputs) * jnp.exp(2 * normal(2, 1, outputs))
+    wanted = np.asarray(x[0], np.float64) @ np.asarray(weights, np.float64)
+
+    def error(packed):
+        found = np.asarray(native.dense(x, packed, jnp.zeros(outputs), prefix=kernels)[0], np.float64)
+        return np.sqrt(np.square(found - wanted).mean(1) / np.square(wanted).mean(1)).mean()
+
+    one, two = (error(packed) for packed in (native.pack_int16(weights), native.pack(weights, "bfloat16")))
+    assert 0 < one < (most if inputs > 1 else 1.01) * two  # of one input alone the result's rounding is all there is
+
+
+def test_sums_of_the_largest_whole_numbers_of_int16_fit(kernels):
+    """All of one sign, they add up to the last bit that 32 have, again and again."""
+    x, weights = jnp.ones((1, 7, 3072), jnp.bfloat16), jnp.ones((3072, 64))
+    for sign in (1, -1):
+        found = native.dense(x, native.pack_int16(sign * weights), jnp.zeros(64), prefix=kernels)
+        np.testing.assert_allclose(found.astype(jnp.float32), jnp.full((1, 7, 64), sign * 3072.0), rtol=4e-3)
+
+
+def test_frames_and_columns_of_zeros_and_of_no_numbers_in_int16(kernels):
+    x = normal(0, 1, 4, 32).at[0, 1].set(0).at[0, 2, 7].set(jnp.nan).astype(jnp.bfloat16)
+    packed = native.pack_int16(normal(1, 32, 16).at[:, 3].set(0))
+    found = native.dense(x, packed, jnp.ones(16), prefix=kernels)[0].astype(jnp.float32)
+    np.testing.assert_array_equal(found[1], np.ones(16))
+    assert jnp.isnan(found[2]).all()
+    assert jnp.isfinite(found[jnp.array([0, 1, 3])]).all()
+    np.testing.assert_array_equal(found[jnp.array([0, 1, 3]), 3], np.ones(3))
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [((1, 1), 1, 3), ((1, 250), 768, 768), ((2, 61), 515, 80)])
@@ -202,15 +245,26 @@ def test_frames_of_tiny_numbers_in_int8_are_those_of_the_plain_product(kernels, 
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6 * float(np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("dtype", ATOL)
+@pytest.mark.parametrize("rank", [1, 5, 80, 128])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [((1, 1), 1, 3), ((1, 270), 768, 768), ((2, 61), 515, 80)])
+def test_thin_maps_in_int16_are_two_that_follow_each_other(kernels, rows, inputs, rank, outputs):
+    x, bias = normal(0, *rows, inputs).astype(jnp.bfloat16), normal(2, outputs)
+    down, up = (native.pack_int16(normal(i, *shape)) for i, shape in enumerate([(inputs, rank), (rank, outputs)]))
+    wanted = native.dense(native.dense(x, down, jnp.zeros(rank), prefix=kernels), up, bias, prefix=kernels)
+    np.testing.assert_array_equal(native.dense(x, down, up, bias, prefix=kernels), wanted)
+    assert jnp.abs(wanted.astype(jnp.float32)).max() > 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("taps", "stride", "inputs", "time"), [(3, 2, 48, 131), (2, 2, 33, 40), (10, 5, 1, 1203), (3, 1, 5, 3)]
 )
-def test_windows_are_a_convolution(kernels, taps, stride, inputs, time, dtype):
+def test_windows_are_a_convolution(kernels, taps, stride, inputs, time, layout):
+    dtype, pack = LAYOUTS[layout]
     x, kernel = normal(0, 2, time, inputs), normal(1, taps, inputs, 72, scale=(taps * inputs) ** -0.5)
     bias = normal(2, 72)
     wanted = convolve(x, kernel, stride=stride) + bias[None, None]
-    packed = packed_convolution(kernel, dtype=jnp.dtype(dtype))
+    packed = pack(kernel.reshape(taps * inputs, -1))
     flat = x.astype(dtype).reshape(2, -1)
     found = native.windows(flat, packed, bias[None], rows=wanted.shape[1], stride=stride * inputs, prefix=kernels)
     np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=ATOL[dtype])
@@ -263,19 +317,32 @@ def test_rows_of_a_batch_stay_their_own():
 def calls(arch, params, x, dtype=jnp.float32):
     """Count the kernels in a forward pass."""
     program = str(jax.make_jaxpr(lambda params: apply(arch, params, x, dtype=dtype).last)(params))
-    return {name: program.count(f"jaxssl_{name}") for name in ("attention", "product", "factored", "int8")}
+    return {name: program.count(f"jaxssl_{name}") for name in NONE}
 
 
-NONE = dict.fromkeys(("attention", "product", "factored", "int8"), 0)
+NONE = dict.fromkeys(("attention", "product", "factored", "int8", "int16", "factored_int16"), 0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_prepared_models_run_them_and_others_do_not(key, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "whole"), [(jnp.float32, False), (jnp.float32, True), (jnp.bfloat16, False), (jnp.bfloat16, True)]
+)
+def test_prepared_models_run_them_and_others_do_not(key, monkeypatch, dtype, whole):
+    monkeypatch.setattr(native, "whole_bfloat16", lambda: whole)
+    forget()
+    try:
+        _runs_them(key, dtype, whole=whole and dtype == jnp.bfloat16)
+    finally:
+        forget()
+
+
+def _runs_them(key, dtype, *, whole):
     params, x = weights(UNEVEN), noise(UNEVEN, key)
     ready, arrays = prepared(UNEVEN, params, dtype=dtype)
     assert calls(UNEVEN, params, x, dtype) == NONE
-    products = 5 + 1  # maps and positions
-    assert calls(ready, arrays, x, dtype) == NONE | {"attention": 2, "product": products, "factored": 8}
+    maps, positions, thin = 5, 1, 8  # positions, whose windows overlap, stay bfloat16
+    wanted = {"attention": 2, "product": positions + (0 if whole else maps), "factored": thin}
+    wanted |= {"int16": maps, "factored_int16": thin} if whole else {}
+    assert calls(ready, arrays, x, dtype) == NONE | wanted
     lengths = jnp.array([17, 30])
     plain = forward(UNEVEN, params, x, lengths, dtype=dtype).hidden
     for one, two in zip(plain, forward(ready, arrays, x, lengths, dtype=dtype).hidden, strict=True):

@@ -13,7 +13,14 @@ from jaxssl.runtime.native import build
 from tests.runtime.test_native import X86, normal
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="asks for another processor's instructions")
-TILES = '#include "tiles.h"\nstatic_assert(BFloat16::kTiles && Int8::kTiles && !Float32::kTiles);\n'
+NO_TILES = ("-march=sapphirerapids", "-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")  # as some virtual machines are
+HAS = {  # what is true of a processor's kinds
+    ("-march=sapphirerapids",): "BFloat16::kTiles && Int8::kTiles && !Float32::kTiles",
+    NO_TILES: "!BFloat16::kTiles && !BFloat16::kGrouped && Int16::kGrouped && Int8::kGrouped",
+    ("-march=icelake-server",): "!BFloat16::kTiles && !BFloat16::kGrouped && Int16::kGrouped && Int8::kGrouped",
+    ("-march=cooperlake",): "!BFloat16::kTiles && BFloat16::kGrouped && Int16::kGrouped && Int8::kGrouped",
+    ("-march=x86-64-v3",): "!BFloat16::kTiles && !BFloat16::kGrouped && !Int16::kGrouped && !Int8::kGrouped",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +31,16 @@ def _compiler():
 
 def test_the_tier_is_the_one_that_the_processor_has():
     """By Linux's own list of what it can do; an AMX that is skipped in silence fails here."""
-    flags, wanted = processor.flags(), {}
-    for dtype, order in (("bfloat16", ("amx_bf16", "avx512_bf16")), ("int8", ("amx_int8", "avx512_vnni"))):
-        has = [flag in flags for flag in order]
-        wanted[dtype] = native.TIERS[dtype][2 if has[0] else 1 if has[1] else 0]
+    flags = processor.flags()
+    pairs = "avx512_bf16" in flags and "avx512_fp16" not in flags  # Intel's processors with both add pairs slowly
+    vnni = "avx512_vnni" in flags
+    bfloat16 = "AMX" if "amx_bf16" in flags else "AVX512-BF16" if pairs else "AVX512-VNNI" if vnni else "float32"
+    int8 = "AMX" if "amx_int8" in flags else "AVX512-VNNI" if vnni else "plain C++"
+    wanted = {"bfloat16": bfloat16, "int8": int8}
     assert native.tiers() == wanted
     assert native.fast_int8() == (wanted["int8"] != "plain C++")
     assert native.fast_bfloat16() == (wanted["bfloat16"] != "float32")
+    assert native.whole_bfloat16() == (wanted["bfloat16"] == "AVX512-VNNI")
 
 
 @pytest.mark.parametrize(("name", "step"), [("sse", 0), ("avx2", 0), ("tiles", 2)])
@@ -61,14 +71,16 @@ def test_forced_to_tiles_every_whole_tile_is_multiplied_by_them(dtype, group):
     assert count() - before == (rows // 32) * (outputs // 32) * (inputs // group // 16) * 4
 
 
+@pytest.mark.parametrize("flags", HAS, ids=lambda flags: "".join(flags))
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
-def test_every_compiler_takes_the_tiles_of_a_processor_that_has_them(compiler):
-    """Clang up to 15 spells their macros otherwise."""
+def test_every_compiler_takes_what_a_processor_has(compiler, flags):
+    """Clang up to 15 spells the macros of tiles otherwise."""
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
-    command = [compiler, "-std=c++17", "-march=sapphirerapids", "-fsyntax-only", "-I", build.SOURCE.parent, "-x", "c++"]
-    done = subprocess.run([*command, "-"], input=TILES, capture_output=True, text=True)
-    if "sapphirerapids" in done.stderr:
+    told = f'#include "tiles.h"\nstatic_assert({HAS[flags]});\n'
+    command = [compiler, "-std=c++17", *flags, "-fsyntax-only", "-I", build.SOURCE.parent, "-x", "c++", "-"]
+    done = subprocess.run(command, input=told, capture_output=True, text=True)
+    if flags[0].partition("=")[2] in done.stderr:
         pytest.skip(f"this {compiler} knows no such processor")
     assert done.returncode == 0, done.stderr
 

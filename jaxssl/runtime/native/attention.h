@@ -69,13 +69,22 @@ template <class Number>
 void copy_rows(const Number* from, int64_t stride, int64_t rows, int64_t size, Number* to, int64_t wide) {
   for (int64_t i = 0; i < rows; ++i) std::copy_n(from + i * stride, size, to + i * wide);
 }
+inline void copy_rows(const uint16_t* from, int64_t stride, int64_t rows, int64_t size, float* to, int64_t wide) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t d = 0; d < size; ++d) to[i * wide + d] = widened(from[i * stride + d]);
+}
+
+// What a kind is multiplied as: one that is widened on every use is so once, for all of a head's products.
+template <class Kind>
+using Multiplied = std::conditional_t<Kind::kParts == 1, Kind, Float32>;
 
 // Let the frames from `begin` to `end` attend, a few at a time.
 template <class Kind>
 void attend(const Head<Kind>& head, int64_t begin, int64_t end, const Drop& drop) {
-  using Number = typename Kind::Number;
+  using Inner = Multiplied<Kind>;
+  using Number = typename Inner::Number;
   const int64_t stride = head.stride, size = head.size, seen = head.seen;
-  const int64_t deep = upto(size, Kind::kGroup), long_ = upto(seen, Kind::kGroup);
+  const int64_t deep = upto(size, Inner::kGroup), long_ = upto(seen, Inner::kGroup);
   const int64_t padded = upto(seen, kPanel), wide = upto(size, kPanel);
   Number* keys = scratch<Number>(0, padded * deep + long_ * wide + kRows * (deep + padded));
   Number* values = keys + padded * deep;
@@ -83,15 +92,23 @@ void attend(const Head<Kind>& head, int64_t begin, int64_t end, const Drop& drop
   Number* weights = queries + kRows * deep;
   float* scores = scratch<float>(1, kRows * (padded + wide));
   float* context = scores + kRows * padded;
-  pack_across<Kind>(head.keys, stride, seen, size, keys);
-  pack_along<Kind>(head.values, stride, seen, size, values);
+  if constexpr (std::is_same_v<Inner, Kind>) {
+    pack_across<Inner>(head.keys, stride, seen, size, keys);
+    pack_along<Inner>(head.values, stride, seen, size, values);
+  } else {
+    Number* wider = scratch<Number>(2, seen * size);
+    copy_rows(head.keys, stride, seen, size, wider, size);
+    pack_across<Inner>(wider, size, seen, size, keys);
+    copy_rows(head.values, stride, seen, size, wider, size);
+    pack_along<Inner>(wider, size, seen, size, values);
+  }
   std::fill(queries, weights + kRows * padded, Number{});
   evenly(end - begin, kRows, [&](int64_t offset, int64_t rows) {
     const int64_t first = begin + offset;
     copy_rows(head.queries + first * stride, stride, rows, size, queries, deep);
     for (int64_t j = 0; j < seen; j += kPanel)
-      tile<Kind>(rows, std::min(kPanel, seen - j), Rows<Kind>{queries, deep}, {keys + j * deep, deep / Kind::kGroup},
-                 scores + j, padded, false, {(const char*)queries, 0});
+      tile<Inner>(rows, std::min(kPanel, seen - j), Rows<Inner>{queries, deep}, {keys + j * deep, deep / Inner::kGroup},
+                  scores + j, padded, false, {(const char*)queries, 0});
     float scales[kRows];
     for (int64_t i = 0; i < rows; ++i) {
       scales[i] = exponentials(scores + i * padded, seen);
@@ -100,8 +117,8 @@ void attend(const Head<Kind>& head, int64_t begin, int64_t end, const Drop& drop
         write(weights + i * padded + j, mine.left(load(scores + i * padded + j), j), seen - j);
     }
     for (int64_t d = 0; d < size; d += kPanel)
-      tile<Kind>(rows, std::min(kPanel, size - d), Rows<Kind>{weights, padded},
-                 {values + d * long_, long_ / Kind::kGroup}, context + d, wide, false, {(const char*)weights, 0});
+      tile<Inner>(rows, std::min(kPanel, size - d), Rows<Inner>{weights, padded},
+                  {values + d * long_, long_ / Inner::kGroup}, context + d, wide, false, {(const char*)weights, 0});
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t d = 0; d < size; d += kLanes)
         write(head.context + (first + i) * stride + d, load(context + i * wide + d) * scales[i], size - d);

@@ -73,7 +73,7 @@ ffi::Error Convolution(ffi::ThreadPool pool, Buffer<Kind> x, ffi::Buffer<ffi::F3
     const int64_t j = task % panels, piece = task / panels % pieces, row = task / panels / pieces;
     const int64_t begin = rows * piece / pieces, end = rows * (piece + 1) / pieces;
     const auto* mine = all + j * panel;
-    map<Kind>({in + row * length + begin * step, step}, mine, groups, end - begin,
+    map<Kind>({in + row * length + begin * step, step}, {mine, groups}, end - begin,
               std::min(kPanel, outputs - j * kPanel), shift + j * kPanel, kLinear,
               out + (row * rows + begin) * outputs + j * kPanel, outputs,
               j + ahead < panels ? mine + ahead * panel : mine);
@@ -167,7 +167,7 @@ ffi::Error FramesGradient(ffi::ThreadPool pool, Buffer<Kind> y, ffi::Buffer<ffi:
     const auto* mine = all + (p * panels + j) * panel;
     const float nothing[kPanel] = {};
     const auto product = [&](const Number* windows, int64_t first, int64_t height) {
-      map<Kind>({windows, outputs}, mine, many * groups, height, here, nothing, kLinear, to + first * stride * inputs,
+      map<Kind>({windows, outputs}, {mine, many * groups}, height, here, nothing, kLinear, to + first * stride * inputs,
                 stride * inputs, mine);
     };
     const int64_t whole = std::clamp(many - 1, begin, end), last = std::clamp(rows, whole, end);

@@ -27,9 +27,11 @@ FORWARD, LEARNING = (
     ("attention", "product", "factored", "int8", "factored_int8"),
     ("attention_gradient", "convolution", "kernel_gradient", "frames_gradient"),
 )
+WHOLE = ("int16_bfloat16", "factored_int16_bfloat16")
 SCANNING = ("scan_float32", "scan_gradient_float32")  # of a state, which bfloat16 would lose
 KERNELS = (
     *(f"{name}_{dtype}" for name in (*FORWARD, *LEARNING) for dtype in ("float32", "bfloat16")),
+    *WHOLE,
     *SCANNING,
     "later",
 )

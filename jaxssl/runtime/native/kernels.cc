@@ -5,9 +5,9 @@
 #include "attention.h"
 #include "backward.h"
 #include "buffers.h"
-#include "int8.h"
 #include "later.h"
 #include "map.h"
+#include "quantised.h"
 #include "scan.h"
 
 namespace {
@@ -49,9 +49,9 @@ ffi::Error Product(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> weights, f
                    Result<Kind> y, int64_t stride, int64_t activation) {
   const auto shape = y->dimensions(), packed = weights.dimensions();  // (sets, panels, depth, kPanel)
   const int64_t batch = shape[0], rows = shape[1], outputs = shape[2], sets = packed[0];
-  const int64_t groups = packed[2] / Kind::kGroup;
+  const int64_t groups = (packed[2] - kHead) / Kind::kGroup;
   if (batch * rows * outputs == 0) return ffi::Error::Success();
-  const int64_t length = x.element_count() / batch, panel = groups * Panel<Kind>::kStride;
+  const int64_t length = x.element_count() / batch, panel = packed[2] * kPanel;
   const int64_t panels = packed[1], ahead = threads(pool), pieces = pieces_of_rows<Kind>(rows, batch * panels, ahead);
   const auto *in = x.typed_data(), *each = weights.typed_data();
   const float* shift = bias.typed_data();
@@ -59,8 +59,8 @@ ffi::Error Product(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> weights, f
   share(pool, batch * pieces * panels, [=](int64_t task) {
     const int64_t j = task % panels, piece = task / panels % pieces, row = task / panels / pieces, set = row % sets;
     const int64_t begin = rows * piece / pieces, end = rows * (piece + 1) / pieces;
-    const auto* mine = each + (set * panels + j) * panel;
-    map<Kind>({in + row * length + begin * stride, stride}, mine, groups, end - begin,
+    const auto* mine = each + (set * panels + j) * panel + kHead * kPanel;
+    map<Kind>({in + row * length + begin * stride, stride}, {mine, groups}, end - begin,
               std::min(kPanel, outputs - j * kPanel), shift + set * outputs + j * kPanel, activation,
               out + (row * rows + begin) * outputs + j * kPanel, outputs,
               j + ahead < panels ? mine + ahead * panel : mine);
@@ -72,24 +72,31 @@ ffi::Error Product(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> weights, f
 template <class Kind>
 ffi::Error Factored(ffi::ThreadPool pool, Buffer<Kind> x, Packed<Kind> down, Packed<Kind> up,
                     ffi::Buffer<ffi::F32> bias, Result<Kind> y, int64_t activation) {
+  using Number = typename Kind::Number;
   constexpr int64_t kShare = 24;  // rows that are worth another thread
   const int64_t outputs = bias.element_count();
   if (y->element_count() == 0) return ffi::Error::Success();
   const int64_t rows = y->element_count() / outputs, inputs = x.element_count() / rows;
-  const int64_t wide = up.dimensions()[2], first = down.dimensions()[2] / Kind::kGroup, second = wide / Kind::kGroup;
+  const int64_t first = down.dimensions()[2], second = up.dimensions()[2], wide = second - kHead;  // rows of a panel
   const int64_t tasks = std::min(threads(pool), (rows + kShare - 1) / kShare);
   const auto *in = x.typed_data(), *before = down.typed_data(), *behind = up.typed_data();
   const float* shift = bias.typed_data();
   auto* out = y->typed_data();
   share(pool, tasks, [=](int64_t task) {
     const int64_t begin = rows * task / tasks, end = rows * (task + 1) / tasks;
-    auto* middle = scratch<typename Kind::Number>(0, kTall * wide);
+    Number* middle = scratch<Number>(0, kTall * wide);
     const std::vector<float> nothing(wide);
     evenly(end - begin, kTall, [&](int64_t offset, int64_t count) {
+      const auto mapped = [&](Rows<Kind> from, const Number* packed, int64_t deep, int64_t columns, const float* added,
+                              int64_t last, Number* to, const Number* after) {
+        packed += kHead * kPanel;
+        for (int64_t j = 0; j < columns; j += kPanel, packed += deep * kPanel)
+          map<Kind>(from, {packed, (deep - kHead) / Kind::kGroup}, count, std::min(kPanel, columns - j), added + j,
+                    last, to + j, columns, j + kPanel < columns ? packed + deep * kPanel : after);
+      };
       const int64_t row = begin + offset;
-      map<Kind>({in + row * inputs, inputs}, before, first, count, wide, nothing.data(), kLinear, middle, wide, behind);
-      map<Kind>({middle, wide}, behind, second, count, outputs, shift, activation, out + row * outputs, outputs,
-                before);
+      mapped({in + row * inputs, inputs}, before, first, wide, nothing.data(), kLinear, middle, behind);
+      mapped({middle, wide}, behind, second, outputs, shift, activation, out + row * outputs, before);
     });
   });
   return ffi::Error::Success();
@@ -137,7 +144,10 @@ auto factored_of() {
 }  // namespace
 
 // What multiplies bfloat16 and int8 here and now (`Tier`).
-extern "C" int tier_bfloat16() { return tier<BFloat16>(); }
+extern "C" int tier_bfloat16() {
+  const Tier found = tier<BFloat16>();
+  return found == kPlain && Int16::kGrouped ? kWhole : found;
+}
 extern "C" int tier_int8() { return tier<Int8>(); }
 
 // Tasks that a product of rows and panels in float32, and the attention of so many heads, are shared out in among
@@ -158,6 +168,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(product_float32, Product<Float32>, product_of<Floa
 XLA_FFI_DEFINE_HANDLER_SYMBOL(product_bfloat16, Product<BFloat16>, product_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_float32, Factored<Float32>, factored_of<Float32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_bfloat16, Factored<BFloat16>, factored_of<BFloat16>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(int16_bfloat16, ProductInt16, int16_of());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_int16_bfloat16, FactoredInt16, factored_int16_of());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_float32, ProductInt8<Float32>, int8_of<Float32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(int8_bfloat16, ProductInt8<BFloat16>, int8_of<BFloat16>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(factored_int8_float32, FactoredInt8<Float32>, factored_int8_of<Float32>());

@@ -19,16 +19,13 @@ void finish(Value value, int64_t rows, int64_t columns, const float* bias, int64
   }
 }
 
-// to (rows, columns) = activation(a · packed + bias), where `to` lies in rows of `stride`.
+// to (rows, columns) = activation(a · panel + bias) for the first columns of a panel, where `to` lies in rows of
+// `stride`.
 template <class Kind, class Number>
-void map(Rows<Kind> a, const typename Kind::Number* packed, int64_t groups, int64_t rows, int64_t columns,
-         const float* bias, int64_t activation, Number* to, int64_t stride, const typename Kind::Number* after) {
+void map(Rows<Kind> a, Panel<Kind> panel, int64_t rows, int64_t columns, const float* bias, int64_t activation,
+         Number* to, int64_t stride, const typename Kind::Number* after) {
   float* sums = scratch<float>(3, kTall * kPanel);
   const auto value = [sums](int64_t i, int64_t j) { return load(sums + i * kPanel + j); };
-  for (int64_t j = 0; j < columns; j += kPanel, packed += groups * Panel<Kind>::kStride) {
-    const int64_t wide = std::min(kPanel, columns - j);
-    const auto* next = j + kPanel < columns ? packed + groups * Panel<Kind>::kStride : after;
-    multiply<Kind>(a, {packed, groups}, sums, rows, wide, false, next);
-    finish(value, rows, wide, bias + j, activation, to + j, stride);
-  }
+  multiply<Kind>(a, panel, sums, rows, columns, false, after);
+  finish(value, rows, columns, bias, activation, to, stride);
 }

@@ -1,6 +1,7 @@
 // The numbers that products are made of, and how a group of them is multiplied: the one place with a processor's own
 // instructions. Each kind says how many numbers of a sum lie beside each other (`kGroup`), as the instructions want it,
-// and what multiplies them: instructions that add up a group (`kGrouped`), AMX's tile registers (`kTiles`).
+// in how many parts they are multiplied (`kParts`), how many groups one sum can hold (`kMost`), and what multiplies
+// them: instructions that add up a group (`kGrouped`), AMX's tile registers (`kTiles`).
 #pragma once
 
 #if defined(__AVX512F__)
@@ -16,6 +17,19 @@
 #define TILES true
 #else
 #define TILES false
+#endif
+
+// Processors with AVX512-FP16, all of them Intel's so far, add up pairs of bfloat16 at half the rate of float32 (one
+// instruction takes two cycles, where two of float32 take one), but pairs of int16 at twice that rate.
+#if defined(__AVX512BF16__) && !defined(__AVX512FP16__)
+#define PAIRS true
+#else
+#define PAIRS false
+#endif
+#if defined(__AVX512VNNI__)
+#define VNNI true
+#else
+#define VNNI false
 #endif
 
 // A bfloat16 is the upper half of a float.
@@ -62,15 +76,27 @@ inline void write(uint16_t* to, Vector values, int64_t count) {
     std::memcpy(to, &halves, 2 * count);
 }
 
+// Sums begin with what is there, if it is added to, and end there; those of whole numbers may be kept as floats.
+inline void begin_sum(Vector& sum, const float* from, bool add) { sum = add ? load(from) : Vector{}; }
+inline void begin_sum(Ints& sum, const int32_t* from, bool add) { sum = add ? load(from) : Ints{}; }
+inline void begin_sum(Ints& sum, const float*, bool) { sum = Ints{}; }
+inline void end_sum(Vector sum, float* to, bool) { store(to, sum); }
+inline void end_sum(Ints sum, int32_t* to, bool) { store(to, sum); }
+inline void end_sum(Ints sum, float* to, bool add) {
+  const Vector floats = __builtin_convertvector(sum, Vector);
+  store(to, add ? load(to) + floats : floats);
+}
+
 struct Float32 {
   using Number = float;
   using Cell = float;  // of a sum
   using Sum = Vector;
   using Row = Vector;
-  static constexpr int kGroup = 1;
+  static constexpr int kGroup = 1, kParts = 1;
+  static constexpr int64_t kMost = INT64_MAX;
   static constexpr bool kGrouped = false, kTiles = false;
-  static Row row(const Number* from) { return load(from); }
-  static float factor(const Number* from) { return *from; }
+  static Row row(const Number* from, int) { return load(from); }
+  static float factor(const Number* from, int) { return *from; }
   static void add(Sum& sum, float factor, Row row) { sum += factor * row; }
 };
 
@@ -79,60 +105,80 @@ struct BFloat16 {
   using Cell = float;
   using Sum = Vector;
   static constexpr int kGroup = 2;
+  static constexpr int64_t kMost = INT64_MAX;
   static constexpr bool kTiles = TILES;
-#if defined(__AVX512BF16__)
+#if PAIRS
+  static constexpr int kParts = 1;
   static constexpr bool kGrouped = true;
   using Row = __m512bh;
-  static Row row(const Number* from) { return (Row)_mm512_loadu_si512(from); }
-  static Row factor(const Number* from) {
+  static Row row(const Number* from, int) { return (Row)_mm512_loadu_si512(from); }
+  static Row factor(const Number* from, int) {
     int pair;
     std::memcpy(&pair, from, 4);
     return (Row)_mm512_set1_epi32(pair);
   }
   static void add(Sum& sum, Row factor, Row row) { sum = (Sum)_mm512_dpbf16_ps((__m512)sum, factor, row); }
 #else  // in float32, of half as many bytes
+  static constexpr int kParts = 2;
   static constexpr bool kGrouped = false;
-  struct Row {
-    Vector even, odd;
-  };
-  struct Factor {
-    float even, odd;
-  };
-  static Row row(const Number* from) {
-    const Ints pairs = load(reinterpret_cast<const int32_t*>(from));
-    return {(Vector)(pairs << 16), (Vector)(pairs & splat(int32_t(0xffff0000)))};
+  using Row = Vector;
+  static Row row(const Number* from, int part) { return one(load(reinterpret_cast<const int32_t*>(from)), part); }
+  static Row factor(const Number* from, int part) {
+    int32_t pair;
+    std::memcpy(&pair, from, 4);
+    return one(splat(pair), part);
   }
-  static Factor factor(const Number* from) { return {widened(from[0]), widened(from[1])}; }
-  static void add(Sum& sum, Factor factor, const Row& row) {
-    sum += factor.even * row.even;  // each an instruction; the sum of both would take a third
-    sum += factor.odd * row.odd;
-  }
+  static void add(Sum& sum, Row factor, Row row) { sum += factor * row; }
+  static Vector one(Ints pairs, int part) { return (Vector)(part == 0 ? pairs << 16 : pairs & splat(-0x10000)); }
 #endif
 };
 
-// Factors are unsigned, the numbers of rows signed; sums are exact.
+// Factors are unsigned, 128 too much (`kZero`), the numbers of rows signed; sums are exact.
 struct Int8 {
   using Number = uint8_t;
   using Cell = int32_t;
   using Sum = Ints;
   using Row = Ints;
-  static constexpr int kGroup = 4;
-  static Row row(const Number* from) { return load(reinterpret_cast<const int32_t*>(from)); }
-  static int32_t factor(const Number* from) {
+  static constexpr int kGroup = 4, kParts = 1, kTop = 127, kZero = 128;
+  static constexpr int64_t kMost = INT64_MAX;
+  static constexpr bool kGrouped = VNNI, kTiles = TILES;
+  static Row row(const Number* from, int) { return load(reinterpret_cast<const int32_t*>(from)); }
+  static int32_t factor(const Number* from, int) {
     int32_t four;
     std::memcpy(&four, from, 4);
     return four;
   }
   static void add(Sum& sum, int32_t factor, Row row) {
-#if defined(__AVX512VNNI__)
+#if VNNI
     sum = (Sum)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(factor), (__m512i)row);
 #else
     for (int i = 0; i < 4; ++i) sum += (row << (24 - 8 * i) >> 24) * int32_t(uint32_t(factor) >> 8 * i & 255);
 #endif
   }
-#if defined(__AVX512VNNI__)
-  static constexpr bool kGrouped = true, kTiles = TILES;
+};
+
+// Factors are whole numbers up to `kTop`, the numbers of rows up to half of it, so that 32 bits hold the sum of `kMost`
+// groups; the sum of these is in floats.
+struct Int16 {
+  using Number = int16_t;
+  using Cell = float;
+  using Sum = Ints;
+  using Row = Ints;
+  static constexpr int kGroup = 2, kParts = 1, kTop = 4095, kZero = 0;
+  static constexpr int64_t kMost = 128;
+  static_assert(int64_t(kTop) * (kTop / 2) * kGroup * kMost <= INT32_MAX, "sums fit");
+  static constexpr bool kGrouped = VNNI, kTiles = false;
+  static Row row(const Number* from, int) { return load(reinterpret_cast<const int32_t*>(from)); }
+  static int32_t factor(const Number* from, int) {
+    int32_t two;
+    std::memcpy(&two, from, 4);
+    return two;
+  }
+  static void add(Sum& sum, int32_t factor, Row row) {
+#if VNNI
+    sum = (Sum)_mm512_dpwssd_epi32((__m512i)sum, _mm512_set1_epi32(factor), (__m512i)row);
 #else
-  static constexpr bool kGrouped = false, kTiles = TILES;
+    sum += (row << 16 >> 16) * (int32_t(uint32_t(factor) << 16) >> 16) + (row >> 16) * (factor >> 16);
 #endif
+  }
 };

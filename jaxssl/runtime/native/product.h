@@ -1,6 +1,7 @@
 // Products with packed weights. A matrix of (depth, columns) is packed as panels of kPanel columns, one after the
 // other, in each of which groups of `kGroup` numbers of a sum lie beside each other: (panels, depth / group, kPanel,
-// group), filled up with zeros. A panel is read from its beginning to its end, as memory likes it.
+// group), filled up with zeros. A panel is read from its beginning to its end, as memory likes it. Before its numbers
+// there is room for what whole numbers need (`quantised.h`), in every dtype, so that all have one shape.
 //
 // Everything rests on `tile`, a small product whose sums stay in registers.
 #pragma once
@@ -12,6 +13,7 @@
 constexpr int64_t kPanel = 64;
 constexpr int64_t kWide = kVectors * kLanes;  // columns of a tile
 constexpr int64_t kBytes = 96 * 1024;         // of a panel that are multiplied before the next tile's turn
+constexpr int64_t kHead = 4;                  // rows of a panel before its numbers
 constexpr int64_t kTall = 126;                // rows whose sums stay in the cache
 
 // How many pieces rows come in when each is multiplied by so many panels, a task each. Pieces have rows that are worth
@@ -34,7 +36,7 @@ template <class Kind>
 struct Rows {
   const typename Kind::Number* data;
   int64_t stride;  // between rows
-  auto at(int i) const { return Kind::factor(data + i * stride); }
+  auto at(int i, int part) const { return Kind::factor(data + i * stride, part); }
   void next() { data += Kind::kGroup; }
 };
 
@@ -43,7 +45,7 @@ template <class Kind>
 struct Columns {
   const typename Kind::Number* data;
   int64_t stride;  // between groups
-  auto at(int i) const { return Kind::factor(data + i * Kind::kGroup); }
+  auto at(int i, int part) const { return Kind::factor(data + i * Kind::kGroup, part); }
   void next() { data += stride; }
 };
 
@@ -60,27 +62,30 @@ void tile(Left a, Panel<Kind> b, typename Kind::Cell* sums, int64_t stride, bool
 #pragma GCC unroll 6
   for (int i = 0; i < height; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < width; ++j) all[i][j] = add ? load(sums + i * stride + j * kLanes) : typename Kind::Sum{};
+    for (int j = 0; j < width; ++j) begin_sum(all[i][j], sums + i * stride + j * kLanes, add);
 #pragma GCC unroll 2
   for (int64_t k = 0; k < b.groups; ++k, a.next(), b.data += b.kStride) {
     if (k % 2 == 0) {
       __builtin_prefetch(ahead.from, 0, 2);
       ahead.from += ahead.step;
     }
-    typename Kind::Row row[width];
+#pragma GCC unroll 2
+    for (int part = 0; part < Kind::kParts; ++part) {
+      typename Kind::Row row[width];
 #pragma GCC unroll 4
-    for (int j = 0; j < width; ++j) row[j] = Kind::row(b.data + j * kLanes * Kind::kGroup);
+      for (int j = 0; j < width; ++j) row[j] = Kind::row(b.data + j * kLanes * Kind::kGroup, part);
 #pragma GCC unroll 6
-    for (int i = 0; i < height; ++i) {
-      const auto factor = a.at(i);
+      for (int i = 0; i < height; ++i) {
+        const auto factor = a.at(i, part);
 #pragma GCC unroll 4
-      for (int j = 0; j < width; ++j) Kind::add(all[i][j], factor, row[j]);
+        for (int j = 0; j < width; ++j) Kind::add(all[i][j], factor, row[j]);
+      }
     }
   }
 #pragma GCC unroll 6
   for (int i = 0; i < height; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < width; ++j) store(sums + i * stride + j * kLanes, all[i][j]);
+    for (int j = 0; j < width; ++j) end_sum(all[i][j], sums + i * stride + j * kLanes, add);
 }
 
 template <class Kind, int width, class Left>
@@ -127,7 +132,8 @@ void tile(int height, int64_t columns, Left a, Panel<Kind> b, typename Kind::Cel
 template <class Kind>
 void multiply(Rows<Kind> a, Panel<Kind> panel, typename Kind::Cell* sums, int64_t rows, int64_t columns, bool add,
               const typename Kind::Number* after) {
-  constexpr int64_t kGroupBytes = Panel<Kind>::kStride * sizeof(typename Kind::Number), kDepth = kBytes / kGroupBytes;
+  constexpr int64_t kGroupBytes = Panel<Kind>::kStride * sizeof(typename Kind::Number);
+  constexpr int64_t kDepth = std::min(kBytes / kGroupBytes, Kind::kMost);
   evenly(panel.groups, kDepth, [&](int64_t k, int64_t groups) {
     const Panel<Kind> now{panel.data + k * panel.kStride, groups};
     const Rows<Kind> from{a.data + k * Kind::kGroup, a.stride};
