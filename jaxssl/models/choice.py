@@ -169,7 +169,7 @@ def quickest() -> tuple[Literal["float32", "bfloat16"], str]:
         return "float32", "float32: our kernels, which bfloat16 needs, are not there (a C++ compiler builds them)"
     if native.fast_bfloat16():
         return "bfloat16", f"bfloat16: this processor has {native.tiers()['bfloat16']}"
-    return "float32", "float32: this processor has neither AMX nor AVX512-BF16 nor AVX512-VNNI"
+    return "float32", "float32: this processor has neither AMX nor AVX512-BF16 nor VNNI"
 
 
 def resolved(dtype: Any) -> jnp.dtype:

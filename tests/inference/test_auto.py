@@ -22,8 +22,9 @@ from tests.archs import ARCHS, noise, weights
     [
         ("cpu", True, "AMX", "bfloat16", "this processor has AMX"),
         ("cpu", True, "AVX512-BF16", "bfloat16", "this processor has AVX512-BF16"),
-        ("cpu", True, "AVX512-VNNI", "bfloat16", "this processor has AVX512-VNNI"),
-        ("cpu", True, "float32", "float32", "neither AMX nor AVX512-BF16 nor AVX512-VNNI"),
+        ("cpu", True, "VNNI", "bfloat16", "this processor has VNNI"),
+        ("cpu", True, "AVX2", "float32", "neither AMX nor AVX512-BF16 nor VNNI"),
+        ("cpu", True, "float32", "float32", "neither AMX nor AVX512-BF16 nor VNNI"),
         ("cpu", False, "AMX", "float32", "a C++ compiler builds them"),
         ("gpu", False, "float32", "bfloat16", "a GPU multiplies it fastest"),
     ],

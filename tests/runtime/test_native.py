@@ -23,7 +23,7 @@ from jaxssl.models.layers import convolve, frame_mask, gelu
 from jaxssl.models.model import apply
 from jaxssl.models.packed import packed_convolution
 from jaxssl.models.sites import matrices
-from jaxssl.runtime import native
+from jaxssl.runtime import native, processor
 from jaxssl.runtime.native import build
 from tests.archs import MAPS, MEL, forward, noise, transformer_layer, weights
 from tests.inference.test_prepack import forget
@@ -31,8 +31,10 @@ from tests.inference.test_prepack import forget
 X86 = {  # processors without these instructions run what stands for them, and so must agree
     "sse": ("-march=x86-64",),
     "avx2": ("-march=x86-64-v3",),
+    "vnni": ("-march=x86-64-v3", "-mavxvnni"),
     "tiles": ("-march=x86-64-v3", "-DEMULATED_TILES"),  # AMX's registers, in plain C++
 }
+WANTS = {"vnni": "avx_vnni"}  # the flag without which a processor cannot run it
 ATOL = {"float32": 5e-5, "bfloat16": 0.05}
 UNEVEN = replace(
     MEL,
@@ -58,6 +60,8 @@ def kernels(request):
         return "jaxssl"
     if platform.machine() != "x86_64":
         pytest.skip("builds for another processor")
+    if WANTS.get(request.param, "sse2") not in processor.flags():
+        pytest.skip(f"has no {WANTS[request.param]}")
     path = build.shared_object(*X86[request.param])
     assert path != build.shared_object()
     native.register(path, request.param)

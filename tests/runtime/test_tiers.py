@@ -19,7 +19,9 @@ HAS = {  # what is true of a processor's kinds
     NO_TILES: "!BFloat16::kTiles && !BFloat16::kGrouped && Int16::kGrouped && Int8::kGrouped",
     ("-march=icelake-server",): "!BFloat16::kTiles && !BFloat16::kGrouped && Int16::kGrouped && Int8::kGrouped",
     ("-march=cooperlake",): "!BFloat16::kTiles && BFloat16::kGrouped && Int16::kGrouped && Int8::kGrouped",
-    ("-march=x86-64-v3",): "!BFloat16::kTiles && !BFloat16::kGrouped && !Int16::kGrouped && !Int8::kGrouped",
+    ("-march=alderlake",): "!BFloat16::kTiles && !BFloat16::kGrouped && Int16::kGrouped && Int8::kGrouped",
+    ("-march=x86-64-v3",): "!BFloat16::kTiles && !BFloat16::kGrouped && Int16::kGrouped && !Int8::kGrouped",
+    ("-march=x86-64-v2",): "!BFloat16::kTiles && !BFloat16::kGrouped && !Int16::kGrouped && !Int8::kGrouped",
 }
 
 
@@ -33,19 +35,24 @@ def test_the_tier_is_the_one_that_the_processor_has():
     """By Linux's own list of what it can do; an AMX that is skipped in silence fails here."""
     flags = processor.flags()
     pairs = "avx512_bf16" in flags and "avx512_fp16" not in flags  # Intel's processors with both add pairs slowly
-    vnni = "avx512_vnni" in flags
-    bfloat16 = "AMX" if "amx_bf16" in flags else "AVX512-BF16" if pairs else "AVX512-VNNI" if vnni else "float32"
-    int8 = "AMX" if "amx_int8" in flags else "AVX512-VNNI" if vnni else "plain C++"
+    vnni = "avx512_vnni" in flags or ("avx_vnni" in flags and "avx512f" not in flags)
+    avx2 = "avx2" in flags and "avx512f" not in flags
+    whole = "VNNI" if vnni else "AVX2" if avx2 else "float32"
+    bfloat16 = "AMX" if "amx_bf16" in flags else "AVX512-BF16" if pairs else whole
+    int8 = "AMX" if "amx_int8" in flags else "VNNI" if vnni else "plain C++"
     wanted = {"bfloat16": bfloat16, "int8": int8}
     assert native.tiers() == wanted
     assert native.fast_int8() == (wanted["int8"] != "plain C++")
-    assert native.fast_bfloat16() == (wanted["bfloat16"] != "float32")
-    assert native.whole_bfloat16() == (wanted["bfloat16"] == "AVX512-VNNI")
+    assert native.fast_bfloat16() == (wanted["bfloat16"] in ("AMX", "AVX512-BF16", "VNNI"))
+    assert native.whole_bfloat16() == (wanted["bfloat16"] in ("VNNI", "AVX2"))
 
 
-@pytest.mark.parametrize(("name", "step"), [("sse", 0), ("avx2", 0), ("tiles", 2)])
-def test_a_lesser_processor_has_a_lesser_tier(name, step):
-    assert native.tiers(*X86[name]) == {dtype: by[step] for dtype, by in native.TIERS.items()}
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "int8"),
+    [("sse", "float32", "plain C++"), ("avx2", "AVX2", "plain C++"), ("vnni", "VNNI", "VNNI"), ("tiles", "AMX", "AMX")],
+)
+def test_a_lesser_processor_has_a_lesser_tier(name, bfloat16, int8):
+    assert native.tiers(*X86[name]) == {"bfloat16": bfloat16, "int8": int8}
 
 
 def test_where_there_are_no_kernels_there_is_no_tier(monkeypatch):

@@ -146,7 +146,7 @@ auto factored_of() {
 // What multiplies bfloat16 and int8 here and now (`Tier`).
 extern "C" int tier_bfloat16() {
   const Tier found = tier<BFloat16>();
-  return found == kPlain && Int16::kGrouped ? kWhole : found;
+  return found != kPlain || !Int16::kGrouped ? found : VNNI ? kWholeVnni : kWholeAvx2;
 }
 extern "C" int tier_int8() { return tier<Int8>(); }
 

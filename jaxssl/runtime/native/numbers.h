@@ -4,7 +4,7 @@
 // them: instructions that add up a group (`kGrouped`), AMX's tile registers (`kTiles`).
 #pragma once
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -25,11 +25,6 @@
 #define PAIRS true
 #else
 #define PAIRS false
-#endif
-#if defined(__AVX512VNNI__)
-#define VNNI true
-#else
-#define VNNI false
 #endif
 
 // A bfloat16 is the upper half of a float.
@@ -76,6 +71,13 @@ inline void write(uint16_t* to, Vector values, int64_t count) {
     std::memcpy(to, &halves, 2 * count);
 }
 
+// The 32 bits of a group.
+inline int32_t word(const void* from) {
+  int32_t bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  return bits;
+}
+
 // Sums begin with what is there, if it is added to, and end there; those of whole numbers may be kept as floats.
 inline void begin_sum(Vector& sum, const float* from, bool add) { sum = add ? load(from) : Vector{}; }
 inline void begin_sum(Ints& sum, const int32_t* from, bool add) { sum = add ? load(from) : Ints{}; }
@@ -112,26 +114,53 @@ struct BFloat16 {
   static constexpr bool kGrouped = true;
   using Row = __m512bh;
   static Row row(const Number* from, int) { return (Row)_mm512_loadu_si512(from); }
-  static Row factor(const Number* from, int) {
-    int pair;
-    std::memcpy(&pair, from, 4);
-    return (Row)_mm512_set1_epi32(pair);
-  }
+  static Row factor(const Number* from, int) { return (Row)_mm512_set1_epi32(word(from)); }
   static void add(Sum& sum, Row factor, Row row) { sum = (Sum)_mm512_dpbf16_ps((__m512)sum, factor, row); }
 #else  // in float32, of half as many bytes
   static constexpr int kParts = 2;
   static constexpr bool kGrouped = false;
   using Row = Vector;
   static Row row(const Number* from, int part) { return one(load(reinterpret_cast<const int32_t*>(from)), part); }
-  static Row factor(const Number* from, int part) {
-    int32_t pair;
-    std::memcpy(&pair, from, 4);
-    return one(splat(pair), part);
-  }
+  static Row factor(const Number* from, int part) { return one(splat(word(from)), part); }
   static void add(Sum& sum, Row factor, Row row) { sum += factor * row; }
   static Vector one(Ints pairs, int part) { return (Vector)(part == 0 ? pairs << 16 : pairs & splat(-0x10000)); }
 #endif
 };
+
+// Add to sums what groups of whole numbers give with a factor's: four unsigned bytes with signed ones, or two of 16
+// bits.
+#if defined(__AVX512VNNI__)
+#define VNNI true
+inline Ints add_bytes(Ints sum, int32_t factor, Ints row) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(factor), (__m512i)row);
+}
+inline Ints add_halves(Ints sum, int32_t factor, Ints row) {
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, _mm512_set1_epi32(factor), (__m512i)row);
+}
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+#define VNNI true
+inline Ints add_bytes(Ints sum, int32_t factor, Ints row) {
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(factor), (__m256i)row);
+}
+inline Ints add_halves(Ints sum, int32_t factor, Ints row) {
+  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, _mm256_set1_epi32(factor), (__m256i)row);
+}
+#else
+#define VNNI false
+inline Ints add_bytes(Ints sum, int32_t factor, Ints row) {
+  for (int i = 0; i < 4; ++i) sum += (row << (24 - 8 * i) >> 24) * int32_t(uint32_t(factor) >> 8 * i & 255);
+  return sum;
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline Ints add_halves(Ints sum, int32_t factor, Ints row) {
+  return sum + (Ints)_mm256_madd_epi16(_mm256_set1_epi32(factor), (__m256i)row);
+}
+#else
+inline Ints add_halves(Ints sum, int32_t factor, Ints row) {
+  return sum + (row << 16 >> 16) * (int32_t(uint32_t(factor) << 16) >> 16) + (row >> 16) * (factor >> 16);
+}
+#endif
+#endif
 
 // Factors are unsigned, 128 too much (`kZero`), the numbers of rows signed; sums are exact.
 struct Int8 {
@@ -143,18 +172,8 @@ struct Int8 {
   static constexpr int64_t kMost = INT64_MAX;
   static constexpr bool kGrouped = VNNI, kTiles = TILES;
   static Row row(const Number* from, int) { return load(reinterpret_cast<const int32_t*>(from)); }
-  static int32_t factor(const Number* from, int) {
-    int32_t four;
-    std::memcpy(&four, from, 4);
-    return four;
-  }
-  static void add(Sum& sum, int32_t factor, Row row) {
-#if VNNI
-    sum = (Sum)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(factor), (__m512i)row);
-#else
-    for (int i = 0; i < 4; ++i) sum += (row << (24 - 8 * i) >> 24) * int32_t(uint32_t(factor) >> 8 * i & 255);
-#endif
-  }
+  static int32_t factor(const Number* from, int) { return word(from); }
+  static void add(Sum& sum, int32_t factor, Row row) { sum = add_bytes(sum, factor, row); }
 };
 
 // Factors are whole numbers up to `kTop`, the numbers of rows up to half of it, so that 32 bits hold the sum of `kMost`
@@ -167,18 +186,13 @@ struct Int16 {
   static constexpr int kGroup = 2, kParts = 1, kTop = 4095, kZero = 0;
   static constexpr int64_t kMost = 128;
   static_assert(int64_t(kTop) * (kTop / 2) * kGroup * kMost <= INT32_MAX, "sums fit");
-  static constexpr bool kGrouped = VNNI, kTiles = false;
-  static Row row(const Number* from, int) { return load(reinterpret_cast<const int32_t*>(from)); }
-  static int32_t factor(const Number* from, int) {
-    int32_t two;
-    std::memcpy(&two, from, 4);
-    return two;
-  }
-  static void add(Sum& sum, int32_t factor, Row row) {
-#if VNNI
-    sum = (Sum)_mm512_dpwssd_epi32((__m512i)sum, _mm512_set1_epi32(factor), (__m512i)row);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  static constexpr bool kGrouped = true;
 #else
-    sum += (row << 16 >> 16) * (int32_t(uint32_t(factor) << 16) >> 16) + (row >> 16) * (factor >> 16);
+  static constexpr bool kGrouped = VNNI;
 #endif
-  }
+  static constexpr bool kTiles = false;
+  static Row row(const Number* from, int) { return load(reinterpret_cast<const int32_t*>(from)); }
+  static int32_t factor(const Number* from, int) { return word(from); }
+  static void add(Sum& sum, int32_t factor, Row row) { sum = add_halves(sum, factor, row); }
 };

@@ -85,8 +85,8 @@ inline bool tiles_allowed() { return true; }
 inline bool tiles_allowed() { return false; }
 #endif
 
-// What multiplies numbers of a kind here and now, `kWhole` as int16; Linux may refuse the registers.
-enum Tier : int { kPlain, kGroups, kTiles, kWhole };
+// What multiplies numbers of a kind here and now, the last two as int16; Linux may refuse the registers.
+enum Tier : int { kPlain, kGroups, kTiles, kWholeVnni, kWholeAvx2 };
 template <class Kind>
 Tier tier() {
   return Kind::kTiles && tiles_allowed() ? kTiles : Kind::kGrouped ? kGroups : kPlain;
