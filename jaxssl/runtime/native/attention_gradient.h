@@ -121,3 +121,23 @@ void attend_back(const Given<Kind>& head, const Drop& drop) {
     for (int64_t i = seen; i < head.time; ++i) std::fill_n(to + i * stride, size, Number{});
   }
 }
+
+// The same of numbers that are widened on every use: they are so once, and what comes of them is rounded in the end.
+template <class Kind>
+void attend_back_widened(const Given<Kind>& head, const Drop& drop) {
+  const int64_t all = head.time * head.size, size = head.size, time = head.time;
+  const auto wider = memory<float>(7 * all + kLanes);
+  float* at = wider.get();
+  for (const auto* from : {head.queries, head.keys, head.values, head.context}) {
+    copy_rows(from, head.stride, time, size, at, size);
+    at += all;
+  }
+  const float* first = wider.get();
+  attend_back(Given<Float32>{first, first + all, first + 2 * all, first + 3 * all, at, at + all, at + 2 * all, size,
+                             size, time, head.seen},
+              drop);
+  for (auto* to : {head.to_queries, head.to_keys, head.to_values}) {
+    give(at, size, time, size, to, head.stride);
+    at += all;
+  }
+}

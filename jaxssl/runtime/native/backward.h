@@ -23,9 +23,13 @@ ffi::Error AttentionGradient(ffi::ThreadPool pool, Buffer<Kind> q, Buffer<Kind> 
   share(pool, batch * heads, [=](int64_t task) {
     const int64_t row = task / heads, at = row * time * heads * size + task % heads * size;
     const int64_t seen = valid[row] > 0 ? valid[row] : time;
-    attend_back(Given<Kind>{queries + at, keys + at, values + at, given + at, to_queries + at, to_keys + at,
-                            to_values + at, heads * size, size, time, seen},
-                drops.of(task));
+    const Given<Kind> head{queries + at, keys + at,      values + at,  given + at, to_queries + at,
+                           to_keys + at, to_values + at, heads * size, size,       time,
+                           seen};
+    if constexpr (std::is_same_v<Multiplied<Kind>, Kind>)
+      attend_back(head, drops.of(task));
+    else
+      attend_back_widened(head, drops.of(task));
   });
   return ffi::Error::Success();
 }

@@ -162,7 +162,8 @@ inline Ints add_halves(Ints sum, int32_t factor, Ints row) {
 #endif
 #endif
 
-// Factors are unsigned, 128 too much (`kZero`), the numbers of rows signed; sums are exact.
+// Factors are unsigned, 128 too much (`kZero`), the numbers of rows signed; sums are exact, and factors rounded as by a
+// division (`kExact`), so that products are those of JAX's own int8.
 struct Int8 {
   using Number = uint8_t;
   using Cell = int32_t;
@@ -170,7 +171,7 @@ struct Int8 {
   using Row = Ints;
   static constexpr int kGroup = 4, kParts = 1, kTop = 127, kZero = 128;
   static constexpr int64_t kMost = INT64_MAX;
-  static constexpr bool kGrouped = VNNI, kTiles = TILES;
+  static constexpr bool kGrouped = VNNI, kTiles = TILES, kExact = true;
   static Row row(const Number* from, int) { return load(reinterpret_cast<const int32_t*>(from)); }
   static int32_t factor(const Number* from, int) { return word(from); }
   static void add(Sum& sum, int32_t factor, Row row) { sum = add_bytes(sum, factor, row); }
@@ -191,7 +192,7 @@ struct Int16 {
 #else
   static constexpr bool kGrouped = VNNI;
 #endif
-  static constexpr bool kTiles = false;
+  static constexpr bool kTiles = false, kExact = false;
   static Row row(const Number* from, int) { return load(reinterpret_cast<const int32_t*>(from)); }
   static int32_t factor(const Number* from, int) { return word(from); }
   static void add(Sum& sum, int32_t factor, Row row) { sum = add_halves(sum, factor, row); }

@@ -9,35 +9,62 @@
 
 namespace {
 
+// Return the largest absolute value, which is no number where one is none: bits of floats without a sign are in the
+// order of their values, and those of what is no number are above all.
+template <class Number>
+float largest_magnitude(const Number* x, int64_t count) {
+  using Bits = std::conditional_t<sizeof(Number) == 4, uint32_t, uint16_t>;
+  typedef Bits Many __attribute__((vector_size(4 * kLanes)));
+  constexpr int64_t kFew = sizeof(Many) / sizeof(Bits);
+  constexpr Bits kUnsigned = Bits(~Bits{}) >> 1;
+  Many top{};
+  int64_t k = 0;
+  for (; k + kFew <= count; k += kFew) {
+    Many some;
+    std::memcpy(&some, x + k, sizeof(some));
+    some &= kUnsigned;
+    top = some > top ? some : top;
+  }
+  Bits most = 0;
+  for (int64_t i = 0; k > 0 && i < kFew; ++i) most = std::max<Bits>(most, top[i]);
+  for (; k < count; ++k) {
+    Bits some;
+    std::memcpy(&some, x + k, sizeof(some));
+    most = std::max<Bits>(most, some & kUnsigned);
+  }
+  Number largest;
+  std::memcpy(&largest, &most, sizeof(largest));
+  return number(largest);
+}
+
 // Turn windows of `inputs` numbers, `stride` apart, into whole numbers from -kTop to kTop, kZero added, in lines of
 // `wide`, and tell each one's scale.
 template <class Whole, class Number>
 void quantise(const Number* x, int64_t stride, int64_t rows, int64_t inputs, int64_t wide, typename Whole::Number* to,
               float* scales) {
   typedef typename Whole::Number Few __attribute__((vector_size(kLanes * sizeof(typename Whole::Number))));
+  constexpr float kBits = 12582912.0f + Whole::kZero;  // 1.5 × 2^23 brings a whole number into the low bits, to even
   const int64_t whole = inputs / kLanes * kLanes;
   for (int64_t i = 0; i < rows; ++i, x += stride, to += wide) {
+    const float largest = largest_magnitude(x, inputs), step = largest / Whole::kTop;
+    const float scale = step < std::numeric_limits<float>::min() ? 1.0f : step;
+    scales[i] = scale + (largest - largest);  // no number, where the largest is none, or infinite
+    const Vector divisor = splat(scale), inverse = splat(1.0f / scale);
+    const auto put = [&](const Number* from, typename Whole::Number* at, int64_t count) {
+      const Vector some = read(from);
+      Vector bits = some * inverse + kBits;
+      if constexpr (Whole::kExact) {  // a quotient and what it leaves: a division takes three times as long
+        const Vector near = some * inverse;
+        bits = near + (some - near * divisor) * inverse + kBits;
+      }
+      const Few few = __builtin_convertvector((Ints)bits, Few);
+      std::memcpy(at, &few, count * sizeof(typename Whole::Number));
+    };
+    for (int64_t k = 0; k < whole; k += kLanes) put(x + k, to + k, kLanes);
+    if (whole == wide) continue;
     Number left[kLanes] = {};  // what is no whole vector
     std::copy(x + whole, x + inputs, left);
-    Vector top{}, wrong{};
-    for (int64_t k = 0; k < inputs; k += kLanes) {
-      const Vector some = read(k < whole ? x + k : left);
-      top = larger(top, some < 0 ? -some : some);
-      wrong += some * 0.0f;  // no number, where some is none
-    }
-    float largest = 0, lost = 0;
-    for (int l = 0; l < kLanes; ++l) largest = std::max(largest, top[l]), lost += wrong[l];
-    const float step = largest / Whole::kTop, scale = step < std::numeric_limits<float>::min() ? 1.0f : step;
-    scales[i] = scale + lost;
-    const Vector divisor = splat(scale), inverse = splat(1.0f / scale);
-    for (int64_t k = 0; k < inputs; k += kLanes) {
-      // A quotient and what it leaves, together as good as a division, which takes three times as long. 1.5 × 2^23
-      // brings a whole number into the low bits, rounded to even.
-      const Vector some = read(k < whole ? x + k : left), near = some * inverse;
-      const Ints bits = (Ints)(near + (some - near * divisor) * inverse + 12582912.0f) + splat(int32_t(Whole::kZero));
-      const Few few = __builtin_convertvector(bits, Few);
-      std::memcpy(to + k, &few, std::min<int64_t>(kLanes, wide - k) * sizeof(typename Whole::Number));
-    }
+    put(left, to + whole, wide - whole);
   }
 }
 
